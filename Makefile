@@ -1,0 +1,78 @@
+# The README's two commands are `make quickstart` and `make test`. Each makes or reuses .venv,
+# installs what it needs (again only after setup.cfg or pyproject.toml changed), and runs.
+#
+#   make PYTHON=python3.12 test     use this interpreter for a new .venv
+
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# The pinned line of the `test` extra; see the comment there.
+TORCH := $(shell sed -n 's/^ *\(torch==.*\)/\1/p' setup.cfg)
+
+# Accelerators are left alone by the tests and by the quickstart.
+export JAX_PLATFORMS ?= cpu
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: help
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+.PHONY: quickstart
+quickstart: $(VENV)/.installed  ## cold start, CRPO, evaluation and export of a tiny model, on CPU
+	$(BIN)/python -m mental_r1_jax.jobs.quickstart configs/quickstart.yaml $(ARGS)
+
+.PHONY: test
+test: $(VENV)/.installed-test  ## the test suite, without tests marked slow
+	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+
+.PHONY: test-slow
+test-slow: $(VENV)/.installed-test  ## tests marked slow only
+	$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+.PHONY: lint
+lint: $(VENV)/.installed-test  ## formatting and style, nothing is changed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+.PHONY: format
+format: $(VENV)/.installed-test  ## mend formatting and what style rules can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: typecheck
+typecheck: $(VENV)/.installed-test  ## mypy on the package; strict, and no ignores, in rl/
+	$(BIN)/mypy
+	@! grep -rn "type: ignore" mental_r1_jax/rl
+
+.PHONY: ci
+ci:  ## what continuous integration runs
+	bash .ci/run
+
+.PHONY: clean
+clean:  ## remove .venv and caches; runs and built data sets stay
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# -- installation ---------------------------------------------------------------------------------
+
+# The first interpreter that runs and is new enough: $(PYTHON), then well-known names.
+$(BIN)/python:
+	@for python in "$(PYTHON)" python3.12 python3.11 python3.13 python; do \
+	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+	    echo "making $(VENV) with $$python"; \
+	    $$python -m venv $(VENV) && $(PIP) install --quiet --upgrade pip && exit 0; exit 1; \
+	  fi; \
+	done; \
+	echo "error: no Python >= 3.11 found; install one, or name it: make PYTHON=/path/to/python"; \
+	exit 2
+
+$(VENV)/.installed: setup.cfg pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet -e .
+	@touch $@
+
+$(VENV)/.installed-test: setup.cfg pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet '$(TORCH)'
+	$(PIP) install --quiet -e '.[test]'
+	@touch $(VENV)/.installed $@

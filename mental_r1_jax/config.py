@@ -1,0 +1,360 @@
+"""The whole configuration: frozen sections, validated before anything is compiled or downloaded.
+
+A recipe is a YAML file with one mapping a section; `recipe.py` reads it into an `ExperimentConfig`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pydantic
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+NUM_STAGES = 5
+
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Section(pydantic.BaseModel):
+    """Base of all sections: immutable, no unknown keys, no infinities."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    """Which model to start from, and how it is computed.
+
+    Attributes:
+        path: Hugging Face folder, hub id, or a run folder of ours (its newest checkpoint).
+        compute_dtype: dtype of activations and matrix products; master weights stay float32.
+        remat: recompute each layer in the backward pass instead of storing its activations.
+        logprob_chunk_size: completion positions whose logits exist at the same time.
+    """
+
+    path: str
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    remat: bool = True
+    logprob_chunk_size: PositiveInt = 128
+
+
+class CustomSet(Section):
+    """A user's own data set: a folder `root/NAME` in the paper's CSV layout.
+
+    Attributes:
+        labels: every label, exactly as the `label` column spells it.
+        question: the user turn before the post, for sets without a `mental_prompt` column.
+        asks_for: what the set is about, for tables and the model card.
+        validation_file: whether the validation split is `val_clean.csv` or `dev_clean.csv`.
+    """
+
+    labels: Annotated[tuple[str, ...], Field(min_length=2)]
+    question: str | None = None
+    asks_for: str = ""
+    validation_file: Literal["val", "dev"] = "val"
+
+
+class DataConfig(Section):
+    """Which labelled posts to train and evaluate on.
+
+    Attributes:
+        root: folder with one sub-folder a set; null means the embedded synthetic posts.
+        sets: names of the sets to mix.
+        custom_sets: specifications of sets that are not among the paper's eight.
+        tfds_dir: where built TensorFlow Datasets live; null means the user's cache folder.
+        on_duplicate: what to do with a text that occurs again, inside or across splits.
+        absurd_post_chars: longer posts are reported as a warning.
+        limit_per_set: use only the first so many training posts of each set; null means all.
+    """
+
+    root: Path | None = None
+    sets: Annotated[tuple[str, ...], Field(min_length=1)]
+    custom_sets: dict[str, CustomSet] = {}
+    tfds_dir: Path | None = None
+    on_duplicate: Literal["keep", "drop"] = "keep"
+    absurd_post_chars: PositiveInt = 20_000
+    limit_per_set: PositiveInt | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _distinct_sets(self) -> DataConfig:
+        if len(set(self.sets)) != len(self.sets):
+            raise ValueError(f"every set may be named once, got sets={list(self.sets)}")
+        return self
+
+
+class RolloutConfig(Section):
+    """How completions are sampled. A step is `prompts_per_step` x `num_generations` completions.
+
+    Attributes:
+        prompts_per_step: B, over all hosts and devices.
+        num_generations: G, completions of one prompt.
+        max_prompt_length: P, tokens; the post is cut to fit, never the instruction.
+        prompt_length_buckets: smaller values of P to compile as well; a batch takes the smallest
+            that holds its longest prompt.
+        max_completion_length: C, tokens, the end-of-sequence token included.
+        temperature: divides the logits in sampling and in training.
+        top_p: nucleus sampling; 1 keeps the whole distribution.
+        top_k: keep so many of the likeliest tokens; null keeps all.
+    """
+
+    prompts_per_step: PositiveInt = 128
+    num_generations: Annotated[int, Field(ge=2)] = 4
+    max_prompt_length: PositiveInt = 512
+    prompt_length_buckets: tuple[PositiveInt, ...] = ()
+    max_completion_length: Annotated[int, Field(ge=2)] = 512
+    temperature: PositiveFloat = 0.85
+    top_p: Fraction = 0.95
+    top_k: PositiveInt | None = None
+
+    @property
+    def prompt_lengths(self) -> tuple[int, ...]:
+        """The fixed set of prompt lengths that get compiled, ascending."""
+        return tuple(sorted({*self.prompt_length_buckets, self.max_prompt_length}))
+
+    @pydantic.model_validator(mode="after")
+    def _buckets_below_maximum(self) -> RolloutConfig:
+        too_long = [b for b in self.prompt_length_buckets if b >= self.max_prompt_length]
+        if too_long:
+            raise ValueError(
+                f"prompt_length_buckets must be below max_prompt_length={self.max_prompt_length}, "
+                f"got {too_long}; leave them out, the maximum is always compiled"
+            )
+        return self
+
+
+class RewardsConfig(Section):
+    """What a completion earns; the total is the weighted sum.
+
+    Attributes:
+        format_weight: weight of the format reward (+0.5 well formed, -0.5 not).
+        answer_weight: weight of the answer reward (+w right, -w wrong).
+        answer_weighting: `balanced` scales w by set and class rarity, `uniform` uses w = 1.
+        answer_match: `prefix` accepts an answer that starts with the label, `exact` only the label.
+        custom: further reward functions, `package.module:function` -> weight.
+    """
+
+    format_weight: NonNegativeFloat = 1.0
+    answer_weight: NonNegativeFloat = 1.0
+    answer_weighting: Literal["balanced", "uniform"] = "balanced"
+    answer_match: Literal["prefix", "exact"] = "prefix"
+    custom: dict[str, float] = {}
+
+
+class CrpoConfig(Section):
+    """The objective. The defaults are the paper's; zero stage coefficients give GRPO.
+
+    Attributes:
+        scale_rewards: divide centred rewards by the std of the group, of the batch, or by nothing.
+        advantage_baseline: mean of the group, or of the other members (`leave_one_out`).
+        clip_epsilon_low: lower clip distance of the probability ratio.
+        clip_epsilon_high: upper clip distance.
+        dual_clip: bound on ratio for negative advantages (> 1); null switches it off.
+        importance_level: probability ratio of each token, or of the whole sequence.
+        kl_coef: weight of the KL penalty; 0 never computes the reference policy.
+        kl_estimator: `k1`, `k2` or `k3` of the KL to the reference policy.
+        aggregation: how token losses are averaged: `token`, `sequence` or `dr_grpo`.
+        stage_entropy_rule: coefficients beta_t from `tanh`, an `explicit` list, or `off`.
+        stage_entropy_scale: M in beta_t = M tanh(t - tau).
+        stage_entropy_threshold: tau, the stage at which exploring turns into deciding.
+        stage_entropy_coefs: the five beta_t of the `explicit` rule.
+        stage_entropy_mean: average over all completions, or only those that have the stage.
+        entropy_bonus_coef: weight of one entropy bonus over all tokens (a baseline of CRPO).
+        mask_truncated_completions: leave completions that hit the length limit out of the loss.
+        num_iterations: updates made with one rollout.
+    """
+
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    advantage_baseline: Literal["mean", "leave_one_out"] = "mean"
+    clip_epsilon_low: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    clip_epsilon_high: NonNegativeFloat = 0.2
+    dual_clip: Annotated[float, Field(gt=1.0)] | None = None
+    importance_level: Literal["token", "sequence"] = "token"
+    kl_coef: NonNegativeFloat = 0.01
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    aggregation: Literal["token", "sequence", "dr_grpo"] = "token"
+    stage_entropy_rule: Literal["tanh", "explicit", "off"] = "tanh"
+    stage_entropy_scale: NonNegativeFloat = 0.06
+    stage_entropy_threshold: float = 3.5
+    stage_entropy_coefs: (
+        Annotated[tuple[float, ...], Field(min_length=NUM_STAGES, max_length=NUM_STAGES)] | None
+    ) = None
+    stage_entropy_mean: Literal["all", "present_only"] = "all"
+    entropy_bonus_coef: NonNegativeFloat = 0.0
+    mask_truncated_completions: bool = False
+    num_iterations: PositiveInt = 1
+
+    @pydantic.model_validator(mode="after")
+    def _coefficients_match_rule(self) -> CrpoConfig:
+        explicit = self.stage_entropy_rule == "explicit"
+        if explicit != (self.stage_entropy_coefs is not None):
+            raise ValueError(
+                "stage_entropy_coefs and stage_entropy_rule=explicit go together, got "
+                f"stage_entropy_rule={self.stage_entropy_rule!r} with "
+                f"stage_entropy_coefs={self.stage_entropy_coefs}"
+            )
+        return self
+
+
+class OptimizerConfig(Section):
+    """AdamW with gradient clipping and a decaying learning rate.
+
+    Attributes:
+        learning_rate: peak rate.
+        schedule: decay to zero over the run (`linear`, `cosine`) or no decay (`constant`).
+        warmup_steps: updates of linear warm-up from zero.
+        weight_decay: decoupled decay, on matrices only.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        epsilon: added to the root of the second moment.
+        max_grad_norm: gradients are scaled down to this global norm.
+    """
+
+    learning_rate: PositiveFloat = 5e-6
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: NonNegativeInt = 0
+    weight_decay: NonNegativeFloat = 0.0
+    beta1: Decay = 0.9
+    beta2: Decay = 0.999
+    epsilon: PositiveFloat = 1e-8
+    max_grad_norm: PositiveFloat = 1.0
+
+
+class SftConfig(Section):
+    """Supervised cold start for models too small to follow the grammar by prompt alone.
+
+    Attributes:
+        traces: JSONL of `{"prompt": ..., "completion": ...}`; null writes template traces from the
+            labelled training posts (our addition; the paper has no cold start).
+        traces_per_set: template traces of each set; null means all training posts.
+        label_noise: share of template traces whose answer is drawn at random from the set's labels.
+        batch_size: traces an update.
+        num_steps: updates.
+        optimizer: as in reinforcement learning.
+    """
+
+    traces: Path | None = None
+    traces_per_set: PositiveInt | None = None
+    label_noise: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    batch_size: PositiveInt = 16
+    num_steps: PositiveInt = 200
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
+
+
+class EvaluateConfig(Section):
+    """Task metrics on held-out posts, independent of the reward.
+
+    Attributes:
+        model: run folder, HF folder or hub id to evaluate; null means this recipe's own run.
+        output_dir: where the report goes; null means `evaluation/SPLIT` inside the run folder.
+        split: which split of the sets to read.
+        limit_per_set: first so many posts of each set; null means all.
+        batch_size: prompts generated at the same time.
+        num_votes: 1 decodes greedily; more samples that many completions and takes the majority.
+        bootstrap_samples: resamples behind the 95% interval.
+        include_text: write posts and completions into `predictions.csv`.
+    """
+
+    model: str | None = None
+    output_dir: Path | None = None
+    split: Literal["validation", "test"] = "test"
+    limit_per_set: PositiveInt | None = None
+    batch_size: PositiveInt = 32
+    num_votes: PositiveInt = 1
+    bootstrap_samples: PositiveInt = 1000
+    include_text: bool = False
+
+
+class ExportConfig(Section):
+    """The Hugging Face folder to release.
+
+    Attributes:
+        checkpoint: which one of the run: `best` by validation, `latest`, or a step number.
+        output_dir: the folder to write; null means `hf` inside the run folder.
+        dtype: of the written weights.
+        max_shard_megabytes: size at which a new safetensors file starts.
+        verify: reload with transformers and compare logits and greedy text (needs torch).
+    """
+
+    checkpoint: Literal["best", "latest"] | NonNegativeInt = "best"
+    output_dir: Path | None = None
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    max_shard_megabytes: PositiveInt = 4000
+    verify: bool = False
+
+
+class MeshConfig(Section):
+    """How devices are laid out.
+
+    Attributes:
+        data: copies of the model; null takes all devices that the other axes leave.
+        fsdp: devices over which weights and optimizer moments are split, and the batch too.
+        tensor: devices over which heads and feed-forward width are split.
+    """
+
+    data: PositiveInt | None = None
+    fsdp: PositiveInt = 1
+    tensor: PositiveInt = 1
+
+
+class RunConfig(Section):
+    """Length, bookkeeping and outputs of a run.
+
+    Attributes:
+        output_dir: the run folder; running the same command again resumes from it.
+        seed: of data order, sampling and initialisation.
+        num_steps: rollouts to make; null derives it from `num_epochs`.
+        num_epochs: passes over the mixed training posts.
+        micro_batches: gradient accumulation; must divide `rollout.prompts_per_step`.
+        save_every: steps between checkpoints.
+        keep_checkpoints: newest checkpoints kept; the best by validation is kept as well.
+        eval_every: steps between validations; 0 validates only at the end.
+        eval_limit_per_set: validation posts of each set; null means all.
+        log_completions_every: steps between completion tables; 0 writes none.
+        redact_completions: leave posts out of the completion files and the console.
+        tensorboard: write event files.
+        wandb_project: Weights & Biases project; null sends nothing anywhere.
+    """
+
+    output_dir: Path
+    seed: NonNegativeInt = 0
+    num_steps: PositiveInt | None = None
+    num_epochs: PositiveFloat = 1.0
+    micro_batches: PositiveInt = 1
+    save_every: PositiveInt = 25
+    keep_checkpoints: PositiveInt = 2
+    eval_every: NonNegativeInt = 25
+    eval_limit_per_set: PositiveInt | None = None
+    log_completions_every: NonNegativeInt = 10
+    redact_completions: bool = True
+    tensorboard: bool = True
+    wandb_project: str | None = None
+
+
+class ExperimentConfig(Section):
+    """A recipe: one section for each concern."""
+
+    model: ModelConfig
+    data: DataConfig
+    run: RunConfig
+    rollout: RolloutConfig = RolloutConfig()
+    rewards: RewardsConfig = RewardsConfig()
+    crpo: CrpoConfig = CrpoConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    sft: SftConfig = SftConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    export: ExportConfig = ExportConfig()
+    mesh: MeshConfig = MeshConfig()
+
+    @pydantic.model_validator(mode="after")
+    def _micro_batches_divide(self) -> ExperimentConfig:
+        for name, size in (
+            ("rollout.prompts_per_step", self.rollout.prompts_per_step),
+            ("sft.batch_size", self.sft.batch_size),
+        ):
+            if size % self.run.micro_batches:
+                raise ValueError(
+                    f"{name}={size} must be a multiple of run.micro_batches="
+                    f"{self.run.micro_batches}; change one of them"
+                )
+        return self

@@ -1,0 +1,234 @@
+"""What each data set is: its name, its labels and the question that precedes a post.
+
+A set is a folder in the paper's CSV layout plus one `BenchmarkSpec`. The paper's eight are in
+`BENCHMARKS`; a user's own come from `data.custom_sets` in the recipe; the made-up ones of the
+quickstart are in `SYNTHETIC_SPECS`. `spec_for` looks a name up in all three.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from mental_r1_jax.config import CustomSet
+from mental_r1_jax.errors import UserError
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+QUESTION_END = "\nStatement: "
+
+# Also the name of a folder and of a TFDS config, so nothing that a path would interpret.
+_SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class BenchmarkSpec:
+    """One labelled data set.
+
+    Attributes:
+        name: of the set, and of its folder.
+        asks_for: what the labels say about the writer, in a few words.
+        labels: every label, spelled as in the `label` column, mildest first where they are ordered.
+        question: the user turn before the post, for files without a `mental_prompt` column; None
+            means that the files must have one.
+        validation_file: the validation split is `{validation_file}_clean.csv`.
+
+    Raises:
+        UserError: the name cannot be a folder, or the labels cannot be told apart.
+    """
+
+    name: str
+    asks_for: str
+    labels: tuple[str, ...]
+    question: str | None
+    validation_file: Literal["val", "dev"] = "val"
+
+    def __post_init__(self) -> None:
+        """Check name and labels."""
+        if not _SET_NAME.fullmatch(self.name):
+            raise UserError(
+                f"The data set name {self.name!r} cannot be used as a folder name",
+                "letters, digits, '_', '-' and '.', beginning with a letter or digit",
+                repr(self.name),
+                "Rename the set and its folder.",
+            )
+        _check_labels(self.name, self.labels)
+
+
+def question_text(asks: str, labels: Sequence[str]) -> str:
+    """Return the user turn before a post: `asks`, the labels to choose from, "Statement: "."""
+    options = "\n".join(f"* {label}" for label in labels)
+    return f"{asks}\nReply with one of these labels, spelled exactly so:\n{options}{QUESTION_END}"
+
+
+def spec_for(name: str, custom_sets: Mapping[str, CustomSet] | None = None) -> BenchmarkSpec:
+    """Return the spec of the set called `name`.
+
+    A custom set wins over a built-in one of the same name, so that a user can correct a spec. Its
+    question may be a bare question: the list of labels and "Statement: " are then added.
+
+    Raises:
+        UserError: no set has this name, or its description is unusable.
+    """
+    custom_sets = custom_sets or {}
+    if name in custom_sets:
+        description = custom_sets[name]
+        question = description.question
+        if question is not None and not question.rstrip().endswith(QUESTION_END.strip()):
+            question = question_text(question.strip(), description.labels)
+        return BenchmarkSpec(
+            name=name,
+            asks_for=description.asks_for,
+            labels=tuple(description.labels),
+            question=question,
+            validation_file=description.validation_file,
+        )
+    for specs in (BENCHMARKS, SYNTHETIC_SPECS):
+        if name in specs:
+            return specs[name]
+    known = [*custom_sets, *BENCHMARKS, *SYNTHETIC_SPECS]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    raise UserError(
+        f"There is no data set called {name!r}",
+        f"one of {', '.join(known)}",
+        repr(name),
+        f"{hint}A set of your own needs an entry in data.custom_sets with its labels.",
+    )
+
+
+def _check_labels(name: str, labels: Sequence[str]) -> None:
+    """Raise unless there are two or more labels, none of which an answer could confuse."""
+    blank = [label for label in labels if label != label.strip() or not label]
+    folded = [label.casefold() for label in labels]
+    # The answer "Not depressed" also starts with the label "Not": the reward would count both.
+    clashing = [
+        (labels[i], labels[j])
+        for i, short in enumerate(folded)
+        for j, long in enumerate(folded)
+        if i != j and re.match(re.escape(short) + r"(?!\w)", long)
+    ]
+    if len(labels) < 2 or blank or clashing:
+        raise UserError(
+            f"The labels of the data set {name!r} cannot be told apart",
+            "two or more labels without outer spaces, none of them the first words of another",
+            f"{list(labels)}" + (f", where {clashing[0]} clash" if clashing else ""),
+            "Rename the labels in the recipe and in the label column of the CSV files.",
+        )
+
+
+def _spec(
+    name: str,
+    asks_for: str,
+    labels: tuple[str, ...],
+    asks: str,
+    validation_file: Literal["val", "dev"] = "val",
+) -> BenchmarkSpec:
+    """A spec whose question is `asks` with the labels listed."""
+    return BenchmarkSpec(name, asks_for, labels, question_text(asks, labels), validation_file)
+
+
+def _by_name(*specs: BenchmarkSpec) -> Mapping[str, BenchmarkSpec]:
+    """The specs under their names, read-only."""
+    return MappingProxyType({spec.name: spec for spec in specs})
+
+
+_YES_NO = ("Yes", "No")
+_RISK = ("Indicator", "Ideation", "Behavior", "Attempt")
+_DEPRESSION = ("Not depressed", "Moderately depressed", "Severely depressed")
+
+BENCHMARKS: Mapping[str, BenchmarkSpec] = _by_name(
+    _spec(
+        "DATD",
+        "risk of anxiety or depression",
+        _YES_NO,
+        "Do these words suggest that their writer may be living with anxiety or depression?",
+    ),
+    _spec(
+        "RSD",
+        "level of suicide-related content",
+        _RISK,
+        "How far does the suicide-related content of these words go?",
+    ),
+    _spec(
+        "DepSeverity",
+        "depression severity",
+        ("Minimum", "Mild", "Moderate", "Severe"),
+        "How severe does the depression of the writer of these words seem?",
+    ),
+    _spec(
+        "LT-EDI",
+        "depression level",
+        _DEPRESSION,
+        "Which level of depression do these words show in their writer?",
+        "dev",
+    ),
+    _spec(
+        "SDCNL",
+        "risk of suicide",
+        _YES_NO,
+        "Do these words suggest that their writer is at risk of suicide?",
+    ),
+    _spec(
+        "Dreaddit",
+        "psychological stress",
+        _YES_NO,
+        "Do these words show that their writer is under psychological stress?",
+    ),
+    _spec(
+        "FIG",
+        "loneliness",
+        _YES_NO,
+        "Do these words suggest that their writer feels lonely?",
+        "dev",
+    ),
+    _spec(
+        "LID",
+        "intensity of loneliness (1 = not lonely)",
+        ("[1-2]", "[2-3]", "[3-4]", "[4-5]"),
+        "How lonely does the writer of these words feel, from 1 (not lonely) to 5 (very lonely)?",
+        "dev",
+    ),
+)
+
+SYNTHETIC_SPECS: Mapping[str, BenchmarkSpec] = _by_name(
+    _spec(
+        "Stress-Synthetic",
+        "stress, in made-up posts",
+        _YES_NO,
+        "Is the writer of this made-up post under stress?",
+    ),
+    _spec(
+        "Depression-Synthetic",
+        "depression level, in made-up posts",
+        _DEPRESSION,
+        "Which level of depression does this made-up post show?",
+    ),
+    _spec(
+        "Risk-Synthetic",
+        "level of suicide-related content, in made-up posts",
+        _RISK,
+        "How far does the suicide-related content of this made-up post go?",
+    ),
+    _spec(
+        "Stressor-Synthetic",
+        "main source of stress, in made-up posts",
+        (
+            "Work",
+            "Health",
+            "School",
+            "Family",
+            "Financial",
+            "Social",
+            "Emotional Turmoil",
+            "Everyday Decision",
+            "Other",
+        ),
+        "What is the main source of stress in this made-up post?",
+    ),
+)

@@ -1,0 +1,150 @@
+"""From a recipe to posts: the one way in for training, cold start and evaluation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mental_r1_jax.config import DataConfig, ExperimentConfig
+from mental_r1_jax.data.benchmarks import SPLITS, SYNTHETIC_SPECS, BenchmarkSpec, Split, spec_for
+from mental_r1_jax.data.csv_reader import check_set, content_hash
+from mental_r1_jax.data.records import CheckedSet, Example
+from mental_r1_jax.data.synthetic import GENERATOR_VERSION, write_synthetic_sets
+from mental_r1_jax.data.tfds_builder import build_set, built_folder, open_set
+from mental_r1_jax.errors import UserError
+
+_SHOWN_ERRORS = 10
+
+
+def load_examples(config: ExperimentConfig, split: str) -> dict[str, Sequence[Example]]:
+    """Return the posts of `split` for each set of the recipe, in the recipe's order.
+
+    A set whose files have not changed since it was built is opened; any other is checked and built
+    first. `data.limit_per_set` shortens the training split.
+
+    Args:
+        config: the recipe.
+        split: "train", "validation" (also "val" or "dev") or "test".
+
+    Raises:
+        UserError: no such set or split, or errors in the files.
+    """
+    data = config.data
+    wanted = _split_called(split)
+    root, tfds_dir = csv_root(data), tfds_folder(data)
+    hashes = {}
+    for name in data.sets:
+        spec = set_spec(data, name)
+        hashes[name] = content_hash(root, spec, data.on_duplicate)
+        if not built_folder(tfds_dir, name, hashes[name]).is_dir():
+            hashes[name] = _check_and_build(data, root, spec, tfds_dir)
+    sources: dict[str, Sequence[Example]] = {
+        name: open_set(tfds_dir, name, wanted, hashes[name]) for name in data.sets
+    }
+    if wanted == "train" and data.limit_per_set is not None:
+        limit = data.limit_per_set
+        sources = {
+            name: [source[i] for i in range(min(limit, len(source)))]
+            for name, source in sources.items()
+        }
+    return sources
+
+
+def check_sets(data: DataConfig) -> dict[str, CheckedSet]:
+    """Check every set of the recipe without building any.
+
+    Raises:
+        UserError: a set that is neither known nor described, or a root that is not there.
+    """
+    root = csv_root(data)
+    return {
+        name: check_set(root, set_spec(data, name), data.on_duplicate, data.absurd_post_chars)
+        for name in data.sets
+    }
+
+
+def set_spec(data: DataConfig, name: str) -> BenchmarkSpec:
+    """Return the spec of a set of the recipe.
+
+    Raises:
+        UserError: no such set, or a real set although the recipe has no `data.root`.
+    """
+    spec = spec_for(name, data.custom_sets)
+    if data.root is None and name not in SYNTHETIC_SPECS:
+        raise UserError(
+            f"The recipe names the set {name!r} but no folder to read it from",
+            f"data.root, or only the embedded sets {', '.join(SYNTHETIC_SPECS)}",
+            "data.root=null",
+            f"Set data.root to the folder that holds {name}/train_clean.csv.",
+        )
+    return spec
+
+
+def csv_root(data: DataConfig) -> Path:
+    """Return the folder with the CSV files; the synthetic ones are written on first use.
+
+    Raises:
+        UserError: `data.root` is not a folder.
+    """
+    if data.root is not None:
+        if not data.root.is_dir():
+            raise UserError(
+                "data.root is not a folder",
+                "a folder with one sub-folder a data set",
+                str(data.root),
+                "Correct the path; a relative one counts from where the command is started.",
+            )
+        return data.root
+    root = tfds_folder(data) / f"synthetic-csv-{GENERATOR_VERSION}"
+    if not root.is_dir():
+        try:
+            write_synthetic_sets(root)
+        except (UserError, OSError):
+            if not root.is_dir():  # else another process was quicker, with the same posts
+                raise
+    return root
+
+
+def tfds_folder(data: DataConfig) -> Path:
+    """Return where built sets live: `data.tfds_dir`, or a folder in the user's cache."""
+    if data.tfds_dir is not None:
+        return data.tfds_dir
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "mental_r1_jax" / "tfds"
+
+
+def label_counts(sources: Mapping[str, Sequence[Example]]) -> dict[str, dict[str, int]]:
+    """Return how many posts have each label, for each set; labels without posts are left out."""
+    counts: dict[str, dict[str, int]] = {}
+    for name, source in sources.items():
+        of_set = counts.setdefault(name, {})
+        for example in source:
+            of_set[example.label] = of_set.get(example.label, 0) + 1
+    return counts
+
+
+def _split_called(name: str) -> Split:
+    """The split that a recipe or a person means by `name`."""
+    aliases: dict[str, Split] = {split: split for split in SPLITS}
+    aliases |= {"val": "validation", "dev": "validation"}
+    if name not in aliases:
+        raise UserError(
+            "There is no such split", f"one of {', '.join(aliases)}", repr(name), "Choose one."
+        )
+    return aliases[name]
+
+
+def _check_and_build(data: DataConfig, root: Path, spec: BenchmarkSpec, tfds_dir: Path) -> str:
+    """Build one set; return its content hash."""
+    checked = check_set(root, spec, data.on_duplicate, data.absurd_post_chars)
+    if checked.errors:
+        shown = "\n".join(f"  {problem}" for problem in checked.errors[:_SHOWN_ERRORS])
+        raise UserError(
+            f"The data set {spec.name!r} has {len(checked.errors)} errors",
+            "no errors",
+            f"these, to begin with:\n{shown}\n",
+            "Mend the files; `mental-r1 data` lists every error of every set",
+        )
+    build_set(checked, tfds_dir)
+    return checked.content_hash

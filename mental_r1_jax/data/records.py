@@ -1,0 +1,83 @@
+"""What the reader of CSV folders returns: posts, problems, and the two together."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mental_r1_jax.data.benchmarks import BenchmarkSpec, Split
+
+
+@dataclass(frozen=True)
+class Example:
+    """One labelled post.
+
+    Attributes:
+        set_name: the set it belongs to.
+        split: train, validation or test.
+        row: position among the data rows of its file, from 0.
+        text: the post; left out of `repr`, so that no traceback repeats it.
+        label: the gold label.
+        question: the user turn before the post.
+    """
+
+    set_name: str
+    split: Split
+    row: int
+    text: str = field(repr=False)
+    label: str
+    question: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong, or odd, in a file of a set.
+
+    Attributes:
+        file: path of the file.
+        line: physical line, from 1, on which the record (or the open quote) starts; None when the
+            problem is the file itself.
+        column: name of the column, or "" when it is the record itself.
+        value: what was found; a post only by length and hash.
+        expected: what should have been there.
+        kind: a fixed word to count and test by.
+    """
+
+    file: str
+    line: int | None
+    column: str
+    value: str
+    expected: str
+    kind: str
+
+    def __str__(self) -> str:
+        """Return the report in one line, beginning with FILE:LINE."""
+        place = self.file if self.line is None else f"{self.file}:{self.line}"
+        column = f" [{self.column}]" if self.column else ""
+        return f"{place}{column} {self.kind}: got {self.value}; expected {self.expected}"
+
+
+@dataclass(frozen=True)
+class CheckedSet:
+    """A set after the check: usable when `errors` is empty.
+
+    Attributes:
+        spec: of the set.
+        examples: the posts of each split, in file order.
+        errors: problems that forbid building.
+        warnings: problems that a person should look at.
+        content_hash: SHA-256 (hex) over the files, the spec and the options that shape the records.
+    """
+
+    spec: BenchmarkSpec
+    examples: Mapping[Split, tuple[Example, ...]]
+    errors: tuple[Problem, ...]
+    warnings: tuple[Problem, ...]
+    content_hash: str
+
+
+def veil(text: str) -> str:
+    """Return length and hash of a post, which is all that a report may say about it."""
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{len(text)} characters, sha256 {digest[:8]}"

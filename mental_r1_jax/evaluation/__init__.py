@@ -1,0 +1,1 @@
+"""Task metrics that are independent of the reward, and the report."""

@@ -1,0 +1,108 @@
+"""The files of an evaluation: `metrics.json`, `predictions.csv` and `report.html`.
+
+1. `metrics.json` holds every number, as fractions from 0 to 1 and nats.
+2. `predictions.csv` holds one line a post; posts, completions and raw answers (which may quote the
+   post) only on request.
+3. `report.html` shows the numbers; it never holds a post or a completion.
+
+Each file appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from mental_r1_jax.evaluation.metrics import (
+    Prediction,
+    SetMetrics,
+    average_metrics,
+    metrics_document,
+)
+from mental_r1_jax.evaluation.report_page import report_page
+from mental_r1_jax.text.stages import STAGE_NAMES
+
+METRICS_FILE = "metrics.json"
+PREDICTIONS_FILE = "predictions.csv"
+REPORT_FILE = "report.html"
+
+
+def write_evaluation(
+    folder: Path,
+    metrics: Mapping[str, SetMetrics],
+    predictions: Sequence[Prediction],
+    *,
+    include_text: bool,
+    title: str,
+    context: Mapping[str, str],
+) -> None:
+    """Write the three files into `folder`, which is made if missing; older ones are replaced.
+
+    Args:
+        include_text: add posts, completions and raw answers to `predictions.csv`.
+        title: heading of the report.
+        context: facts shown on top of the report, such as model, split and decoding.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    document = json.dumps(metrics_document(metrics), indent=2, allow_nan=False, ensure_ascii=False)
+    _write(folder / METRICS_FILE, document + "\n")
+    _write(folder / PREDICTIONS_FILE, _predictions_csv(predictions, include_text=include_text))
+    _write(folder / REPORT_FILE, report_page(metrics, title=title, context=context))
+
+
+def console_table(metrics: Mapping[str, SetMetrics]) -> Table:
+    """One line a data set and one for their unweighted mean; scores in percent."""
+    table = Table(title="evaluation (scores in %)", title_justify="left")
+    table.add_column("set")
+    headings = ("n", "weighted F1", "95% interval", "macro F1", "balanced acc.", "accuracy")
+    for heading in (*headings, "well formed", "truncated"):
+        table.add_column(heading, justify="right")
+    for name, one in metrics.items():
+        interval = one.weighted_f1_interval
+        shown = "-" if interval is None else " - ".join(_percent(end) for end in interval)
+        numbers = (one.macro_f1, one.balanced_accuracy, one.accuracy, one.well_formed)
+        cells = [_percent(number) for number in (*numbers, one.truncated)]
+        table.add_row(Text(name), str(one.n), _percent(one.weighted_f1), shown, *cells)
+    table.add_section()
+    average = average_metrics(metrics)
+    names = ("macro_f1", "balanced_accuracy", "accuracy", "well_formed", "truncated")
+    cells = [_percent(average[name]) for name in names]
+    table.add_row("average", "", _percent(average["weighted_f1"]), "", *cells, style="bold")
+    return table
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}"
+
+
+def _predictions_csv(predictions: Sequence[Prediction], *, include_text: bool) -> str:
+    """One line a post; an unreadable prediction and a missing stage are empty cells."""
+    header = ["set_name", "row", "label", "prediction", "correct", "well_formed", "truncated"]
+    header += ["num_tokens", *(f"entropy_{stage}" for stage in STAGE_NAMES)]
+    header += ["answer", "completion", "text"] if include_text else []
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    for p in predictions:
+        entropies = ["" if e is None else f"{e:.6f}" for e in p.stage_entropies]
+        correct = p.prediction == p.label
+        line = [p.set_name, p.row, p.label, p.prediction, correct, p.well_formed, p.truncated]
+        line += [p.num_tokens, *entropies]
+        line += [p.answer, p.completion, p.text] if include_text else []
+        writer.writerow(line)
+    return buffer.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    """Write the whole file or nothing."""
+    temporary = path.with_name(path.name + ".tmp")
+    # Broken UTF-8 of a completion is kept as lone surrogates, which only "replace" can write.
+    temporary.write_bytes(text.encode("utf-8", errors="replace"))
+    os.replace(temporary, path)

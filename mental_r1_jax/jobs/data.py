@@ -1,0 +1,169 @@
+"""`mental-r1 data`: check every row of every set, build the sets, show what is in them.
+
+1. Check all sets of the recipe; print every warning and every error.
+2. With any error: stop here, nothing is built.
+3. Build the TFDS sets.
+4. Print sets, splits, label counts, lengths in tokens, and how many posts will be truncated.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mental_r1_jax.config import ExperimentConfig
+from mental_r1_jax.data.benchmarks import SPLITS
+from mental_r1_jax.data.loading import check_sets, tfds_folder
+from mental_r1_jax.data.records import CheckedSet, Example, Problem
+from mental_r1_jax.data.tfds_builder import build_set
+from mental_r1_jax.errors import UserError
+from mental_r1_jax.text.prompts import render_prompt
+from mental_r1_jax.text.tokenizer import Tokenizer, load_tokenizer
+
+_PERCENTILES = (50, 90, 99, 100)
+# Rich assumes 80 columns where there is no terminal, which would fold every row of the table.
+_PLAIN_WIDTH = 140
+_TOKENIZER_FILES = ("*token*", "*.jinja", "vocab*", "merges*", "config.json", "generation_config*")
+
+
+@dataclass(frozen=True)
+class TokenLengths:
+    """Posts of one split in tokens.
+
+    Attributes:
+        percentiles: of the posts alone, at 50, 90, 99 and 100 percent.
+        truncated: posts that do not fit into `rollout.max_prompt_length` with their instruction.
+    """
+
+    percentiles: tuple[int, ...]
+    truncated: int
+
+
+def run(config: ExperimentConfig) -> int:
+    """Run the verb; return the exit status.
+
+    Raises:
+        UserError: any set has an error; all have been printed.
+    """
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_PLAIN_WIDTH)
+    checked = check_sets(config.data)
+    _print_problems(console, "warning", [p for c in checked.values() for p in c.warnings])
+    _stop_on_errors(console, checked)
+    tfds_dir = tfds_folder(config.data)
+    for one in checked.values():
+        build_set(one, tfds_dir)
+    tokenizer = _find_tokenizer(console, config.model.path)
+    with console.status("Counting tokens"):
+        table = _table(config, checked, tokenizer)
+    console.print(table)
+    _print_line(console, f"Built {len(checked)} sets in {tfds_dir}")
+    return 0
+
+
+def token_lengths(
+    tokenizer: Tokenizer, examples: Sequence[Example], max_prompt_length: int
+) -> TokenLengths:
+    """Measure the posts of one split.
+
+    Raises:
+        UserError: the tokenizer has no usable chat template, or the instruction alone is too long.
+    """
+    lengths = [len(tokenizer.encode(example.text)) for example in examples]
+    truncated = sum(
+        render_prompt(tokenizer, example.question, example.text, max_prompt_length).truncated
+        for example in examples
+    )
+    # "higher" gives a length that some post has.
+    percentiles = np.percentile(lengths or [0], _PERCENTILES, method="higher")
+    return TokenLengths(tuple(int(length) for length in percentiles), truncated)
+
+
+def _stop_on_errors(console: Console, checked: Mapping[str, CheckedSet]) -> None:
+    """Print all errors and raise if there are any."""
+    errors = [problem for one in checked.values() for problem in one.errors]
+    if not errors:
+        return
+    _print_problems(console, "error", errors)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(p.kind for p in errors).items())
+    bad = [name for name, one in checked.items() if one.errors]
+    raise UserError(
+        f"{len(errors)} errors in {', '.join(bad)}; nothing was built",
+        "no errors",
+        kinds,
+        "Mend the lines listed above and run `mental-r1 data` again",
+    )
+
+
+def _print_problems(console: Console, severity: str, problems: Sequence[Problem]) -> None:
+    """One line a problem, beginning with FILE:LINE so that editors can jump there."""
+    for problem in problems:
+        _print_line(console, f"{severity}: {problem}")
+
+
+def _print_line(console: Console, line: str) -> None:
+    """Print `line` as it is: file contents may look like markup, and lines must stay whole."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(
+    config: ExperimentConfig, checked: Mapping[str, CheckedSet], tokenizer: Tokenizer | None
+) -> Table:
+    """The summary: a row for each split of each set."""
+    limit = config.rollout.max_prompt_length
+    table = Table(title=f"Labelled posts (prompts of at most {limit} tokens)")
+    table.add_column("set", overflow="fold")
+    table.add_column("split")
+    table.add_column("posts", justify="right")
+    table.add_column("labels", overflow="fold", ratio=1)
+    table.add_column("warnings", justify="right")
+    if tokenizer is not None:
+        for percentile in _PERCENTILES[:-1]:
+            table.add_column(f"tokens\np{percentile}", justify="right")
+        table.add_column("tokens\nmax", justify="right")
+        table.add_column("trun-\ncated", justify="right")
+    for name, one in checked.items():
+        for split in SPLITS:
+            examples = one.examples[split]
+            counts = Counter(example.label for example in examples)
+            labels = ", ".join(f"{label} {counts[label]}" for label in one.spec.labels)
+            warnings = sum(_is_about(problem, split) for problem in one.warnings)
+            cells = [name, split, str(len(examples)), escape(labels), str(warnings)]
+            if tokenizer is not None:
+                measured = token_lengths(tokenizer, examples, limit)
+                cells += [*map(str, measured.percentiles), str(measured.truncated)]
+            table.add_row(*cells, end_section=split == SPLITS[-1])
+    return table
+
+
+def _is_about(problem: Problem, split: str) -> bool:
+    """Whether `problem` lies in the file of this split."""
+    stem = Path(problem.file).name.removesuffix("_clean.csv")
+    return stem == split or (split == "validation" and stem in ("val", "dev"))
+
+
+def _find_tokenizer(console: Console, model: str) -> Tokenizer | None:
+    """The tokenizer of a model folder, run folder or hub id; None, with the reason, if missing."""
+    folder = Path(model)
+    if (folder / "base_model").is_dir():
+        folder = folder / "base_model"
+    try:
+        if not folder.is_dir():
+            files = huggingface_hub.snapshot_download(model, allow_patterns=[*_TOKENIZER_FILES])
+            folder = Path(files)
+        return load_tokenizer(folder)
+    except (UserError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        _print_line(
+            console, f"No token counts, for model.path={model!r} gives no tokenizer: {reason}"
+        )
+        return None

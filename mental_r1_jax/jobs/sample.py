@@ -1,0 +1,67 @@
+"""`mental-r1 sample`: one post in, staged reasoning and answer out."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+from rich.text import Text
+
+from mental_r1_jax.config import ExperimentConfig
+from mental_r1_jax.data.loading import set_spec
+from mental_r1_jax.data.records import Example
+from mental_r1_jax.errors import UserError
+from mental_r1_jax.jobs.policy import load_weights, open_mesh, open_policy
+from mental_r1_jax.jobs.predict import make_predictor, predict
+from mental_r1_jax.text.stages import GRAMMAR
+from mental_r1_jax.text.tokenizer import printable
+
+
+def run(config: ExperimentConfig, *, post: str | None, set_name: str | None) -> None:
+    """Print the stages and the answer for one post.
+
+    Args:
+        config: the recipe; the model is `evaluate.model`, or its own run.
+        post: the text to assess; None reads standard input.
+        set_name: whose question to ask; None takes the recipe's first set.
+    """
+    name = set_name or config.data.sets[0]
+    if name not in config.data.sets:
+        raise UserError(
+            what=f"the recipe has no set {name!r}",
+            expected=f"one of {', '.join(config.data.sets)}",
+            got=name,
+            remedy="choose one of them with --set",
+        )
+    text = (sys.stdin.read() if post is None else post).strip()
+    if not text:
+        raise UserError(
+            what="there is no post",
+            expected="a text to assess",
+            got="an empty one",
+            remedy='give it with --post "..." or on standard input',
+        )
+    one = config.model_copy(
+        update={"evaluate": config.evaluate.model_copy(update={"batch_size": 1})}
+    )
+    mesh = open_mesh(one, rows={})
+    policy = open_policy(config.evaluate.model or str(config.run.output_dir), config)
+    params = load_weights(policy, mesh, which="best")
+    spec = set_spec(config.data, name)
+    example = Example(name, "test", 0, text, spec.labels[0], spec.question)
+    (prediction,) = predict(
+        make_predictor(policy, one, mesh), params, [example], {name: spec.labels}
+    )
+    parsed = GRAMMAR.parse(prediction.completion)
+    console = Console()
+    for stage, span, entropy in zip(
+        GRAMMAR.stages, parsed.stage_spans, prediction.stage_entropies, strict=True
+    ):
+        content = prediction.completion[slice(*span)].strip() if span else "(missing)"
+        nats = f" [{entropy:.2f} nats]" if entropy is not None else ""
+        console.print(Text(stage.name + nats, style="bold"))
+        console.print(Text("  " + printable(content)))
+    console.print(Text("answer", style="bold"))
+    console.print(Text(f"  {prediction.prediction or printable(parsed.answer or '(none)')}"))
+    if not parsed.well_formed:
+        console.print(Text(f"not well formed: {parsed.reason}", style="italic"))

@@ -1,0 +1,193 @@
+"""`mental-r1 train`: CRPO, from labelled posts to checkpoints.
+
+Each step, in the order of the method:
+
+1. the next B labelled posts of the mixed, shuffled sets become chat prompts;
+2. `sample_completions`: G completions of each, the prompt prefilled once;
+3. `score_completions`: text, stages, rewards and stage masks, on the host;
+4. `assemble_batch`, with reference log-probs only where the KL penalty is on;
+5. `train_step`: advantages, stage-wise entropy, one AdamW update (or `num_iterations` of them);
+6. `run_loop` keeps the books: metrics, validation by weighted F1, checkpoints.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mental_r1_jax.config import ExperimentConfig
+from mental_r1_jax.data.pipeline import make_prompt_iterator
+from mental_r1_jax.jobs.overview import print_overview
+from mental_r1_jax.jobs.run_loop import run_loop
+from mental_r1_jax.jobs.trainer import Trainer, make_trainer, reference_weights
+from mental_r1_jax.rl.advantages import group_advantages
+from mental_r1_jax.rollout.collect import (
+    ScoredGroups,
+    assemble_batch,
+    pad_prompts,
+    put_batch,
+    render_prompts,
+    reward_metrics,
+    score_completions,
+)
+from mental_r1_jax.rollout.sampler import step_key
+from mental_r1_jax.training.completions_log import console_table, write_completions
+from mental_r1_jax.training.metrics import scalars
+from mental_r1_jax.training.progress import Progress
+from mental_r1_jax.training.train_step import TrainState
+from mental_r1_jax.types import Batch
+
+
+def run(config: ExperimentConfig, *, dry_run: bool = False) -> None:
+    """Train, or resume, the run of `config`; with `dry_run` only print what would be done."""
+    trainer = make_trainer(config)
+    print_overview(trainer, resolved=dry_run)
+    if not dry_run:
+        run_loop(
+            CrpoWork(trainer),
+            config,
+            trainer.policy,
+            trainer.mesh,
+            trainer.optimizer,
+            trainer.num_steps,
+        )
+
+
+class CrpoWork:
+    """The steps of a CRPO run: holds the stream of posts and the reference weights."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._reference = reference_weights(trainer)
+        self._posts = make_prompt_iterator(
+            list(trainer.posts.values()),
+            batch_size=trainer.config.rollout.prompts_per_step,
+            seed=trainer.config.run.seed,
+            host_index=jax.process_index(),
+            host_count=jax.process_count(),
+        )
+
+    def position(self) -> dict[str, Any]:
+        """Position in the stream of posts."""
+        return dict(self._posts.get_state())
+
+    def seek(self, position: dict[str, Any]) -> None:
+        """Continue the stream of posts from a saved position."""
+        self._posts.set_state(position)
+
+    def step(
+        self, step: int, state: TrainState, progress: Progress
+    ) -> tuple[TrainState, dict[str, float]]:
+        """One step of the method."""
+        trainer = self._trainer
+        posts = next(self._posts)
+        started = time.perf_counter()
+        progress.phase("sampling")
+        prompts, batch, groups = collect(trainer, state.params, posts, step)
+        sampled = time.perf_counter()
+        progress.phase("training")
+        state, metrics = update(trainer, state, self._reference, batch)
+        ended = time.perf_counter()
+
+        metrics |= reward_metrics(groups, trainer.functions)
+        metrics |= {
+            "learning_rate": float(
+                trainer.schedule((step - 1) * trainer.config.crpo.num_iterations)
+            ),
+            "prompts/truncated": float(np.mean([prompt.truncated for prompt in prompts])),
+            "time/rollout": sampled - started,
+            "time/train": ended - sampled,
+            "time/step": ended - started,
+            "tokens_per_second": metrics["tokens/completion"] / (ended - started),
+            "compiled_programs": float(trainer.compiled_programs()),
+        }
+        log_completions(trainer, step, completion_rows(trainer, posts, prompts, groups), progress)
+        return state, metrics
+
+
+def collect(
+    trainer: Trainer, params: Any, posts: Sequence[Any], step: int
+) -> tuple[Sequence[Any], Batch, ScoredGroups]:
+    """Sample, parse and score this process's share of a step: (prompts, batch, scored groups)."""
+    config, tokenizer = trainer.config, trainer.policy.tokenizer
+    prompts = render_prompts(tokenizer, posts, config.rollout.max_prompt_length)
+    padded = pad_prompts(
+        prompts,
+        config.rollout.prompt_lengths,
+        tokenizer.pad_id,
+        first_index=jax.process_index() * len(posts),
+    )
+    placed = put_batch(trainer.mesh, padded)
+    completions = trainer.sample(params, placed, step_key(config.run.seed, step))
+    ids, mask, finished = jax.device_get(
+        (completions.completion_ids, completions.completion_mask, completions.finished)
+    )
+    groups = score_completions(tokenizer, posts, ids, mask, finished, trainer.functions)
+    batch = assemble_batch(
+        placed,
+        completions,
+        groups,
+        mesh=trainer.mesh,
+        mask_truncated=config.crpo.mask_truncated_completions,
+    )
+    return prompts, batch, groups
+
+
+def update(
+    trainer: Trainer, state: TrainState, reference: Any, batch: Batch
+) -> tuple[TrainState, dict[str, float]]:
+    """`num_iterations` updates on one batch: (next state, metrics of the last one)."""
+    iterations = trainer.config.crpo.num_iterations
+    if reference is not None:
+        batch = batch.replace(ref_logprobs=trainer.logprobs(reference, batch))
+    if iterations > 1:
+        batch = batch.replace(old_logprobs=trainer.logprobs(state.params, batch))
+    skipped = 0.0
+    for _ in range(iterations):
+        state, device_metrics = trainer.update(state, batch)
+        metrics = scalars(device_metrics)
+        skipped += metrics["updates/skipped"]
+    return state, metrics | {"updates/skipped": skipped}
+
+
+def completion_rows(
+    trainer: Trainer, posts: Sequence[Any], prompts: Sequence[Any], groups: ScoredGroups
+) -> list[dict[str, Any]]:
+    """One row a completion, for the completions file and the console."""
+    crpo = trainer.config.crpo
+    advantages = group_advantages(
+        groups.rewards, scale=crpo.scale_rewards, baseline=crpo.advantage_baseline
+    )
+    return [
+        {
+            "set_name": post.set_name,
+            "row": post.row,
+            "prompt": prompt.text,
+            "completion": completion.text,
+            "label": post.label,
+            "answer": completion.parsed.answer,
+            "reward": completion.total,
+            **{f"rewards/{name}": value for name, value in completion.rewards.items()},
+            "advantage": float(advantages[b, g]),
+            "well_formed": completion.parsed.well_formed,
+            "reason": completion.parsed.reason,
+            "num_tokens": completion.num_tokens,
+            "finished": completion.finished,
+        }
+        for b, (post, prompt) in enumerate(zip(posts, prompts, strict=True))
+        for g, completion in enumerate(groups.completions[b])
+    ]
+
+
+def log_completions(
+    trainer: Trainer, step: int, rows: Sequence[Mapping[str, Any]], progress: Progress
+) -> None:
+    """Every so many steps write all completions, and show the best and the worst one."""
+    options = trainer.config.run
+    if options.log_completions_every and step % options.log_completions_every == 0:
+        write_completions(options.output_dir, step, rows, redact=options.redact_completions)
+        progress.print(console_table(rows))

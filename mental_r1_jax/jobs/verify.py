@@ -1,0 +1,113 @@
+"""Does the exported folder say in transformers what our model says here?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mental_r1_jax.config import ExperimentConfig
+from mental_r1_jax.data.loading import load_examples
+from mental_r1_jax.errors import UserError
+from mental_r1_jax.jobs.policy import Policy
+from mental_r1_jax.models import decoder, hf_format
+from mental_r1_jax.rollout.collect import pad_prompts, render_prompts
+from mental_r1_jax.rollout.sampler import SamplingConfig, sample_completions, step_key
+
+# float32 logits of two implementations; the sums run in another order.
+LOGIT_TOLERANCE = 1e-3
+
+
+def verify_export(folder: Path, policy: Policy, config: ExperimentConfig) -> None:
+    """Reload `folder` with transformers and compare logits and greedy text, both in float32.
+
+    Raises:
+        UserError: torch is missing, a logit differs by more than `LOGIT_TOLERANCE`, or the greedy
+            tokens differ before a point where the two likeliest tokens are closer than that.
+    """
+    torch, model = _load_reference(folder)
+    exact = hf_format.decoder_config_from_hf(policy.hf_config, compute_dtype="float32", remat=False)
+    params = hf_format.load_params(folder, exact, None)
+    post = next(source[0] for source in load_examples(config, "validation").values())
+    prompt = render_prompts(policy.tokenizer, [post], config.rollout.max_prompt_length)[0]
+    batch = pad_prompts([prompt], [len(prompt.ids)], policy.tokenizer.pad_id)
+    sampling = SamplingConfig(
+        num_generations=1,
+        max_completion_length=config.rollout.max_completion_length,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=None,
+        eos_ids=policy.tokenizer.eos_ids,
+        pad_id=policy.tokenizer.pad_id,
+        greedy=True,
+    )
+    completions = jax.jit(sample_completions, static_argnames=("config", "sampling"))(
+        params, jax.tree.map(jnp.asarray, batch), step_key(0, 0), config=exact, sampling=sampling
+    )
+    length = int(completions.completion_mask.sum())
+    ours = np.asarray(completions.completion_ids)[0, 0, :length]
+    ids = torch.tensor([list(prompt.ids)])
+    with torch.no_grad():
+        theirs = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=config.rollout.max_completion_length,
+        )[0, len(prompt.ids) :].numpy()
+        joined = torch.tensor([[*prompt.ids, *ours.tolist()]])
+        their_logits = model(joined).logits[0, len(prompt.ids) - 1 : -1].float().numpy()
+    hidden = decoder.forward(
+        params,
+        exact,
+        batch.prompt_ids,
+        batch.prompt_mask,
+        ours[None, None],
+        np.ones((1, 1, length), bool),
+    )
+    our_logits = np.asarray(decoder.unembed(params, exact, hidden))[0, 0]
+    _compare(our_logits, their_logits, ours, theirs)
+
+
+def _load_reference(folder: Path) -> tuple[Any, Any]:
+    """torch, and the folder's model in float32."""
+    try:
+        import torch
+        from transformers import AutoModelForCausalLM
+    except ImportError as error:
+        raise UserError(
+            what="--verify needs PyTorch, which reloads the folder independently",
+            expected="torch to be installed",
+            got=str(error),
+            remedy="install the `test` extra, or export without --verify",
+        ) from error
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return torch, model
+
+
+def _compare(our_logits: Any, their_logits: Any, ours: Any, theirs: Any) -> None:
+    """Raise unless logits and greedy tokens agree."""
+    difference = float(np.abs(our_logits - their_logits).max())
+    if not difference <= LOGIT_TOLERANCE:
+        raise UserError(
+            what="the exported model computes other logits in transformers",
+            expected=f"a largest difference of at most {LOGIT_TOLERANCE}",
+            got=f"{difference:.2e}",
+            remedy="report this with the model's config.json; the folder was not put in place",
+        )
+    agree = min(len(ours), len(theirs))
+    if len(ours) != len(theirs) or (ours != theirs).any():
+        place = int(np.argmax(ours[:agree] != theirs[:agree])) if agree else 0
+        top = np.sort(our_logits[place])[-2:]
+        if top[1] - top[0] > LOGIT_TOLERANCE:
+            raise UserError(
+                what="the exported model writes another text in transformers",
+                expected="the same greedy tokens",
+                got=f"a difference at token {place} of {len(ours)}",
+                remedy="report this with the model's config.json; the folder was not put in place",
+            )
+        print(f"verified: tokens equal up to a tie at {place} (logits within {difference:.1e})")
+        return
+    print(f"verified: {len(ours)} greedy tokens equal, logits within {difference:.1e}")

@@ -1,0 +1,282 @@
+"""`config.json` of a Hugging Face folder -> `DecoderConfig`, refusing what we cannot compute.
+
+transformers ignores fields that a family does not know, and so do we, with one exception: a field
+that says this is another kind of network under a familiar name is refused by its name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mental_r1_jax.errors import UserError
+from mental_r1_jax.models.architecture import DecoderConfig
+from mental_r1_jax.models.attention import RopeScaling
+
+
+@dataclass(frozen=True)
+class _Family:
+    """What a `model_type` fixes or lets the config choose.
+
+    Attributes:
+        qkv_bias: whether the projections have biases; None: as `attention_bias` says.
+        output_bias: whether `attention_bias` also gives the output projection one.
+        mlp_bias: whether the field `mlp_bias` is honoured.
+        qk_norm: whether query and key heads are normed.
+        windows: where sliding windows come from: nowhere, every layer, or chosen layers.
+        defaults: values of fields that a config of this family may leave out.
+    """
+
+    qkv_bias: bool | None
+    output_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    windows: str
+    defaults: Mapping[str, Any]
+
+
+_FAMILIES = {
+    "llama": _Family(None, True, True, False, "none", {"num_key_value_heads": None}),
+    "qwen2": _Family(
+        True,
+        False,
+        False,
+        False,
+        "chosen",
+        {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
+    ),
+    "qwen3": _Family(
+        None,
+        True,
+        False,
+        True,
+        "chosen",
+        {
+            "num_key_value_heads": 32,
+            "sliding_window": 4096,
+            "max_window_layers": 28,
+            "head_dim": 128,
+        },
+    ),
+    "mistral": _Family(
+        False, False, False, False, "every", {"num_key_value_heads": 8, "sliding_window": 4096}
+    ),
+}
+
+SUPPORTED_FAMILIES = tuple(_FAMILIES)
+
+# Field -> the values under which it changes nothing. Any other value is refused by name.
+_NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
+    "hidden_act": (None, "silu", "swish"),
+    "partial_rotary_factor": (None, 1, 1.0),
+    "rope_interleaved": (None, False),
+    "no_rope_layers": (None, []),
+    "attn_logit_softcapping": (None,),
+    "final_logit_softcapping": (None,),
+    "query_pre_attn_scalar": (None,),
+    "attention_multiplier": (None, 1, 1.0),
+    "residual_multiplier": (None, 1, 1.0),
+    "embedding_multiplier": (None, 1, 1.0),
+    "logits_scaling": (None, 1, 1.0),
+    "num_experts": (None, 0),
+    "num_local_experts": (None, 0),
+    "n_routed_experts": (None, 0),
+    "attention_chunk_size": (None,),
+    "clip_qkv": (None,),
+    "use_bidirectional_attention": (None, False),
+    "is_causal": (None, True),
+    "is_encoder_decoder": (None, False),
+    "add_cross_attention": (None, False),
+    "quantization_config": (None, {}),
+}
+_ROPE_FIELDS = {
+    "default": set(),
+    "linear": {"factor"},
+    "llama3": {
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    },
+}
+_REQUIRED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+)
+
+
+def read_hf_config(folder: Path) -> dict[str, Any]:
+    """Read `config.json` of a model folder.
+
+    Raises:
+        UserError: it is missing or not JSON.
+    """
+    file = folder / "config.json"
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            what=f"cannot read {file}",
+            expected="a Hugging Face model folder with config.json",
+            got=str(error),
+            remedy="check model.path",
+        ) from error
+
+
+def decoder_config_from_hf(
+    hf: Mapping[str, Any], compute_dtype: str = "float32", remat: bool = True
+) -> DecoderConfig:
+    """Translate a Hugging Face config, of transformers 4 or 5.
+
+    Args:
+        hf: the content of `config.json`.
+        compute_dtype: `float32` or `bfloat16`.
+        remat: see `DecoderConfig`.
+
+    Raises:
+        UserError: names every field that we cannot compute, all at once.
+    """
+    family = _FAMILIES.get(hf.get("model_type", ""))
+    if family is None:
+        raise UserError(
+            what=f"unsupported model_type {hf.get('model_type')!r}",
+            expected=f"one of {', '.join(SUPPORTED_FAMILIES)}",
+            got=f"architectures {hf.get('architectures')}",
+            remedy="choose a dense model of one of these families",
+        )
+    problems = [
+        f"{name} = {hf[name]!r}" for name, ok in _NEUTRAL_VALUES.items() if hf.get(name) not in ok
+    ]
+    problems += [f"{name} is missing" for name in _REQUIRED if hf.get(name) is None]
+    problems += [
+        f"architectures = {hf['architectures']!r}"
+        for name in hf.get("architectures") or ()
+        if not name.endswith("ForCausalLM")
+    ]
+    scaling, theta = _rope(hf, problems)
+    windows = _windows(hf, family, problems)
+    if not problems:
+        problems += _inconsistencies(hf, family)
+    if problems:
+        raise UserError(
+            what=f"this {hf['model_type']} config has {len(problems)} field(s) we cannot compute",
+            expected="a dense decoder with SiLU, RMSNorm, causal attention and rotary positions",
+            got="; ".join(problems),
+            remedy="choose another model; a wrong result would be worse than none",
+        )
+    heads, kv_heads, head_dim = _head_shape(hf, family)
+    bias = bool(hf.get("attention_bias", False))
+    return DecoderConfig(
+        vocab_size=hf["vocab_size"],
+        hidden_size=hf["hidden_size"],
+        intermediate_size=hf["intermediate_size"],
+        num_layers=hf["num_hidden_layers"],
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        rope_theta=theta,
+        rope_scaling=scaling,
+        rms_norm_eps=float(hf.get("rms_norm_eps", 1e-6)),
+        tie_embeddings=bool(hf.get("tie_word_embeddings", False)),
+        qkv_bias=bias if family.qkv_bias is None else family.qkv_bias,
+        output_bias=bias and family.output_bias,
+        mlp_bias=bool(hf.get("mlp_bias", False)) and family.mlp_bias,
+        qk_norm=family.qk_norm,
+        sliding_windows=windows,
+        compute_dtype=compute_dtype,
+        remat=remat,
+        init_scale=float(hf.get("initializer_range", 0.02)),
+    )
+
+
+def _rope(hf: Mapping[str, Any], problems: list[str]) -> tuple[RopeScaling | None, float]:
+    """Read rotary settings, from `rope_parameters` (transformers 5) or `rope_scaling` (4)."""
+    name = "rope_scaling" if hf.get("rope_scaling") else "rope_parameters"
+    rope = dict(hf.get(name) or {})
+    theta = float(rope.pop("rope_theta", None) or hf.get("rope_theta") or 10_000.0)
+    old_name = rope.pop("type", None)
+    kind = rope.pop("rope_type", None) or old_name or "default"
+    if rope.pop("partial_rotary_factor", None) not in (None, 1, 1.0):
+        problems.append(f"{name}.partial_rotary_factor")
+    if kind not in _ROPE_FIELDS:
+        problems.append(f"{name}.rope_type = {kind!r}")
+        return None, theta
+    needed = _ROPE_FIELDS[kind]
+    # A plain model may carry fields of a scaling that it does not use; HF ignores them as well.
+    if kind != "default":
+        problems += [f"{name}.{field}" for field in sorted(set(rope) - needed)]
+    if kind == "llama3":
+        # Precedence as in transformers: a top-level value, then the one here, then the maximum.
+        length = hf.get("original_max_position_embeddings") or rope.get(
+            "original_max_position_embeddings", hf.get("max_position_embeddings")
+        )
+        rope["original_max_position_embeddings"] = length
+    missing = [field for field in sorted(needed) if rope.get(field) is None]
+    problems += [f"{name}.{field} is missing" for field in missing]
+    if missing or kind == "default":
+        return None, theta
+    if kind == "linear":
+        return RopeScaling(kind="linear", factor=float(rope["factor"])), theta
+    scaling = RopeScaling(
+        kind="llama3",
+        factor=float(rope["factor"]),
+        low_freq_factor=float(rope["low_freq_factor"]),
+        high_freq_factor=float(rope["high_freq_factor"]),
+        original_length=int(rope["original_max_position_embeddings"]),
+    )
+    return scaling, theta
+
+
+def _windows(
+    hf: Mapping[str, Any], family: _Family, problems: list[str]
+) -> tuple[int | None, ...] | None:
+    """Find each layer's sliding window; None when no layer has one."""
+    num_layers = hf.get("num_hidden_layers") or 0
+    types = hf.get("layer_types")
+    window = hf.get("sliding_window", family.defaults.get("sliding_window"))
+    if family.windows == "chosen" and not hf.get("use_sliding_window", False):
+        window = None
+    if family.windows == "none" and window is not None:
+        problems.append(f"sliding_window = {window!r} (this family has none)")
+        return None
+    if types is None:
+        first = 0
+        if family.windows == "chosen":
+            first = hf.get("max_window_layers", family.defaults["max_window_layers"])
+        sliding = [window is not None and i >= first for i in range(num_layers)]
+    else:
+        unknown = sorted({str(t) for t in types} - {"full_attention", "sliding_attention"})
+        sliding = [kind == "sliding_attention" for kind in types]
+        uniform = family.windows == "chosen" or set(sliding) <= {window is not None}
+        if unknown or len(types) != num_layers or not uniform:
+            problems.append(f"layer_types = {types!r}")
+        elif any(sliding) and window is None:
+            problems.append("layer_types with sliding_attention, but no sliding_window in use")
+    if not any(sliding):
+        return None
+    return tuple(window if slides else None for slides in sliding)
+
+
+def _head_shape(hf: Mapping[str, Any], family: _Family) -> tuple[int, int, int]:
+    """Return the number of query heads, of key/value heads, and the width of a head."""
+    heads = hf["num_attention_heads"]
+    kv_heads = hf.get("num_key_value_heads", family.defaults["num_key_value_heads"]) or heads
+    head_dim = hf.get("head_dim", family.defaults.get("head_dim")) or hf["hidden_size"] // heads
+    return heads, kv_heads, head_dim
+
+
+def _inconsistencies(hf: Mapping[str, Any], family: _Family) -> list[str]:
+    """Name head shapes that do not fit together."""
+    heads, kv_heads, head_dim = _head_shape(hf, family)
+    problems = []
+    if heads % kv_heads:
+        problems.append(f"num_key_value_heads = {kv_heads} does not divide {heads} heads")
+    if head_dim % 2:
+        problems.append(f"head_dim = {head_dim} is odd")
+    return problems

@@ -1,0 +1,354 @@
+"""Weights of a Hugging Face folder <-> our parameters, both directions from one table.
+
+Reading holds one tensor of the file in host memory at a time and writes it straight into the
+sharded parameter; writing fills one file at a time. Every problem is collected and raised once.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import numpy as np
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from jaxtyping import PyTree
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from mental_r1_jax.errors import UserError
+from mental_r1_jax.models.architecture import DecoderConfig
+from mental_r1_jax.models.decoder import abstract_params
+from mental_r1_jax.models.hf_config import decoder_config_from_hf, read_hf_config
+
+__all__ = [
+    "decoder_config_from_hf",
+    "load_params",
+    "read_hf_config",
+    "resolve_model",
+    "save_params",
+]
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+_WANTED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One line of the table.
+
+    Attributes:
+        hf: name in the file; `{i}` is the layer.
+        path: our path in the tree; a path below `layers` is stacked over layers.
+        layout: `same` shape; `vector`: all axes joined; `matrix`: ours is `[*inputs, *outputs]`,
+            theirs `[outputs, inputs]`.
+        num_inputs: leading input axes of a `matrix`.
+    """
+
+    hf: str
+    path: tuple[str, ...]
+    layout: Literal["same", "vector", "matrix"]
+    num_inputs: int = 1
+
+
+_ATTENTION, _MLP = "model.layers.{i}.self_attn.", "model.layers.{i}.mlp."
+_PROJECTIONS = {
+    "query": (_ATTENTION + "q_proj", 1),
+    "key": (_ATTENTION + "k_proj", 1),
+    "value": (_ATTENTION + "v_proj", 1),
+    "output": (_ATTENTION + "o_proj", 2),
+    "gate": (_MLP + "gate_proj", 1),
+    "up": (_MLP + "up_proj", 1),
+    "down": (_MLP + "down_proj", 1),
+}
+_NORMS = {
+    "attention_norm": "model.layers.{i}.input_layernorm",
+    "mlp_norm": "model.layers.{i}.post_attention_layernorm",
+    "query_norm": _ATTENTION + "q_norm",
+    "key_norm": _ATTENTION + "k_norm",
+}
+TABLE = (
+    _Row("model.embed_tokens.weight", ("embedding",), "same"),
+    *(
+        _Row(f"{hf}.weight", ("layers", ours, "kernel"), "matrix", inputs)
+        for ours, (hf, inputs) in _PROJECTIONS.items()
+    ),
+    *(
+        _Row(f"{hf}.bias", ("layers", ours, "bias"), "vector")
+        for ours, (hf, _) in _PROJECTIONS.items()
+    ),
+    *(_Row(f"{hf}.weight", ("layers", ours, "scale"), "same") for ours, hf in _NORMS.items()),
+    _Row("model.norm.weight", ("final_norm", "scale"), "same"),
+    _Row("lm_head.weight", ("unembedding",), "matrix"),
+)
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """One tensor of the file and its place in our tree; `layer` is None outside the layers."""
+
+    hf: str
+    row: _Row
+    layer: int | None
+    shape: tuple[int, ...]  # ours, without the layer axis
+
+    @property
+    def _groups(self) -> tuple[tuple[int, ...], ...]:
+        """Our axes, grouped as the file joins them: (inputs, outputs), (all,) or one by one."""
+        if self.row.layout == "same":
+            return tuple((size,) for size in self.shape)
+        if self.row.layout == "vector":
+            return (self.shape,)
+        return self.shape[: self.row.num_inputs], self.shape[self.row.num_inputs :]
+
+    @property
+    def hf_shape(self) -> tuple[int, ...]:
+        """Shape in the file."""
+        joined = tuple(math.prod(group) for group in self._groups)
+        return joined[::-1] if self.row.layout == "matrix" else joined
+
+    def file_window(self, window: tuple[slice, ...]) -> tuple[slice, ...]:
+        """Translate a window of our array into one of the file's.
+
+        Raises:
+            ValueError: the window cuts an inner axis of a group, which no sharding rule does.
+        """
+        bounds = [part.indices(size)[:2] for part, size in zip(window, self.shape, strict=True)]
+        joined, first = [], 0
+        for group in self._groups:
+            (start, stop), *inner = bounds[first : first + len(group)]
+            if any(bound != (0, size) for bound, size in zip(inner, group[1:], strict=True)):
+                raise ValueError(f"{self.hf}: cannot cut {window} out of joined axes {group}")
+            width = math.prod(group[1:])
+            joined.append(slice(start * width, stop * width))
+            first += len(group)
+        return tuple(joined[::-1] if self.row.layout == "matrix" else joined)
+
+    def to_ours(self, array: np.ndarray, window: tuple[slice, ...]) -> np.ndarray:
+        """Bring the part of a file's tensor into the shape of our `window`, a view if possible."""
+        sizes = [len(range(*part.indices(n))) for part, n in zip(window, self.shape, strict=True)]
+        array = array.T if self.row.layout == "matrix" else array
+        return array.reshape(sizes)
+
+    def to_hf(self, array: np.ndarray) -> np.ndarray:
+        """Bring our array into the shape of the file."""
+        if self.row.layout != "matrix":
+            return array.reshape(self.hf_shape)
+        return array.reshape(self.hf_shape[::-1]).T
+
+
+def resolve_model(path_or_hub_id: str) -> Path:
+    """Return a model folder: the path itself, or the hub's files in the local cache.
+
+    Raises:
+        UserError: neither a folder nor a model that the hub (or its cache) can give.
+    """
+    path = Path(path_or_hub_id).expanduser()
+    if path.is_dir():
+        return path
+    try:
+        return Path(huggingface_hub.snapshot_download(path_or_hub_id, allow_patterns=_WANTED_FILES))
+    except (HFValidationError, HfHubHTTPError, OSError) as error:
+        raise UserError(
+            what=f"no model at {path_or_hub_id!r}",
+            expected="a Hugging Face folder, or an id (owner/name) of the hub",
+            got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            remedy="check the spelling, or download the model and give its folder",
+        ) from error
+
+
+def load_params(
+    folder: Path, config: DecoderConfig, shardings: PyTree | None = None
+) -> PyTree[jax.Array]:
+    """Read float32 parameters from the safetensors files of a folder.
+
+    Args:
+        folder: a Hugging Face model folder.
+        config: from `decoder_config_from_hf`.
+        shardings: for every parameter its sharding, from `sharding.param_shardings`; the default
+            device when None. Each process reads only the slices that its devices hold.
+
+    Raises:
+        UserError: lists every missing, unexpected and mis-shaped tensor.
+    """
+    shapes = abstract_params(config)
+    if shardings is None:
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shardings = jax.tree.map(lambda _: device, shapes)
+    tensors = {tensor.hf: tensor for tensor in _tensors(config)}
+    with ExitStack() as stack:
+        files = _open_files(folder, stack)
+        _check_tensors(folder, files, tensors, config)
+        params = jax.tree.map(_empty, shapes, shardings)
+        for name, tensor in tensors.items():
+            _load_one(files[name].get_slice(name), tensor, params)
+    return params
+
+
+def save_params(
+    params: PyTree[jax.Array | np.ndarray],
+    config: DecoderConfig,
+    folder: Path,
+    dtype: str = "bfloat16",
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Write the weights as transformers does: safetensors, with an index when there are several.
+
+    A tied head is not written. Matrices and vectors alike get `dtype`, rounded to nearest.
+
+    Args:
+        params: the parameters; they must be readable from this process.
+        config: of the decoder.
+        folder: existing folder; files of these names in it are overwritten.
+        dtype: `float32`, `bfloat16` or `float16`.
+        max_shard_bytes: size that no file exceeds, unless a single tensor does.
+    """
+    target = jnp.dtype(dtype)
+    shards: list[list[_Tensor]] = [[]]
+    size = total = 0
+    for tensor in _tensors(config):
+        num_bytes = math.prod(tensor.shape) * target.itemsize
+        if shards[-1] and size + num_bytes > max_shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size, total = size + num_bytes, total + num_bytes
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        file = SINGLE_FILE if len(shards) == 1 else name
+        arrays = {tensor.hf: _fetch(params, tensor, target) for tensor in shard}
+        # The key "format" is what transformers asks for before it opens a file.
+        save_file(arrays, folder / file, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(arrays, file))
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _tensors(config: DecoderConfig) -> Iterator[_Tensor]:
+    """List the tensors of a model of this config: the rows whose path exists in our tree."""
+    shapes = abstract_params(config)
+    for row in TABLE:
+        leaf = _lookup(shapes, row.path)
+        if leaf is None:
+            continue
+        if row.path[0] == "layers":
+            for i in range(config.num_layers):
+                yield _Tensor(row.hf.format(i=i), row, i, leaf.shape[1:])
+        else:
+            yield _Tensor(row.hf, row, None, leaf.shape)
+
+
+def _open_files(folder: Path, stack: ExitStack) -> dict[str, Any]:
+    """Map the name of every tensor in the folder to the open file that holds it."""
+    index = folder / INDEX_FILE
+    names: set[str] = {SINGLE_FILE}
+    if index.is_file():
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    where = {}
+    for name in sorted(names):
+        try:
+            opened = stack.enter_context(safe_open(folder / name, framework="numpy"))
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                what=f"cannot read {folder / name}",
+                expected="model.safetensors, or every file that its index names",
+                got=str(error),
+                remedy="download the model again; weights in other formats need converting first",
+            ) from error
+        where.update(dict.fromkeys(opened.keys(), opened))
+    return where
+
+
+def _check_tensors(
+    folder: Path, files: Mapping[str, Any], tensors: Mapping[str, _Tensor], config: DecoderConfig
+) -> None:
+    """Compare names and shapes in the files with those of the config; raise all differences."""
+    ignored = {"lm_head.weight"} if config.tie_embeddings else set()
+    problems = [f"missing: {name}" for name in tensors if name not in files]
+    for name in sorted(set(files) - set(tensors) - ignored):
+        if not name.endswith(".rotary_emb.inv_freq"):  # old exports store this constant
+            problems.append(f"unexpected: {name}")
+    for name, tensor in tensors.items():
+        if name in files:
+            shape = tuple(files[name].get_slice(name).get_shape())
+            if shape != tensor.hf_shape:
+                problems.append(f"shape of {name}: expected {tensor.hf_shape}, got {shape}")
+    if problems:
+        raise UserError(
+            what=f"the weights in {folder} do not fit its config.json",
+            expected=f"{len(tensors)} tensors as config.json describes them",
+            got="\n" + "\n".join(f"  - {problem}" for problem in problems),
+            remedy="use the config.json and the weights of one and the same model",
+        )
+
+
+def _empty(shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
+    """Allocate a parameter where it will live."""
+    return jnp.zeros(shape.shape, shape.dtype, device=sharding)
+
+
+def _load_one(source: Any, tensor: _Tensor, params: PyTree) -> None:
+    """Read one tensor and write it into its place in the tree `params`, which is changed."""
+    parent = functools.reduce(lambda node, key: node[key], tensor.row.path[:-1], params)
+    key = tensor.row.path[-1]
+    target = parent[key]
+    parts: dict[str, np.ndarray] = {}  # devices may hold the same part; it is read once
+
+    def read(window: tuple[slice, ...] | None) -> np.ndarray:
+        """Return the part `window` of our array as float32; None: all of a scalar."""
+        window = window or ()
+        if str(window) not in parts:
+            part = tensor.to_ours(source[tensor.file_window(window)], window)
+            parts[str(window)] = np.ascontiguousarray(part, np.float32)
+        return parts[str(window)]
+
+    if tensor.layer is None:
+        parent[key] = jax.make_array_from_callback(tensor.shape, target.sharding, read)
+        return
+    sharding = _without_layer_axis(target.sharding)
+    layer = jax.make_array_from_callback(tensor.shape, sharding, read)
+    parent[key] = _set_layer(target, layer, tensor.layer, sharding=target.sharding)
+
+
+def _without_layer_axis(sharding: Any) -> Any:
+    """Return the sharding of one layer of a stacked parameter."""
+    if not isinstance(sharding, jax.sharding.NamedSharding):
+        return sharding
+    spec = jax.sharding.PartitionSpec(*sharding.spec[1:])
+    return jax.sharding.NamedSharding(sharding.mesh, spec)
+
+
+@functools.partial(jax.jit, donate_argnums=0, static_argnames="sharding")
+def _set_layer(
+    stacked: jax.Array, layer: jax.Array, index: int | jax.Array, *, sharding: Any
+) -> jax.Array:
+    """Write one layer in place."""
+    stacked = jax.lax.dynamic_update_index_in_dim(stacked, layer, index, axis=0)
+    return jax.lax.with_sharding_constraint(stacked, sharding)
+
+
+def _fetch(params: PyTree, tensor: _Tensor, dtype: np.dtype) -> np.ndarray:
+    """Bring one tensor to the host in the file's shape and dtype."""
+    array = _lookup(params, tensor.row.path)
+    array = array if tensor.layer is None else array[tensor.layer]
+    return np.ascontiguousarray(tensor.to_hf(np.asarray(array)).astype(dtype))
+
+
+def _lookup(tree: Any, path: tuple[str, ...]) -> Any:
+    """Follow a path in nested dictionaries; None where it ends early."""
+    for key in path:
+        if key not in tree:
+            return None
+        tree = tree[key]
+    return tree

@@ -1,0 +1,233 @@
+"""Rewards of one completion: text in, numbers out; never ids, never arrays.
+
+The reward is `sum over functions of weight * value`. The recipe has two, of equal weight: the
+format reward (+0.5 or -0.5) and the answer reward (+w or -w, with the balanced weight w of the
+data set and label). A user's own function is one more entry.
+
+Source: the CRPO paper (arXiv 2606.13176) and its reference implementation.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+from mental_r1_jax.errors import UserError
+from mental_r1_jax.text.stages import ParsedCompletion
+from mental_r1_jax.text.tokenizer import printable
+
+AnswerMatch = Literal["prefix", "exact"]
+
+
+@runtime_checkable
+class LabelledExample(Protocol):
+    """What a reward may know about the post: its data set and its gold label."""
+
+    @property
+    def set_name(self) -> str:
+        """Name of the data set."""
+
+    @property
+    def label(self) -> str:
+        """The gold label."""
+
+
+class RewardError(UserError):
+    """A reward function that cannot be loaded, raised, or returned something unusable."""
+
+
+@dataclass(frozen=True)
+class RewardFunction:
+    """One reward with its weight in the sum.
+
+    Attributes:
+        name: the name in the metrics.
+        weight: factor of its value in the total reward.
+        function: (completion, its parse, the example) -> value.
+    """
+
+    name: str
+    weight: float
+    function: Callable[[str, ParsedCompletion, LabelledExample], float]
+
+
+def format_reward(parsed: ParsedCompletion) -> float:
+    """Return +0.5 for a well-formed completion, else -0.5."""
+    return 0.5 if parsed.well_formed else -0.5
+
+
+def answer_is_right(answer: str | None, label: str, match: AnswerMatch = "prefix") -> bool:
+    """Return whether `answer` names `label`, ignoring case.
+
+    Args:
+        answer: the stripped answer, or None where there is none.
+        label: the gold label.
+        match: "prefix": the answer starts with the label and no word character follows it, so
+            "Yes, clearly" is right for "Yes" and "Yesterday" is not; "exact": it is the label.
+    """
+    if answer is None:
+        return False
+    label_here = re.compile(re.escape(label), re.IGNORECASE)
+    if match == "exact":
+        return label_here.fullmatch(answer) is not None
+    return re.compile(label_here.pattern + r"(?!\w)", re.IGNORECASE).match(answer) is not None
+
+
+def match_label(
+    answer: str | None, labels: Sequence[str], match: AnswerMatch = "prefix"
+) -> str | None:
+    """Return which of `labels` the answer names, the longest if several, or None."""
+    named = [label for label in labels if answer_is_right(answer, label, match)]
+    return max(named, key=len, default=None)
+
+
+def answer_reward(
+    parsed: ParsedCompletion, label: str, weight: float, match: AnswerMatch = "prefix"
+) -> float:
+    """Return +weight for the right answer, else -weight; the format need not hold."""
+    return weight if answer_is_right(parsed.answer, label, match) else -weight
+
+
+def balanced_weights(counts: Mapping[str, Mapping[str, int]]) -> dict[tuple[str, str], float]:
+    """Return the weight of every (data set d, label c): rare sets and rare labels weigh more.
+
+    `w(d, c) = sqrt(w_c * w_d)`, `w_d = (1/n_d) / mean_d'(1/n_d')`,
+    `w_c = (1/n_dc) / mean_c'(1/n_dc')`; n_d rows of the train split, n_dc of them with label c.
+    Labels without a row have no weight and do not count in the means.
+
+    Args:
+        counts: rows of the train split by data set and label.
+
+    Raises:
+        ValueError: a count is negative, or a data set has no row.
+    """
+    present = {
+        name: {label: n for label, n in labels.items() if n != 0} for name, labels in counts.items()
+    }
+    for name, labels in present.items():
+        if not labels or min(labels.values()) < 0:
+            raise ValueError(f"the label counts of {name!r} are {dict(counts[name])}: need rows")
+    set_weights = _inverse_weights({name: sum(labels.values()) for name, labels in present.items()})
+    return {
+        (name, label): math.sqrt(label_weight * set_weights[name])
+        for name, labels in present.items()
+        for label, label_weight in _inverse_weights(labels).items()
+    }
+
+
+def format_function(weight: float) -> RewardFunction:
+    """Return the format reward as an entry of the sum."""
+    return RewardFunction(
+        "format", weight, lambda completion, parsed, example: format_reward(parsed)
+    )
+
+
+def answer_function(
+    weight: float,
+    label_weights: Mapping[tuple[str, str], float] | None,
+    match: AnswerMatch = "prefix",
+) -> RewardFunction:
+    """Return the answer reward as an entry of the sum.
+
+    Args:
+        weight: its factor in the sum.
+        label_weights: w of every (data set, label), from `balanced_weights`; None: all are 1.
+        match: see `answer_is_right`.
+    """
+
+    def value(completion: str, parsed: ParsedCompletion, example: LabelledExample) -> float:
+        w = 1.0 if label_weights is None else label_weights[example.set_name, example.label]
+        return answer_reward(parsed, example.label, w, match)
+
+    return RewardFunction("answer", weight, value)
+
+
+def load_reward_function(path: str, weight: float = 1.0) -> RewardFunction:
+    """Return a user's reward `f(completion: str, example) -> float`, named by its path.
+
+    The function gets the completion as sampled, without the prefill, broken UTF-8 shown as U+FFFD.
+
+    Args:
+        path: "package.module:function".
+        weight: its factor in the sum.
+
+    Raises:
+        RewardError: it cannot be found; and at scoring, if it raises or its value is not finite.
+    """
+    user_function = _import_function(path)
+
+    def value(completion: str, parsed: ParsedCompletion, example: LabelledExample) -> float:
+        try:
+            result = user_function(printable(completion), example)
+        except Exception as error:
+            raise RewardError(
+                what=f"The reward function {path!r} raised on an example of {example.set_name!r}",
+                expected="a finite number for any completion",
+                got=f"{type(error).__name__}: {error}",
+                remedy="Make it return a number for every text, also for a malformed one.",
+            ) from error
+        return _finite(result, path, example)
+
+    return RewardFunction(path, weight, value)
+
+
+def score_completion(
+    functions: Iterable[RewardFunction],
+    completion: str,
+    parsed: ParsedCompletion,
+    example: LabelledExample,
+) -> dict[str, float]:
+    """Return the unweighted value of every reward function, by name."""
+    return {f.name: f.function(completion, parsed, example) for f in functions}
+
+
+def total_reward(functions: Iterable[RewardFunction], scores: Mapping[str, float]) -> float:
+    """Return `sum over functions of weight * value`."""
+    return math.fsum(f.weight * scores[f.name] for f in functions)
+
+
+def _inverse_weights(counts: Mapping[str, int]) -> dict[str, float]:
+    """`(1/n_k) / mean_k'(1/n_k')` for every k."""
+    mean = math.fsum(1 / n for n in counts.values()) / len(counts)
+    return {key: 1 / n / mean for key, n in counts.items()}
+
+
+def _import_function(path: str) -> Callable[[str, LabelledExample], object]:
+    """The function that "package.module:function" names."""
+    module_name, _, function_name = path.partition(":")
+    try:
+        if not module_name or not function_name:
+            raise ImportError("the path has no module or no function")
+        function = getattr(importlib.import_module(module_name), function_name)
+        if not callable(function):
+            raise TypeError(f"{function_name} is a {type(function).__name__}")
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise RewardError(
+            what=f"The reward function {path!r} cannot be loaded",
+            expected='"package.module:function", importable from where you run',
+            got=f"{type(error).__name__}: {error}",
+            remedy="Check the spelling, and that the package is installed or on PYTHONPATH.",
+        ) from error
+    imported: Callable[[str, LabelledExample], object] = function
+    return imported
+
+
+def _finite(result: object, path: str, example: LabelledExample) -> float:
+    """`result` as a float, or an error that names the function and the value."""
+    try:
+        value = float(result)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise RewardError(
+            what=f"The reward function {path!r} gave no finite number for an example of "
+            f"{example.set_name!r}",
+            expected="a finite number",
+            got=repr(result),
+            remedy="Make it return a float for every text, also for a malformed one.",
+        )
+    return value

@@ -1,0 +1,197 @@
+"""The formulas that the CRPO objective is made of, each on its own.
+
+All log-probabilities and entropies are in nats; every loss is dimensionless. Masked places are
+replaced before any `exp`: masking afterwards gives a finite loss with gradient 0 * inf = NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from mental_r1_jax.rl.masking import SumWeight, masked_mean, masked_sum, mean_over
+
+StageRule = Literal["tanh", "explicit", "off"]
+RatioLevel = Literal["token", "sequence"]
+KlEstimator = Literal["k1", "k2", "k3"]
+Aggregation = Literal["token", "sequence", "dr_grpo"]
+
+
+def stage_coefficients(
+    rule: StageRule,
+    scale: float = 0.06,
+    tau: float = 3.5,
+    explicit: Sequence[float] | None = None,
+    num_stages: int = 5,
+) -> tuple[float, ...]:
+    """Compute the entropy coefficient of every stage.
+
+        tanh:      beta_t = M * tanh(t - tau),  t = 1..num_stages
+        explicit:  as given
+        off:       all 0, which is GRPO
+
+    Args:
+        rule: which of the three.
+        scale: M, dimensionless.
+        tau: the stage at which exploring turns into deciding.
+        explicit: the coefficients of rule "explicit"; read by no other rule.
+        num_stages: number of stages.
+
+    Raises:
+        ValueError: if `explicit` does not have one coefficient a stage.
+
+    References:
+        Mental-R1 (arXiv 2606.13176); M = 0.06 and tau = 3.5 are its settings.
+    """
+    if rule == "tanh":
+        return tuple(scale * math.tanh(t - tau) for t in range(1, num_stages + 1))
+    if rule == "off":
+        return (0.0,) * num_stages
+    if explicit is None or len(explicit) != num_stages:
+        raise ValueError(
+            f"stage coefficients: rule 'explicit' expected {num_stages} numbers, got {explicit}; "
+            "give one a stage, in the order of the stages"
+        )
+    return tuple(float(coefficient) for coefficient in explicit)
+
+
+def probability_ratio(
+    logprobs: Float[Array, "B G C"],
+    old_logprobs: Float[Array, "B G C"] | None,
+    level: RatioLevel,
+    mask: Bool[Array, "B G C"],
+) -> Float[Array, "B G C"]:
+    """Compute how much likelier the policy makes the tokens than the policy that sampled them.
+
+        token:     r_i = exp(p_i - p_old_i)
+        sequence:  r_i = s = exp(mean_j(p_j - p_old_j)), the same for every token of a completion
+
+    The gradient flows through `logprobs` alone. Without `old_logprobs` the policy has not moved
+    since it sampled: the ratio is 1, its gradient that of the log-probs. Masked places hold 1
+    ("token") or `s` ("sequence"), with no gradient of their own.
+
+    References:
+        Schulman et al. 2017, "PPO" (token); Zheng et al. 2025, "GSPO" (sequence).
+    """
+    old = logprobs if old_logprobs is None else old_logprobs
+    log_ratio = jnp.where(mask, logprobs - jax.lax.stop_gradient(old), 0.0)
+    if level == "sequence":
+        mean = masked_mean(log_ratio, mask, axis=-1)
+        log_ratio = jnp.broadcast_to(mean[..., None], log_ratio.shape)
+    return jnp.exp(log_ratio)
+
+
+def clipped_surrogate(
+    ratio: Float[Array, "B G C"],
+    advantages: Float[Array, "B G"],
+    clip_epsilon_low: float,
+    clip_epsilon_high: float,
+    dual_clip: float | None = None,
+) -> Float[Array, "B G C"]:
+    """Compute the policy loss of every token, to be minimised.
+
+        l = -min(r A, clip(r, 1 - eps_low, 1 + eps_high) A)
+        with dual clip delta, where A < 0:  l = min(l, -delta A) = -max(min(...), delta A)
+
+    The clip takes the gradient from tokens that have moved far enough in the direction of their
+    advantage, and only from those: at A < 0 a ratio above the range keeps its gradient (the loss
+    grows with r), one below it has none. The dual clip bounds the former at `delta * |A|`.
+
+    References:
+        Schulman et al. 2017, "PPO", eq. 7; Ye et al. 2020, "Mastering complex control in MOBA games
+        with deep reinforcement learning" (dual clip). `dual_clip` is TRL's `delta`.
+    """
+    advantage = advantages[..., None]
+    unclipped = ratio * advantage
+    clipped = jnp.clip(ratio, 1.0 - clip_epsilon_low, 1.0 + clip_epsilon_high) * advantage
+    # A selection rather than `minimum`, which would split the gradient at the tie r = 1.
+    objective = jnp.where(clipped < unclipped, clipped, unclipped)
+    if dual_clip is not None:
+        floor = dual_clip * advantage
+        objective = jnp.where((advantage < 0) & (objective < floor), floor, objective)
+    return -objective
+
+
+def kl_penalty(
+    logprobs: Float[Array, "*tokens"],
+    ref_logprobs: Float[Array, "*tokens"],
+    estimator: KlEstimator,
+) -> Float[Array, "*tokens"]:
+    """Estimate KL(policy || reference) from the log-probs of sampled tokens, in nats.
+
+        k1 = p - q        k2 = (p - q)^2 / 2        k3 = exp(q - p) - (q - p) - 1
+
+    with p = policy and q = reference log-prob. Replace masked places before the call.
+
+    In expectation over the policy's own samples k1 and k3 have the *value* of
+    KL(policy || reference), k2 to second order. As losses, differentiated sample by sample, they
+    differ: the expected gradient of k1 is 0, that of k2 is the gradient of
+    KL(policy || reference), and that of k3 the gradient of the other direction,
+    KL(reference || policy); near equal policies the two directions agree. So k1 does not hold the
+    policy back at all: it is there to measure.
+
+    References:
+        Mental-R1 (arXiv 2606.13176) uses k3; Schulman 2020, "Approximating KL divergence".
+    """
+    log_ratio = jax.lax.stop_gradient(ref_logprobs) - logprobs
+    if estimator == "k1":
+        return -log_ratio
+    if estimator == "k2":
+        return 0.5 * jnp.square(log_ratio)
+    return jnp.expm1(log_ratio) - log_ratio
+
+
+def stage_entropy(
+    entropies: Float[Array, "B G C"], stage_mask: Bool[Array, "B G S C"]
+) -> tuple[Float[Array, "B G S"], Bool[Array, "B G S"]]:
+    """Average the token entropies over every stage of every completion.
+
+        h_tb = sum_i m_tbi H_bi / max(1, sum_i m_tbi)
+
+    Returns:
+        (means, present): `h_tb` in nats, 0 where the completion has no token of the stage, and
+        whether it has one.
+
+    References:
+        Mental-R1 (arXiv 2606.13176): `Hbar_t` is the mean of `h_tb` over the completions.
+    """
+    tokens = jnp.broadcast_to(entropies[:, :, None, :], stage_mask.shape)
+    return masked_mean(tokens, stage_mask, axis=-1), jnp.any(stage_mask, axis=-1)
+
+
+def aggregate(
+    per_token: Float[Array, "B G C"],
+    mask: Bool[Array, "B G C"],
+    how: Aggregation,
+    max_completion_length: int | None = None,
+) -> SumWeight:
+    """Turn values of tokens into the sum and the weight of one number.
+
+        token:     sum_bi m x / sum_bi m                     TRL "bnpo" (local) and "dapo" (global)
+        sequence:  mean_b( sum_i m x / max(1, sum_i m) )     TRL "grpo"
+        dr_grpo:   sum_bi m x / (completions * C)            TRL "dr_grpo", C = the length limit
+
+    A completion without a single counted token adds 0 to "sequence" and counts in its mean, as in
+    TRL. "token" weighs long completions more; "sequence" weighs the tokens of short ones more;
+    "dr_grpo" weighs all tokens alike and makes the size of the update depend on the lengths.
+
+    Raises:
+        ValueError: if "dr_grpo" comes without `max_completion_length`.
+
+    References:
+        Mental-R1 (arXiv 2606.13176) uses "token"; Liu et al. 2025, "Understanding R1-Zero-like
+        training" ("dr_grpo").
+    """
+    completions = jnp.float32(mask.shape[0] * mask.shape[1])
+    if how == "token":
+        return mean_over(per_token, mask)
+    if how == "sequence":
+        return SumWeight(sum=masked_mean(per_token, mask, axis=-1).sum(), weight=completions)
+    if max_completion_length is None:
+        raise ValueError("aggregate: 'dr_grpo' expected max_completion_length, got None")
+    return SumWeight(sum=masked_sum(per_token, mask), weight=completions * max_completion_length)

@@ -1,0 +1,157 @@
+"""Devices: the mesh, and one strict table from logical axes to mesh axes.
+
+The mesh has three axes. `data` holds copies of the model, `fsdp` cuts parameters and optimizer
+state and gathers a layer when it runs, `tensor` cuts heads, feed-forward width and vocabulary and
+keeps them cut. Batches are cut over `data` and `fsdp` together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from mental_r1_jax.errors import UserError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+# Logical axis of a parameter -> mesh axis that cuts it, or None: never cut.
+LOGICAL_RULES: dict[str, str | None] = {
+    "layers": None,
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "mlp": "tensor",
+    "norm": None,
+}
+
+# Axes that stay whole where the mesh axis does not divide them, whatever the size of the parameter:
+# models have few key/value heads, and copies of those are the usual price of a wide `tensor` axis.
+MAY_STAY_WHOLE = frozenset({"kv_heads"})
+
+# Number of elements from which a parameter must be cut when the mesh cuts parameters at all.
+LARGE_PARAMETER = 1_000_000
+
+
+def make_mesh(
+    data: int | None, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """Arrange devices as ``data x fsdp x tensor``.
+
+    Args:
+        data: number of model copies; None takes as many as the devices allow.
+        fsdp: ways in which parameters and optimizer state are cut.
+        tensor: ways in which heads, feed-forward width and vocabulary are cut.
+        devices: all of the process group's devices when None.
+
+    Raises:
+        UserError: the product of the sizes is not the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    model = fsdp * tensor
+    copies = len(devices) // model if data is None else data
+    if min(copies, fsdp, tensor) < 1 or copies * model != len(devices):
+        raise UserError(
+            what="the mesh does not fit the devices",
+            expected=f"data * fsdp * tensor = {len(devices)} (the number of devices)",
+            got=f"data={data}, fsdp={fsdp}, tensor={tensor}",
+            remedy="change the mesh section of the config; data: null takes what is left",
+        )
+    auto = (AxisType.Auto,) * len(MESH_AXES)
+    return jax.make_mesh((copies, fsdp, tensor), MESH_AXES, axis_types=auto, devices=devices)
+
+
+def logical_to_sharding(mesh: Mesh, logical_axes: Sequence[str | None]) -> NamedSharding:
+    """Return the sharding of an array whose dimensions have these logical names (None: whole).
+
+    Raises:
+        ValueError: a name that `LOGICAL_RULES` does not know, or one mesh axis used twice.
+    """
+    unknown = [name for name in logical_axes if name is not None and name not in LOGICAL_RULES]
+    if unknown:
+        raise ValueError(
+            f"unknown logical axes {unknown} in {tuple(logical_axes)}: expected names of"
+            f" {sorted(LOGICAL_RULES)}; declare new axes in sharding.LOGICAL_RULES"
+        )
+    spec = [None if name is None else LOGICAL_RULES[name] for name in logical_axes]
+    used = [axis for axis in spec if axis is not None]
+    if len(set(used)) != len(used):
+        raise ValueError(
+            f"logical axes {tuple(logical_axes)} cut two dimensions over one mesh axis: {spec};"
+            " expected each mesh axis at most once"
+        )
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def param_shardings(
+    mesh: Mesh, shapes: PyTree[jax.ShapeDtypeStruct], logical_axes: PyTree[tuple[str, ...]]
+) -> PyTree[NamedSharding]:
+    """Return the sharding of every parameter.
+
+    A dimension that its mesh axis does not divide stays whole in a small parameter, and in a large
+    one if it is listed in `MAY_STAY_WHOLE`; elsewhere it is an error.
+
+    Args:
+        mesh: from `make_mesh`.
+        shapes: the parameters, or anything with their shapes.
+        logical_axes: for every parameter the names of its dimensions.
+
+    Raises:
+        UserError: lists every large parameter that the mesh cannot cut, with the reason.
+        ValueError: an unknown logical axis.
+    """
+    problems: list[str] = []
+
+    def fit(path: Any, leaf: Any, axes: tuple[str, ...]) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return _fit(mesh, name, leaf, axes, problems)
+
+    shardings = jax.tree_util.tree_map_with_path(fit, shapes, logical_axes)
+    if problems:
+        raise UserError(
+            what=f"{len(problems)} parameter(s) cannot be cut over the mesh {dict(mesh.shape)}",
+            expected="dimensions that are multiples of their mesh axis",
+            got="\n" + "\n".join(f"  - {problem}" for problem in problems),
+            remedy="choose mesh.fsdp and mesh.tensor that divide the model's dimensions",
+        )
+    return shardings
+
+
+def batch_sharding(mesh: Mesh, ndim: int) -> NamedSharding:
+    """Return the sharding of a batch: axis 0 over `data` and `fsdp` together, the rest whole."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES, *(None,) * (ndim - 1)))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def _fit(
+    mesh: Mesh, name: str, leaf: Any, axes: Sequence[str], problems: list[str]
+) -> NamedSharding:
+    """Sharding of one parameter; what cannot be cut although it must be goes to `problems`."""
+    shape = tuple(leaf.shape)
+    if len(axes) != len(shape):
+        raise ValueError(f"{name}: {len(axes)} logical axes {tuple(axes)} for shape {shape}")
+    wanted = logical_to_sharding(mesh, axes).spec
+    large = math.prod(shape) >= LARGE_PARAMETER
+    spec: list[str | None] = []
+    for size, axis, logical in zip(shape, wanted, axes, strict=True):
+        fits = axis is None or size % mesh.shape[axis] == 0
+        spec.append(axis if fits else None)
+        if not fits and large and logical not in MAY_STAY_WHOLE:
+            ways = f"{axis}={mesh.shape[axis]}"
+            problems.append(f"{name} {shape}: {logical}={size} is not a multiple of {ways}")
+    cut = np.prod([mesh.shape[axis] for axis in spec if axis is not None], dtype=int)
+    if large and cut == 1 and mesh.shape["fsdp"] * mesh.shape["tensor"] > 1:
+        problems.append(f"{name} {shape}: {math.prod(shape):,} elements, and nothing cuts it")
+    return NamedSharding(mesh, PartitionSpec(*spec))

@@ -1,0 +1,1 @@
+"""Strings only: the five-stage grammar, chat prompts, and the tokenizer with its byte offsets."""

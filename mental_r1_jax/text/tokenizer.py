@@ -1,0 +1,240 @@
+"""Token ids to text and back, with the exact bytes of every id.
+
+A sampled id may hold part of a character, and decoding followed by encoding is not the identity.
+So the stage masks never re-tokenise: each id is known by its bytes, a completion is their
+concatenation, and the offsets of the *sampled* ids are running sums of byte lengths.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from mental_r1_jax.errors import UserError
+
+_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+# Surrogates that no broken byte stands behind (surrogateescape makes only U+DC80 to U+DCFF).
+_OTHER_SURROGATES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+
+
+@dataclass(frozen=True)
+class DecodedCompletion:
+    """The text of a sequence of ids, and where each id lies in it.
+
+    Attributes:
+        text: the bytes of the ids, decoded with "surrogateescape": broken UTF-8 survives as lone
+            surrogates, so encoding the text the same way gives back exactly the same bytes.
+        offsets: id i covers bytes offsets[i] to offsets[i + 1] of the text so encoded; special
+            tokens cover none.
+    """
+
+    text: str
+    offsets: Int[np.ndarray, " n_plus_1"]
+
+
+@dataclass(frozen=True, eq=False)  # compared by identity, so that it can key a cache
+class Tokenizer:
+    """A fast Hugging Face tokenizer with the exact bytes of every id.
+
+    Attributes:
+        hf: the tokenizer itself.
+        vocab_size: number of ids (the largest plus one), added tokens included.
+        eos_ids: every id that ends a completion, ascending.
+        pad_id: the id that fills padding; masks never depend on it.
+        token_bytes: the bytes of every id; b"" for special tokens and unused ids.
+    """
+
+    hf: PreTrainedTokenizerBase
+    vocab_size: int
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    token_bytes: tuple[bytes, ...]
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`; tokens written in it are recognised, none is added."""
+        ids: list[int] = self.hf.encode(text, add_special_tokens=False)
+        return ids
+
+    def decode(self, ids: Sequence[int | np.integer] | Int[np.ndarray, " n"]) -> DecodedCompletion:
+        """Return text and byte offsets of `ids`.
+
+        Ids beyond the vocabulary are empty: models often pad their vocabulary, and such an id can
+        be sampled. Unlike Hugging Face, no leading space is stripped, because a completion
+        continues a prompt.
+
+        Raises:
+            ValueError: an id is negative.
+        """
+        pieces = [self._bytes_of(int(i)) for i in ids]
+        offsets = np.cumsum([0, *map(len, pieces)], dtype=np.int64)
+        return DecodedCompletion(b"".join(pieces).decode("utf-8", "surrogateescape"), offsets)
+
+    def _bytes_of(self, token_id: int) -> bytes:
+        if token_id < 0:
+            raise ValueError(f"{token_id=} is negative; cut the padding off before decoding")
+        return self.token_bytes[token_id] if token_id < self.vocab_size else b""
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Load the tokenizer of a Hugging Face model folder, without network and without its code.
+
+    Raises:
+        UserError: no folder, no fast tokenizer in it, an unsupported kind, or no EOS token.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(
+            what=f"There is no model folder {str(folder)!r}",
+            expected="a folder with tokenizer.json",
+            got="no such folder",
+            remedy="Give the path of a Hugging Face model folder.",
+        )
+    try:
+        hf = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(
+            what=f"The tokenizer of {str(folder)!r} cannot be loaded",
+            expected="tokenizer.json of a fast tokenizer that needs no code of its own",
+            got=f"{type(error).__name__}: {error}",
+            remedy="Copy the tokenizer files of the model into the folder.",
+        ) from error
+    return wrap_tokenizer(hf, _generation_eos_ids(folder / "generation_config.json"))
+
+
+def wrap_tokenizer(
+    hf: PreTrainedTokenizerBase, generation_eos_ids: Sequence[int] = ()
+) -> Tokenizer:
+    """Wrap a Hugging Face tokenizer; `generation_eos_ids` join its own EOS token.
+
+    Raises:
+        UserError: it is not a fast tokenizer, of an unsupported kind, or has no EOS token.
+    """
+    if not hf.is_fast:
+        raise UserError(
+            what="The tokenizer is a slow one",
+            expected="a fast tokenizer (tokenizer.json)",
+            got=type(hf).__name__,
+            remedy="Convert it: load it with transformers and save it with save_pretrained.",
+        )
+    own = () if hf.eos_token_id is None else (hf.eos_token_id,)
+    eos_ids = tuple(sorted({*own, *generation_eos_ids}))
+    if not eos_ids:
+        raise UserError(
+            what="The tokenizer has no end-of-sequence token",
+            expected="eos_token in tokenizer_config.json or eos_token_id in generation_config.json",
+            got="neither",
+            remedy="Name the token that ends the assistant's turn in one of them.",
+        )
+    token_bytes = _token_bytes(hf)
+    return Tokenizer(
+        hf=hf,
+        vocab_size=len(token_bytes),
+        eos_ids=eos_ids,
+        pad_id=eos_ids[0] if hf.pad_token_id is None else hf.pad_token_id,
+        token_bytes=token_bytes,
+    )
+
+
+def printable(text: str) -> str:
+    """Return `text` with broken UTF-8 (lone surrogates) shown as U+FFFD."""
+    escaped = _OTHER_SURROGATES.sub("\ufffd", text)
+    return escaped.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def byte_spans(
+    text: str, char_spans: Sequence[tuple[int, int] | None]
+) -> tuple[tuple[int, int] | None, ...]:
+    """Turn character spans of a decoded text into byte spans; None stays None."""
+
+    def byte_offset(index: int) -> int:
+        return len(text[:index].encode("utf-8", "surrogateescape"))
+
+    return tuple(
+        None if span is None else (byte_offset(span[0]), byte_offset(span[1]))
+        for span in char_spans
+    )
+
+
+def _generation_eos_ids(file: Path) -> tuple[int, ...]:
+    """The EOS ids that generation_config.json names: none, one or a list."""
+    if not file.is_file():
+        return ()
+    try:
+        eos = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+        raise UserError(
+            what=f"{str(file)!r} cannot be read",
+            expected="a JSON object",
+            got=str(error),
+            remedy="Mend the file or remove it.",
+        ) from error
+    ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
+    return tuple(int(i) for i in ids)
+
+
+def _token_bytes(hf: PreTrainedTokenizerBase) -> tuple[bytes, ...]:
+    """The exact bytes of every id, by the kind of the tokenizer's decoder."""
+    decoder = json.loads(hf.backend_tokenizer.to_str())["decoder"]
+    steps = _decoder_steps(decoder)
+    added = hf.added_tokens_decoder
+    vocabulary = {i: t for t, i in hf.get_vocab().items() if i not in added}
+    if "ByteLevel" in steps:
+        char_to_byte = _byte_level_alphabet()
+        pieces = {i: _byte_level_bytes(token, char_to_byte) for i, token in vocabulary.items()}
+    elif "Metaspace" in steps or {"Replace", "ByteFallback"} <= steps:
+        fallback = "ByteFallback" in steps
+        pieces = {i: _sentencepiece_bytes(t, fallback) for i, t in vocabulary.items()}
+    else:
+        raise UserError(
+            what="The kind of this tokenizer is not supported",
+            expected="byte-level BPE or SentencePiece, whose ids have exact bytes",
+            got=f"a decoder of {sorted(steps)}",
+            remedy="Use a model of the Llama, Qwen or Mistral families.",
+        )
+    for i, token in added.items():
+        pieces[i] = b"" if token.special else token.content.encode("utf-8")
+    # Not len(hf): some vocabularies leave ids unused, so the largest id exceeds their number.
+    return tuple(pieces.get(i, b"") for i in range(max(pieces, default=-1) + 1))
+
+
+def _decoder_steps(decoder: dict[str, object] | None) -> set[str]:
+    """Names of the steps of a `tokenizers` decoder, sequences opened."""
+    if decoder is None:
+        return set()
+    if decoder["type"] != "Sequence":
+        return {str(decoder["type"])}
+    inner = decoder["decoders"]
+    assert isinstance(inner, list)
+    return {step for part in inner for step in _decoder_steps(part)}
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """The printable stand-in of every byte in byte-level BPE.
+
+    Printable Latin-1 bytes stand for themselves, the others for U+0100 and up, in order.
+    """
+    itself = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    shifted = [byte for byte in range(256) if byte not in set(itself)]
+    return {chr(byte): byte for byte in itself} | {
+        chr(0x100 + index): byte for index, byte in enumerate(shifted)
+    }
+
+
+def _byte_level_bytes(token: str, char_to_byte: dict[str, int]) -> bytes:
+    """Bytes of a byte-level token; one outside the alphabet stands for itself, as in decoding."""
+    if all(char in char_to_byte for char in token):
+        return bytes(char_to_byte[char] for char in token)
+    return token.encode("utf-8")
+
+
+def _sentencepiece_bytes(token: str, fallback: bool) -> bytes:
+    """Bytes of a SentencePiece token: a fallback byte, or text with "▁" for the space."""
+    byte = _BYTE_PIECE.fullmatch(token) if fallback else None
+    return bytes([int(byte[1], 16)]) if byte else token.replace("▁", " ").encode("utf-8")

@@ -1,0 +1,1 @@
+"""The optimizer, the pure train step, checkpoints and metrics."""

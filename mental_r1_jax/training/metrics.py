@@ -1,0 +1,281 @@
+"""From the metrics of a step to numbers in files: JSONL always, TensorBoard and W&B on request.
+
+`metrics.jsonl` holds one object a line, `{"step": 3, "reward": 0.25, ...}`. JSON has no numbers
+that are not finite, and hiding them would show a broken run as a clean curve, so they are written
+as the strings "NaN", "Infinity" and "-Infinity"; `read_metrics` turns them back into floats.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+
+from mental_r1_jax.errors import UserError
+from mental_r1_jax.rl.masking import Max, Metric, Min, Sum, SumWeight
+
+METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+
+# What a metric may be: a reduction type of rl/masking.py, or a plain scalar.
+Scalar = Metric | jax.Array | np.ndarray | np.generic | float | int
+
+
+def scalars(metrics: Mapping[str, Scalar]) -> dict[str, float]:
+    """Bring all metrics to the host in one transfer and reduce each to one float.
+
+    NaN and infinities stay what they are; a mean over nothing (weight 0) is NaN.
+
+    Raises:
+        ValueError: a metric is an array of more than one element.
+    """
+    return {name: _number(name, metric) for name, metric in jax.device_get(dict(metrics)).items()}
+
+
+def _number(name: str, metric: Any) -> float:
+    # Plain floats rather than `metric.value`, which would send the numbers to the device again.
+    match metric:
+        case SumWeight():
+            weight = float(metric.weight)
+            return float(metric.sum) / weight if weight else math.nan
+        case Sum():
+            metric = metric.total
+        case Max():
+            metric = metric.maximum
+        case Min():
+            metric = metric.minimum
+    if np.size(metric) != 1:
+        raise ValueError(f"metric {name!r}: expected one number, got shape {np.shape(metric)}")
+    return float(np.asarray(metric).reshape(()))
+
+
+class JsonlWriter:
+    """Appends one JSON object a line, flushed at once; a line torn by a crash is mended first."""
+
+    def __init__(self, path: Path) -> None:
+        """Open `path` for appending."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _mend_last_line(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
+        """Append the line of one step."""
+        self._file.write(_encode(step, metrics) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class TensorboardWriter:
+    """Writes TensorBoard event files; those of earlier files from `first_step` on are disowned."""
+
+    def __init__(self, folder: Path, *, first_step: int) -> None:
+        """Start a new event file in `folder`."""
+        # Imported here so that runs without TensorBoard do not pay for it.
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=first_step)
+
+    def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
+        """Add one scalar event a metric."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        self._writer.close()
+
+
+class WandbWriter:
+    """Sends metrics and the config to Weights & Biases; a resumed run continues the same curve."""
+
+    def __init__(self, folder: Path, *, project: str, config: Mapping[str, Any]) -> None:
+        """Start the run, or go on with the one whose id `folder` keeps.
+
+        Raises:
+            UserError: the package is missing.
+        """
+        try:
+            import wandb
+        except ImportError:
+            raise UserError(
+                what="run.wandb_project is set but Weights & Biases is not installed",
+                expected="the package `wandb`",
+                got="no such package in this environment",
+                remedy="pip install 'mental-r1-jax[wandb]', or set run.wandb_project=null",
+            ) from None
+        id_file = folder / "wandb_id.txt"
+        if not id_file.exists():
+            id_file.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
+        self._run = wandb.init(
+            project=project,
+            id=id_file.read_text(encoding="utf-8").strip(),
+            resume="allow",
+            dir=str(folder),
+            config=dict(config),
+        )
+
+    def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
+        """Log the metrics of one step."""
+        self._run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()
+
+
+MetricsWriter = JsonlWriter | TensorboardWriter | WandbWriter
+
+
+class Writers:
+    """Several writers as one; a context manager that closes them all."""
+
+    def __init__(self, writers: Sequence[MetricsWriter]) -> None:
+        """Own `writers` from now on."""
+        self._writers = tuple(writers)
+
+    def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
+        """Record the numbers of one step everywhere."""
+        for writer in self._writers:
+            writer.write(step, metrics)
+
+    def close(self) -> None:
+        """Close every writer."""
+        for writer in self._writers:
+            writer.close()
+
+    def __enter__(self) -> Writers:
+        """Nothing to do: they are open."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close every writer."""
+        self.close()
+
+
+def open_writers(
+    folder: Path, *, tensorboard: bool, wandb_project: str | None, config: Mapping[str, Any]
+) -> Writers:
+    """Open `folder/metrics.jsonl` and the optional trackers.
+
+    To resume at a step, call `truncate_after(folder / METRICS_FILE, step)` first.
+
+    Args:
+        config: the resolved config; only W&B stores it.
+
+    Raises:
+        UserError: a tracker is asked for and its package is missing; nothing is left open.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # The tracker that may be refused comes first, so that nothing else is open by then.
+    trackers: list[MetricsWriter] = []
+    if wandb_project is not None:
+        trackers.append(WandbWriter(folder, project=wandb_project, config=config))
+    jsonl = JsonlWriter(folder / METRICS_FILE)
+    if tensorboard:
+        done = last_step(folder / METRICS_FILE)
+        first_step = 0 if done is None else done + 1
+        trackers.append(TensorboardWriter(folder / TENSORBOARD_FOLDER, first_step=first_step))
+    return Writers([jsonl, *trackers])
+
+
+def truncate_after(path: Path, step: int) -> None:
+    """Cut off the lines of steps after `step`, so that a resumed run writes them once.
+
+    Afterwards the file equals that of an uninterrupted run up to `step`. A missing file is fine.
+
+    Raises:
+        UserError: a line inside the file is not a metrics line.
+    """
+    if not path.exists():
+        return
+    _mend_last_line(path)
+    text = path.read_text(encoding="utf-8")
+    kept = [
+        line
+        for number, line in enumerate(text.splitlines(keepends=True), start=1)
+        if _decode(line, path, number)["step"] <= step
+    ]
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_metrics(path: Path) -> list[dict[str, float | int]]:
+    """Read `metrics.jsonl` back, one dict a line; `step` is an int, all else floats.
+
+    Raises:
+        UserError: a line is not a metrics line.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [_decode(line, path, number) for number, line in enumerate(lines, start=1)]
+
+
+def last_step(path: Path) -> int | None:
+    """The largest step in `metrics.jsonl`, or None when it holds none."""
+    if not path.exists():
+        return None
+    return max((int(line["step"]) for line in read_metrics(path)), default=None)
+
+
+def _encode(step: int, metrics: Mapping[str, float | int]) -> str:
+    line = {"step": step} | {name: _encode_number(value) for name, value in metrics.items()}
+    return json.dumps(line, allow_nan=False)
+
+
+def _encode_number(value: float | int) -> float | str:
+    if math.isfinite(value):
+        return float(value)
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _decode(line: str, path: Path, number: int) -> dict[str, Any]:
+    try:
+        values = json.loads(line)
+        return {
+            name: float(value) if isinstance(value, str) else value
+            for name, value in (values | {"step": int(values["step"])}).items()
+        }
+    except (ValueError, TypeError, KeyError):
+        raise UserError(
+            what=f"{path.name}, line {number}: not a metrics line",
+            expected='a JSON object of numbers with a "step"',
+            got=repr(line.strip()[:80]),
+            remedy="delete that line, or move the file away to start a new one",
+        ) from None
+
+
+def _mend_last_line(path: Path) -> None:
+    """End the file with a whole line: complete a last line without newline, or cut a torn one."""
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    content = path.read_bytes()
+    if content.endswith(b"\n"):
+        return
+    head, newline, tail = content.rpartition(b"\n")
+    try:
+        whole = isinstance(json.loads(tail), dict)
+    except ValueError:
+        whole = False
+    with path.open("r+b") as file:
+        if whole:
+            file.seek(0, os.SEEK_END)
+            file.write(b"\n")
+        else:
+            file.truncate(len(head) + len(newline))

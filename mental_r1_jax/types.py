@@ -1,0 +1,102 @@
+"""Array containers that travel between the parts, and the glossary of their axes.
+
+Axes
+    B  prompts of one step            G  completions of one prompt (the group)
+    P  prompt tokens                  C  completion tokens
+    S  reasoning stages (5)           V  vocabulary
+    D  model width                    L  layers
+    H  query heads                    K  key/value heads
+
+Sequences are padded on the right. A mask is true where a token is real; it is made from lengths,
+never from token ids, so a sampled pad or a pad that equals the EOS token stays a real token.
+"""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+from jaxtyping import Bool, Float, Int
+
+
+@flax.struct.dataclass
+class PromptBatch:
+    """Tokenized prompts.
+
+    Attributes:
+        prompt_ids: token ids, padded on the right.
+        prompt_mask: true on real tokens; every row has at least one.
+        prompt_index: position of the prompt in the global step, the source of its random numbers.
+    """
+
+    prompt_ids: Int[jax.Array, "B P"]
+    prompt_mask: Bool[jax.Array, "B P"]
+    prompt_index: Int[jax.Array, " B"]
+
+
+@flax.struct.dataclass
+class Completions:
+    """What the sampler returns for a `PromptBatch`.
+
+    Attributes:
+        completion_ids: sampled ids, including the EOS token that ended a completion.
+        completion_mask: true on sampled tokens, EOS included.
+        sampler_logprobs: log-probability (nats) of each token under the distribution it was drawn
+            from, that is, after temperature, top-k and top-p.
+        decode_logprobs: the same before top-k and top-p, as the decoding pass computed it; the
+            training pass must find these numbers again up to rounding.
+        finished: true where the completion ended by itself, false where it hit the length limit.
+    """
+
+    completion_ids: Int[jax.Array, "B G C"]
+    completion_mask: Bool[jax.Array, "B G C"]
+    sampler_logprobs: Float[jax.Array, "B G C"]
+    decode_logprobs: Float[jax.Array, "B G C"]
+    finished: Bool[jax.Array, "B G"]
+
+
+@flax.struct.dataclass
+class Batch:
+    """One step of training data: everything `train_step` needs, and nothing about text.
+
+    Attributes:
+        prompt_ids: see `PromptBatch`.
+        prompt_mask: see `PromptBatch`.
+        completion_ids: see `Completions`.
+        completion_mask: tokens that count in the loss (sampled tokens, EOS included).
+        stage_mask: true where a token lies wholly inside a stage's content; spans of malformed text
+            may overlap, so every stage has a mask of its own.
+        rewards: weighted sum of the reward functions.
+        sampler_logprobs: see `Completions`; only metrics read it.
+        decode_logprobs: see `Completions`; only metrics read it.
+        old_logprobs: log-probs (nats) of the policy that sampled, or None when the policy has not
+            moved since (one update a rollout), where the ratio is identically 1.
+        ref_logprobs: log-probs (nats) of the frozen reference policy, or None when `kl_coef` is 0.
+    """
+
+    prompt_ids: Int[jax.Array, "B P"]
+    prompt_mask: Bool[jax.Array, "B P"]
+    completion_ids: Int[jax.Array, "B G C"]
+    completion_mask: Bool[jax.Array, "B G C"]
+    stage_mask: Bool[jax.Array, "B G S C"]
+    rewards: Float[jax.Array, "B G"]
+    sampler_logprobs: Float[jax.Array, "B G C"]
+    decode_logprobs: Float[jax.Array, "B G C"]
+    old_logprobs: Float[jax.Array, "B G C"] | None = None
+    ref_logprobs: Float[jax.Array, "B G C"] | None = None
+
+
+@flax.struct.dataclass
+class TraceBatch:
+    """Supervised traces: one completion a prompt, so G = 1.
+
+    Attributes:
+        prompt_ids: see `PromptBatch`.
+        prompt_mask: see `PromptBatch`.
+        completion_ids: tokens of the trace, EOS included.
+        completion_mask: true on the tokens of the trace.
+    """
+
+    prompt_ids: Int[jax.Array, "B P"]
+    prompt_mask: Bool[jax.Array, "B P"]
+    completion_ids: Int[jax.Array, "B 1 C"]
+    completion_mask: Bool[jax.Array, "B 1 C"]

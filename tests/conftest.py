@@ -1,0 +1,51 @@
+"""Switches of the whole suite: strict shapes, strict types, eight virtual CPU devices, no network.
+
+Everything here has to happen before JAX starts a backend and before the package is imported, so
+it stands at module level.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from pathlib import Path
+
+import hypothesis
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "highest")
+
+# `mental_r1_jax.types` is left out: JAX also builds those containers of shapes and shardings.
+install_import_hook(
+    [
+        "mental_r1_jax.rl",
+        "mental_r1_jax.models",
+        "mental_r1_jax.rollout",
+        "mental_r1_jax.training",
+        "mental_r1_jax.text",
+        "mental_r1_jax.data",
+        "mental_r1_jax.evaluation",
+    ],
+    "beartype.beartype",
+)
+
+# The same examples on every run; no deadline, because the first example of a test may compile.
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """Return the folder of real models and data beside the project, or skip."""
+    folder = (Path(__file__).resolve().parents[1] / ".." / "shared").resolve()
+    if not folder.is_dir():
+        pytest.skip(f"needs the folder of real models and data beside the project: {folder}")
+    return folder

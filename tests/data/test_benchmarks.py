@@ -1,0 +1,88 @@
+"""Specs of the sets: names, labels, questions, and the errors of wrong ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from mental_r1_jax.config import CustomSet
+from mental_r1_jax.data.benchmarks import (
+    BENCHMARKS,
+    SYNTHETIC_SPECS,
+    BenchmarkSpec,
+    spec_for,
+)
+from mental_r1_jax.errors import UserError
+
+YES_NO = ("Yes", "No")
+
+# The paper's table, typed in again.
+PAPER = {
+    "DATD": YES_NO,
+    "RSD": ("Indicator", "Ideation", "Behavior", "Attempt"),
+    "DepSeverity": ("Minimum", "Mild", "Moderate", "Severe"),
+    "LT-EDI": ("Not depressed", "Moderately depressed", "Severely depressed"),
+    "SDCNL": YES_NO,
+    "Dreaddit": YES_NO,
+    "FIG": YES_NO,
+    "LID": ("[1-2]", "[2-3]", "[3-4]", "[4-5]"),
+}
+
+
+def test_benchmarks_are_the_papers_eight() -> None:
+    assert {name: spec.labels for name, spec in BENCHMARKS.items()} == PAPER
+    dev = {name for name, spec in BENCHMARKS.items() if spec.validation_file == "dev"}
+    assert dev == {"FIG", "LID", "LT-EDI"}
+
+
+@pytest.mark.parametrize("spec", [*BENCHMARKS.values(), *SYNTHETIC_SPECS.values()])
+def test_question_lists_every_label_and_ends_open(spec: BenchmarkSpec) -> None:
+    assert spec.question is not None
+    assert spec.question.endswith("\nStatement: ")
+    lines = spec.question.splitlines()
+    assert [line for line in lines if line.startswith("* ")] == [f"* {x}" for x in spec.labels]
+
+
+def test_synthetic_sets_say_so_and_cover_2_3_4_and_9_classes() -> None:
+    assert all(name.endswith("-Synthetic") for name in SYNTHETIC_SPECS)
+    assert sorted(len(spec.labels) for spec in SYNTHETIC_SPECS.values()) == [2, 3, 4, 9]
+
+
+def test_custom_set_from_the_recipe() -> None:
+    custom = {
+        "Mine": CustomSet(labels=("A", "B"), question="Which one?", validation_file="dev"),
+        "Bare": CustomSet(labels=("A", "B")),
+        "Whole": CustomSet(labels=("A", "B"), question="A or B?\nStatement: "),
+        "RSD": CustomSet(labels=("Low", "High")),
+    }
+    mine = spec_for("Mine", custom)
+    assert mine.validation_file == "dev"
+    assert mine.question is not None
+    assert mine.question.startswith("Which one?\n")
+    assert mine.question.endswith("\n* A\n* B\nStatement: ")
+    assert spec_for("Bare", custom).question is None
+    assert spec_for("Whole", custom).question == "A or B?\nStatement: "
+    assert spec_for("RSD", custom).labels == ("Low", "High")
+    assert spec_for("RSD").labels == PAPER["RSD"]
+
+
+def test_unknown_set_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="Did you mean 'Dreaddit'"):
+        spec_for("Dreadit")
+
+
+@pytest.mark.parametrize(
+    "labels", [("Yes",), ("Yes", "yes"), ("Not", "Not depressed"), ("Yes", ""), ("Yes", " No")]
+)
+def test_labels_that_an_answer_could_confuse_are_refused(labels: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match="cannot be told apart"):
+        BenchmarkSpec("X", "", labels, "Q")
+
+
+def test_labels_that_only_look_alike_are_accepted() -> None:
+    BenchmarkSpec("X", "", ("Work", "Workload", "[1-2]", "[1-3]"), "Q")
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a b", ".hidden", "a/b"])
+def test_names_that_are_no_folder_names_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match="folder name"):
+        BenchmarkSpec(name, "", YES_NO, "Q")

@@ -1,0 +1,122 @@
+"""`mental-r1 data`: everything reported, nothing built on error, the right numbers in the table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from mental_r1_jax.config import CustomSet, ExperimentConfig
+from mental_r1_jax.data.loading import load_examples
+from mental_r1_jax.data.records import Example
+from mental_r1_jax.errors import UserError
+from mental_r1_jax.jobs.data import run, token_lengths
+from mental_r1_jax.text.prompts import system_instruction
+from mental_r1_jax.text.stages import GRAMMAR
+from mental_r1_jax.text.tokenizer import load_tokenizer
+from tests.data.folders import MOOD, csv_text, made_up_rows, write_set
+
+TEMPLATE = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer without merges: one token for every byte, so that lengths can be counted."""
+    folder = tmp_path_factory.mktemp("model")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {character: i for i, character in enumerate([*alphabet, "<|end|>"])}
+    raw = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = decoders.ByteLevel()
+    hf = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|end|>", pad_token="<|end|>")
+    hf.chat_template = TEMPLATE
+    hf.save_pretrained(folder)
+    return folder
+
+
+def recipe(tmp_path: Path, model: str, **rollout) -> ExperimentConfig:
+    """A recipe over the made-up set Mood."""
+    return ExperimentConfig(
+        model={"path": model},
+        data={
+            "root": tmp_path / "csv",
+            "sets": ("Mood",),
+            "custom_sets": {"Mood": CustomSet(labels=MOOD.labels)},
+            "tfds_dir": tmp_path / "tfds",
+        },
+        run={"output_dir": tmp_path / "run"},
+        rollout=rollout,
+    )
+
+
+def test_table_of_a_valid_set(
+    tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_set(tmp_path / "csv", count=7)
+    config = recipe(tmp_path, str(model_folder), max_prompt_length=4096)
+    assert run(config) == 0
+    output = capsys.readouterr().out
+    (row,) = [line for line in output.splitlines() if "train" in line and "Mood" in line]
+    assert "Calm 3, Upset 2, [3-4] 2" in row
+    lengths = sorted(len(text.encode()) for text, _, _ in made_up_rows("train", 7))
+    cells = [cell.strip() for cell in row.strip("│┃ ").split("│")]
+    assert cells[-5:] == [str(n) for n in (lengths[3], lengths[6], lengths[6], lengths[6], 0)]
+    assert len(load_examples(config, "train")["Mood"]) == 7
+
+
+def test_truncated_posts_are_those_that_do_not_fit(model_folder: Path) -> None:
+    question = "Which mood?\nStatement: "
+    frame = f"{system_instruction()}\n{question}\n{GRAMMAR.prefill}"
+    posts = [
+        Example("Mood", "train", i, "x" * length, "Calm", question)
+        for i, length in enumerate((10, 20, 21, 30))
+    ]
+    measured = token_lengths(load_tokenizer(model_folder), posts, len(frame.encode()) + 20)
+    assert measured.truncated == 2
+    assert measured.percentiles == (21, 30, 30, 30)
+
+
+def test_all_problems_are_printed_and_nothing_is_built(
+    tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = made_up_rows("train", 6)
+    bad = csv_text([*rows, ("tea", "[bold]", "Q"), ("", "Calm", "Q"), rows[0], ("x", "Calm", "Q")])
+    folder = write_set(tmp_path / "csv", {"train": bad, "test": b"caf\xe9"})
+    with pytest.raises(UserError) as caught:
+        run(recipe(tmp_path, str(model_folder)))
+    output = capsys.readouterr().out
+    lines = [line for line in output.splitlines() if line.startswith(("error: ", "warning: "))]
+    file = folder / "train_clean.csv"
+    # After the header six rows of five lines, one of them with a text of two: the next is at 33.
+    assert f"error: {file}:33 [label] unknown label: got '[bold]'; expected one of" in output
+    assert f"error: {file}:34 [text] empty text" in output
+    assert f"error: {folder / 'test_clean.csv'}:1 not UTF-8" in output
+    assert f"warning: {file}:35 [text] repeated in split" in output
+    assert f"warning: {file}:40 [text] absurd length" in output
+    assert len(lines) == 2 + 2 + 1 + 3  # warnings, rows, the byte, and the columns test lacks
+    assert "1 unknown label" in str(caught.value)
+    assert not (tmp_path / "tfds").exists()
+
+
+def test_without_a_tokenizer_the_table_has_no_token_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_set(tmp_path / "csv")
+    assert run(recipe(tmp_path, "no/such-model")) == 0
+    output = capsys.readouterr().out
+    assert "No token counts" in output
+    assert "no/such-model" in output
+    assert "p50" not in output
+    assert "Calm 2" in output
+
+
+def test_run_folder_lends_its_tokenizer(
+    tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_set(tmp_path / "csv")
+    (tmp_path / "old_run").mkdir()
+    (tmp_path / "old_run" / "base_model").symlink_to(model_folder)
+    assert run(recipe(tmp_path, str(tmp_path / "old_run"), max_prompt_length=4096)) == 0
+    assert "p50" in capsys.readouterr().out

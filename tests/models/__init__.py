@@ -1,0 +1,1 @@
+"""Tests of the decoder, its attention, and the Hugging Face file format."""

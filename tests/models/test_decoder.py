@@ -1,0 +1,171 @@
+"""The decoder against itself: every path gives the same states, and nothing leaks anywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mental_r1_jax.models import decoder
+from tests.models.conftest import COMPLETION, CONFIG, GROUP, NUM_PROMPTS, PROMPT, Inputs
+
+# Two float32 paths through two layers; largest difference seen 2e-6 at states of order 1.
+CLOSE = {"rtol": 0, "atol": 1e-5}
+
+
+def test_prefill_gives_the_state_that_predicts_the_first_token(params, inputs, hidden) -> None:
+    state, _ = jax.jit(decoder.prefill, static_argnums=1)(params, CONFIG, *inputs[:2])
+    for g in range(GROUP):
+        np.testing.assert_allclose(state, hidden[:, g, 0], **CLOSE)
+
+
+@pytest.mark.parametrize("prepared", [False, True], ids=["master_params", "decoding_params"])
+def test_decoding_token_by_token_equals_the_forward_pass(params, inputs, hidden, prepared) -> None:
+    _, prompt_cache = jax.jit(decoder.prefill, static_argnums=1)(params, CONFIG, *inputs[:2])
+    cache = decoder.init_completion_cache(CONFIG, NUM_PROMPTS, GROUP, COMPLETION)
+    weights = decoder.decoding_params(params, CONFIG) if prepared else params
+    step = jax.jit(decoder.decode_step, static_argnums=1)
+    for i in range(COMPLETION - 1):
+        state, cache = step(weights, CONFIG, inputs.completion_ids[:, :, i], i, prompt_cache, cache)
+        real = np.asarray(inputs.completion_mask[:, :, i])
+        np.testing.assert_allclose(np.asarray(state)[real], hidden[:, :, i + 1][real], **CLOSE)
+
+
+def test_padding_columns_and_their_content_change_nothing(params, inputs, hidden) -> None:
+    def padded(ids: jax.Array, mask: jax.Array, extra: int) -> tuple[np.ndarray, np.ndarray]:
+        """More padding, and another token in all of it."""
+        width = [(0, 0)] * (ids.ndim - 1) + [(0, extra)]
+        mask = np.pad(np.asarray(mask), width)
+        return np.where(mask, np.pad(np.asarray(ids), width), 9), mask
+
+    longer = Inputs(*padded(*inputs[:2], 4), *padded(*inputs[2:], 3))
+    run = jax.jit(decoder.forward, static_argnums=1)
+    result = run(params, CONFIG, *map(jnp.asarray, longer))[:, :, :COMPLETION]
+    real = np.asarray(inputs.completion_mask)
+    np.testing.assert_allclose(np.asarray(result)[real], hidden[real], **CLOSE)
+
+
+def test_permuting_a_group_permutes_its_states(run_forward, params, inputs, hidden) -> None:
+    order = np.asarray([3, 0, 4, 1, 2])
+    permuted = inputs._replace(
+        completion_ids=inputs.completion_ids[:, order],
+        completion_mask=inputs.completion_mask[:, order],
+    )
+    np.testing.assert_allclose(run_forward(params, permuted), hidden[:, order], **CLOSE)
+
+
+def test_a_completion_of_one_token_needs_only_the_prompt(params, inputs, hidden) -> None:
+    short = (inputs.completion_ids[:, :, :1], inputs.completion_mask[:, :, :1])
+    result = decoder.forward(params, CONFIG, *inputs[:2], *short)
+    np.testing.assert_allclose(result, hidden[:, :, :1], **CLOSE)
+
+
+def test_gradients_respect_causality_and_the_group(params, inputs) -> None:
+    """State i of one completion depends on its tokens before i, and on nothing else's."""
+    target = (0, 2, 6)
+    inputs = inputs._replace(completion_mask=jnp.ones_like(inputs.completion_mask))
+
+    def state(offsets: jax.Array) -> jax.Array:
+        """A scalar of the target state, when token id v stands at its own row of the table."""
+        table = params["embedding"][inputs.completion_ids] + offsets
+        rows = table.reshape(-1, CONFIG.hidden_size)
+        own_ids = jnp.arange(rows.shape[0]).reshape(inputs.completion_ids.shape)
+        vocabulary = jnp.concatenate([rows, params["embedding"]])
+        changed = {**params, "embedding": vocabulary}
+        del changed["unembedding"]
+        size = vocabulary.shape[0]
+        wide = dataclasses.replace(CONFIG, vocab_size=size, tie_embeddings=True, remat=False)
+        prompt_ids = inputs.prompt_ids + rows.shape[0]
+        arguments = (prompt_ids, inputs.prompt_mask, own_ids, inputs.completion_mask)
+        return jnp.square(decoder.forward(changed, wide, *arguments)[target]).sum()
+
+    shape = (*inputs.completion_ids.shape, CONFIG.hidden_size)
+    size = np.abs(np.asarray(jax.jit(jax.grad(state))(jnp.zeros(shape)))).sum(-1)
+    assert (size[0, 2, :6] > 0).all()
+    size[0, 2, :6] = 0
+    assert (size == 0).all()
+
+
+def test_rematerialisation_changes_neither_states_nor_gradients(params, inputs) -> None:
+    def loss(params: dict, config: decoder.DecoderConfig) -> jax.Array:
+        """A scalar that depends on every state."""
+        return jnp.sin(decoder.forward(params, config, *inputs)).sum()
+
+    value_and_grad = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    with_remat = value_and_grad(params, CONFIG)
+    without = value_and_grad(params, dataclasses.replace(CONFIG, remat=False))
+    # Gradients reach 20; float32 sums in another order.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), with_remat, without
+    )
+    del with_remat[1]["unembedding"]  # states do not depend on the head
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(with_remat[1]))
+
+
+def test_no_array_repeats_the_prompt_for_each_completion(params, inputs) -> None:
+    """Neither forward nor backward holds a [B * G, ...] array or prompt keys with a group axis."""
+
+    def loss(params: dict) -> jax.Array:
+        """A scalar that depends on every state."""
+        return decoder.forward(params, CONFIG, *inputs).sum()
+
+    widths = {CONFIG.head_dim, CONFIG.hidden_size, CONFIG.intermediate_size}
+    shapes = list(_all_shapes(jax.make_jaxpr(jax.grad(loss))(params).jaxpr))
+    assert any({GROUP, PROMPT} <= set(shape) for shape in shapes)  # the logits: the walk sees them
+    for shape in shapes:
+        assert NUM_PROMPTS * GROUP not in shape, shape
+        assert not ({GROUP, PROMPT} <= set(shape) and widths & set(shape)), shape
+
+
+def _all_shapes(jaxpr: Any) -> Iterator[tuple[int, ...]]:
+    """Shapes of all intermediate arrays, those of inner programs included."""
+    for equation in jaxpr.eqns:
+        yield from (v.aval.shape for v in equation.outvars if hasattr(v.aval, "shape"))
+        for inner in jax.tree.leaves(list(equation.params.values())):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from _all_shapes(inner)
+
+
+def test_tied_and_untied_heads(params, inputs, hidden) -> None:
+    states = jnp.asarray(hidden)
+    for tied, matrix in ((True, params["embedding"].T), (False, params["unembedding"])):
+        config = dataclasses.replace(CONFIG, tie_embeddings=tied)
+        expected = hidden.astype(np.float64) @ np.asarray(matrix, np.float64)
+        np.testing.assert_allclose(decoder.unembed(params, config, states), expected, atol=1e-5)
+        np.testing.assert_array_equal(decoder.unembed_matrix(params, config), matrix)
+
+
+def test_bfloat16_computes_in_bfloat16_and_stays_near_float32(params, inputs, hidden) -> None:
+    config = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
+    result = jax.jit(decoder.forward, static_argnums=1)(params, config, *inputs)
+    assert result.dtype == jnp.bfloat16
+    assert decoder.unembed(params, config, result).dtype == jnp.float32
+    assert decoder.unembed_matrix(params, config).dtype == jnp.bfloat16
+    cache = decoder.init_completion_cache(config, 1, 1, 2)
+    assert {leaf.dtype for leaf in jax.tree.leaves(cache)} == {jnp.dtype("bfloat16")}
+    real = np.asarray(inputs.completion_mask)
+    difference = np.abs(np.asarray(result, np.float32) - hidden)[real]
+    # bfloat16 keeps 8 bits: 0.4% a rounding, some dozen roundings, states of order 0.3.
+    assert 0 < difference.mean() < 0.01
+
+
+def test_initial_parameters() -> None:
+    fresh = jax.jit(decoder.init_params, static_argnums=0)(CONFIG, jax.random.key(0))
+    shapes = decoder.abstract_params(CONFIG)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), fresh) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), shapes
+    )
+    layers = fresh["layers"]
+    assert abs(float(layers["gate"]["kernel"].std()) - CONFIG.init_scale) < 0.03
+    assert not np.allclose(layers["gate"]["kernel"][0], layers["gate"]["kernel"][1])
+    assert (np.asarray(layers["mlp_norm"]["scale"]) == 1).all()
+    assert (np.asarray(layers["query"]["bias"]) == 0).all()
+    axes = decoder.param_logical_axes(CONFIG)
+    assert axes["layers"]["output"]["kernel"] == ("layers", "heads", "head_dim", "embed")
+    assert axes["embedding"] == ("vocab", "embed")

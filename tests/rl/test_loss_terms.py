@@ -1,0 +1,232 @@
+"""Every formula of the objective against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import Array
+
+from mental_r1_jax.rl.losses import (
+    aggregate,
+    clipped_surrogate,
+    kl_penalty,
+    probability_ratio,
+    stage_coefficients,
+    stage_entropy,
+)
+
+
+def one_token(
+    ratio: float, advantage: float, dual_clip: float | None = None
+) -> tuple[Array, Array]:
+    """Loss of one token and its derivative by the ratio."""
+
+    def loss(r: Array) -> Array:
+        return clipped_surrogate(
+            r.reshape(1, 1, 1), jnp.array([[advantage]]), 0.2, 0.3, dual_clip
+        ).sum()
+
+    return jax.value_and_grad(loss)(jnp.float32(ratio))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "gradient"),
+    [
+        (2.0, -1.0, 2.0, 1.0),  # moved the wrong way: the loss grows, the gradient pulls back
+        (0.5, -1.0, 0.8, 0.0),  # moved the right way far enough: clipped
+        (2.0, 1.0, -1.3, 0.0),  # clipped at 1 + epsilon_high
+        (0.5, 1.0, -0.5, -1.0),
+        (1.0, 1.0, -1.0, -1.0),  # on policy: the full gradient for either sign
+        (1.0, -1.0, 1.0, 1.0),
+        (1.25, 2.0, -2.5, -2.0),  # inside the wider upper range
+        (1.0, 0.0, 0.0, 0.0),
+    ],
+)
+def test_clip_for_positive_and_negative_advantages(
+    ratio: float, advantage: float, loss: float, gradient: float
+) -> None:
+    """The clip is not inverted for negative advantages."""
+    np.testing.assert_allclose(one_token(ratio, advantage), (loss, gradient), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "gradient"),
+    [
+        (2.0, -1.0, 2.0, 1.0),  # below the bound
+        (5.0, -1.0, 3.0, 0.0),  # min(5, 3 * 1)
+        (5.0, -2.0, 6.0, 0.0),
+        (5.0, 1.0, -1.3, 0.0),  # no effect on positive advantages
+        (0.5, -1.0, 0.8, 0.0),
+    ],
+)
+def test_dual_clip_bounds_the_loss_of_negative_advantages(
+    ratio: float, advantage: float, loss: float, gradient: float
+) -> None:
+    np.testing.assert_allclose(
+        one_token(ratio, advantage, dual_clip=3.0), (loss, gradient), rtol=1e-6
+    )
+
+
+LOGPROBS = jnp.array([[[-1.0, -2.0, -0.5], [-1.0, -1.0, -7.0]]])
+OLD = jnp.array([[[-1.5, -2.0, -0.25], [-1.2, -0.4, 3.0]]])
+MASK = jnp.array([[[True, True, True], [True, True, False]]])
+
+
+def test_token_ratio_hand_values_and_gradient() -> None:
+    ratio = probability_ratio(LOGPROBS, OLD, "token", MASK)
+    expected = np.exp([[[0.5, 0.0, -0.25], [0.2, -0.6, 0.0]]])
+    np.testing.assert_allclose(ratio, expected, rtol=1e-6)
+    gradient = jax.grad(lambda p: probability_ratio(p, OLD, "token", MASK).sum())(LOGPROBS)
+    np.testing.assert_allclose(gradient, np.where(MASK, expected, 0), rtol=1e-6)
+
+
+def test_sequence_ratio_hand_values_and_gradient() -> None:
+    """s = exp(mean log-ratio) on every token; its derivative by each of n log-probs is s / n."""
+    expected = np.exp([0.25 / 3, -0.4 / 2])
+    ratio = probability_ratio(LOGPROBS, OLD, "sequence", MASK)
+    np.testing.assert_allclose(ratio, np.repeat(expected, 3).reshape(1, 2, 3), rtol=1e-6)
+    gradient = jax.grad(lambda p: probability_ratio(p, OLD, "sequence", MASK)[0, :, 0].sum())(
+        LOGPROBS
+    )
+    by_hand = np.where(MASK, (expected / [3, 2])[:, None], 0)
+    np.testing.assert_allclose(gradient, by_hand, rtol=1e-6)
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_stop_gradient_is_on_the_old_policy_and_nowhere_else(level: str) -> None:
+    def total(logprobs: Array, old: Array) -> Array:
+        return probability_ratio(logprobs, old, level, MASK).sum()
+
+    by_new, by_old = jax.grad(total, argnums=(0, 1))(LOGPROBS, OLD)
+    assert jnp.all((by_new != 0) == MASK)
+    np.testing.assert_array_equal(by_old, np.zeros_like(OLD))
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_without_old_logprobs_the_ratio_is_one_and_has_a_gradient(level: str) -> None:
+    """sum_i w_i r_i with r = 1 has gradient w_i ("token") or their mean over a row ("sequence")."""
+    weights = jnp.array([[[1.0, 2.0, 6.0], [-3.0, 5.0, 9.0]]]) * MASK
+
+    def total(logprobs: Array) -> Array:
+        return jnp.sum(weights * probability_ratio(logprobs, None, level, MASK))
+
+    value, gradient = jax.value_and_grad(total)(LOGPROBS)
+    assert value == 11.0
+    rows = {"token": weights, "sequence": jnp.array([[[3.0] * 3, [1.0, 1.0, 0.0]]])}
+    np.testing.assert_allclose(gradient, rows[level], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "value", "gradient"),
+    [
+        ("k1", np.log(2), 1.0),
+        ("k2", np.log(2) ** 2 / 2, np.log(2)),
+        ("k3", 0.5 + np.log(2) - 1, 1 - 0.5),  # exp(q - p) = 1/2
+    ],
+)
+def test_kl_hand_values_where_the_policy_is_twice_as_likely(
+    estimator: str, value: float, gradient: float
+) -> None:
+    ours = jax.value_and_grad(lambda p: kl_penalty(p, jnp.log(jnp.float32(0.2)), estimator))(
+        jnp.log(jnp.float32(0.4))
+    )
+    np.testing.assert_allclose(ours, (value, gradient), rtol=1e-6)
+
+
+def expected_gradient(estimator: str, *, weigh: bool = False) -> np.ndarray:
+    """E_{a ~ p}[d/dz estimator(log p_a, log q_a)] by summing over the five tokens.
+
+    The sampling probabilities are constants, as they are in training. With `weigh` the estimator is
+    multiplied by the ratio p / stop_gradient(p), through which the choice of tokens is trained too.
+    """
+
+    def loss(logits: Array) -> Array:
+        logp = jax.nn.log_softmax(logits)
+        sampled = jax.lax.stop_gradient(jnp.exp(logp))
+        ratio = jnp.exp(logp) / sampled if weigh else 1.0
+        return jnp.sum(sampled * ratio * kl_penalty(logp, REFERENCE, estimator))
+
+    return np.asarray(jax.grad(loss)(LOGITS))
+
+
+LOGITS = jnp.array([0.3, -1.2, 0.8, 0.0, 1.5])
+REFERENCE = jax.nn.log_softmax(jnp.array([1.0, 0.2, -0.5, 0.4, -0.3]))
+P = np.exp(np.asarray(LOGITS, np.float64)) / np.exp(np.asarray(LOGITS, np.float64)).sum()
+Q = np.exp(np.asarray(REFERENCE, np.float64))
+# By hand, d/dz_j of sum_a p_a ln(p_a / q_a), and of sum_a q_a ln(q_a / p_a):
+EXACT_KL_OF_POLICY_TO_REFERENCE = P * (np.log(P / Q) - np.sum(P * np.log(P / Q)))
+EXACT_KL_OF_REFERENCE_TO_POLICY = P - Q
+
+
+def test_k1_as_a_loss_has_zero_gradient_in_expectation() -> None:
+    np.testing.assert_allclose(expected_gradient("k1"), np.zeros(5), atol=1e-7)
+    assert np.abs(EXACT_KL_OF_POLICY_TO_REFERENCE).max() > 0.1  # while the KL itself has one
+
+
+def test_k2_as_a_loss_has_the_gradient_of_the_exact_kl() -> None:
+    np.testing.assert_allclose(expected_gradient("k2"), EXACT_KL_OF_POLICY_TO_REFERENCE, atol=1e-6)
+
+
+def test_k3_as_a_loss_has_the_gradient_of_the_exact_reverse_kl() -> None:
+    """The direction is KL(reference || policy); weighed with the ratio it is the other one."""
+    np.testing.assert_allclose(expected_gradient("k3"), EXACT_KL_OF_REFERENCE_TO_POLICY, atol=1e-6)
+    np.testing.assert_allclose(
+        expected_gradient("k3", weigh=True), EXACT_KL_OF_POLICY_TO_REFERENCE, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_k1_and_k3_have_the_value_of_the_exact_kl_in_expectation(estimator: str) -> None:
+    values = np.asarray(kl_penalty(jnp.log(jnp.asarray(P, jnp.float32)), REFERENCE, estimator))
+    np.testing.assert_allclose(np.sum(P * values), np.sum(P * np.log(P / Q)), rtol=1e-6)
+
+
+PER_TOKEN = jnp.array([[[1.0, 2.0, 3.0, jnp.nan], [10.0, jnp.nan, jnp.nan, jnp.nan]]])
+COUNTED = jnp.array([[[True, True, True, False], [True, False, False, False]]])
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [("token", 16 / 4), ("sequence", (2 + 10) / 2), ("dr_grpo", 16 / (2 * 8))],
+)
+def test_aggregation_hand_values(how: str, expected: float) -> None:
+    assert aggregate(PER_TOKEN, COUNTED, how, max_completion_length=8).value == expected
+
+
+def test_an_empty_completion_counts_in_the_mean_over_sequences() -> None:
+    empty = COUNTED.at[0, 1].set(False)
+    assert aggregate(PER_TOKEN, empty, "sequence").value == 2 / 2
+    assert aggregate(PER_TOKEN, empty, "token").value == 2.0
+
+
+def test_stage_coefficients_are_the_papers() -> None:
+    np.testing.assert_allclose(
+        stage_coefficients("tanh"), [-0.05920, -0.05431, -0.02773, 0.02773, 0.05431], atol=5e-6
+    )
+    assert stage_coefficients("off") == (0.0,) * 5
+    assert stage_coefficients("explicit", explicit=[1.0, 0.0, -2.0, 3.0, 4.0]) == (
+        1.0,
+        0.0,
+        -2.0,
+        3.0,
+        4.0,
+    )
+    assert stage_coefficients("tanh", scale=2.0, tau=1.0, num_stages=1) == (0.0,)
+
+
+@pytest.mark.parametrize("explicit", [None, (0.1, 0.2)])
+def test_explicit_coefficients_must_be_one_a_stage(explicit: tuple[float, ...] | None) -> None:
+    with pytest.raises(ValueError, match="expected 5 numbers"):
+        stage_coefficients("explicit", explicit=explicit)
+
+
+def test_stage_entropy_hand_values_with_overlap_and_a_missing_stage() -> None:
+    entropies = jnp.array([[[1.0, 2.0, 4.0, jnp.nan]]])
+    stage_mask = jnp.array(
+        [[[[True, True, False, False], [False, True, True, False], [False] * 4]]]
+    )
+    means, present = stage_entropy(entropies, stage_mask)
+    np.testing.assert_array_equal(means, [[[1.5, 3.0, 0.0]]])
+    np.testing.assert_array_equal(present, [[[True, True, False]]])

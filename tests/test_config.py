@@ -1,0 +1,196 @@
+"""Every number of a recipe is checked before anything is compiled or downloaded."""
+
+from __future__ import annotations
+
+import pydantic
+import pytest
+import yaml
+
+from mental_r1_jax.config import CrpoConfig, ExperimentConfig, OptimizerConfig, RolloutConfig
+from mental_r1_jax.errors import UserError
+from mental_r1_jax.recipe import parse_config
+
+MINIMAL = "model: {path: somewhere}\ndata: {sets: [A, B]}\nrun: {output_dir: out}\n"
+
+
+def recipe(*overrides: str) -> ExperimentConfig:
+    return parse_config(MINIMAL, overrides, source="test")
+
+
+def message(*overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        recipe(*overrides)
+    return str(caught.value)
+
+
+# key, a value that must be refused. Each message names the key and the value.
+BAD_VALUES = [
+    ("model.compute_dtype", "float16"),
+    ("model.remat", "3"),
+    ("model.logprob_chunk_size", "0"),
+    ("data.sets", "[]"),
+    ("data.on_duplicate", "merge"),
+    ("data.absurd_post_chars", "0"),
+    ("data.limit_per_set", "-1"),
+    ("data.custom_sets.MINE.labels", "[one]"),
+    ("data.custom_sets.MINE.validation_file", "valid"),
+    ("rollout.prompts_per_step", "0"),
+    ("rollout.prompts_per_step", "2.5"),
+    ("rollout.num_generations", "1"),
+    ("rollout.max_prompt_length", "0"),
+    ("rollout.prompt_length_buckets", "[0]"),
+    ("rollout.max_completion_length", "1"),
+    ("rollout.temperature", "0"),
+    ("rollout.temperature", ".nan"),
+    ("rollout.top_p", "0"),
+    ("rollout.top_p", "1.01"),
+    ("rollout.top_k", "0"),
+    ("rewards.format_weight", "-1"),
+    ("rewards.answer_weight", "-0.5"),
+    ("rewards.answer_weighting", "square"),
+    ("rewards.answer_match", "fuzzy"),
+    ("crpo.scale_rewards", "std"),
+    ("crpo.advantage_baseline", "median"),
+    ("crpo.clip_epsilon_low", "1.0"),
+    ("crpo.clip_epsilon_low", "-0.1"),
+    ("crpo.clip_epsilon_high", "-0.1"),
+    ("crpo.dual_clip", "1.0"),
+    ("crpo.importance_level", "word"),
+    ("crpo.kl_coef", "-0.01"),
+    ("crpo.kl_coef", ".inf"),
+    ("crpo.kl_estimator", "k4"),
+    ("crpo.aggregation", "mean"),
+    ("crpo.stage_entropy_rule", "linear"),
+    ("crpo.stage_entropy_scale", "-0.1"),
+    ("crpo.stage_entropy_threshold", ".inf"),
+    ("crpo.stage_entropy_coefs", "[0, 0, 0]"),
+    ("crpo.stage_entropy_mean", "some"),
+    ("crpo.entropy_bonus_coef", "-1"),
+    ("crpo.num_iterations", "0"),
+    ("optimizer.learning_rate", "0"),
+    ("optimizer.learning_rate", "fast"),
+    ("optimizer.schedule", "step"),
+    ("optimizer.warmup_steps", "-1"),
+    ("optimizer.weight_decay", "-0.1"),
+    ("optimizer.beta1", "1.0"),
+    ("optimizer.beta2", "-0.1"),
+    ("optimizer.epsilon", "0"),
+    ("optimizer.max_grad_norm", "0"),
+    ("sft.traces_per_set", "0"),
+    ("sft.label_noise", "1.5"),
+    ("sft.batch_size", "0"),
+    ("sft.num_steps", "0"),
+    ("sft.optimizer.learning_rate", "-1"),
+    ("evaluate.split", "train"),
+    ("evaluate.limit_per_set", "0"),
+    ("evaluate.batch_size", "0"),
+    ("evaluate.num_votes", "0"),
+    ("evaluate.bootstrap_samples", "0"),
+    ("export.checkpoint", "newest"),
+    ("export.checkpoint", "-1"),
+    ("export.dtype", "float16"),
+    ("export.max_shard_megabytes", "0"),
+    ("mesh.data", "0"),
+    ("mesh.fsdp", "0"),
+    ("mesh.tensor", "-2"),
+    ("run.seed", "-1"),
+    ("run.num_steps", "0"),
+    ("run.num_epochs", "0"),
+    ("run.micro_batches", "0"),
+    ("run.save_every", "0"),
+    ("run.keep_checkpoints", "0"),
+    ("run.eval_every", "-1"),
+    ("run.eval_limit_per_set", "0"),
+    ("run.log_completions_every", "-1"),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), BAD_VALUES, ids=[f"{k}={v}" for k, v in BAD_VALUES])
+def test_a_bad_value_is_refused_with_key_and_value(key: str, value: str) -> None:
+    extra = ["data.custom_sets.MINE.labels=[a, b]"] if ".validation_file" in key else []
+    text = message(*extra, f"{key}={value}")
+    assert key in text
+    got = yaml.safe_load(value)
+    assert f"got {got[0] if key.endswith('buckets') else got!r}" in text
+
+
+def test_every_number_has_a_bad_value_in_the_table() -> None:
+    tested = {key for key, _ in BAD_VALUES}
+    for section, field in ExperimentConfig.model_fields.items():
+        for name, inner in field.annotation.model_fields.items():
+            is_number = "int" in str(inner.annotation) or "float" in str(inner.annotation)
+            if is_number and f"{section}.{name}" != "rewards.custom":
+                assert f"{section}.{name}" in tested
+
+
+def test_all_problems_are_reported_at_once() -> None:
+    text = message("crpo.kl_coef=-1", "run.seed=-1", "rollout.tempurature=1")
+    assert "3 problem(s)" in text
+    assert all(key in text for key in ("crpo.kl_coef", "run.seed", "rollout.tempurature"))
+
+
+def test_required_keys_are_named() -> None:
+    with pytest.raises(UserError, match=r"model is required(.|\n)*run\.output_dir is required"):
+        parse_config("data: {sets: [A]}\nrun: {seed: 1}", source="test")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (
+            ["rollout.prompts_per_step=30", "run.micro_batches=4"],
+            ["rollout.prompts_per_step=30", "multiple of run.micro_batches=4"],
+        ),
+        (
+            ["sft.batch_size=6", "run.micro_batches=4"],
+            ["sft.batch_size=6", "multiple of run.micro_batches=4"],
+        ),
+        (
+            ["rollout.prompt_length_buckets=[128, 512]"],
+            ["prompt_length_buckets", "max_prompt_length=512", "[512]"],
+        ),
+        (["crpo.stage_entropy_rule=explicit"], ["stage_entropy_coefs=None"]),
+        (["crpo.stage_entropy_coefs=[1, 2, 3, 4, 5]"], ["stage_entropy_rule='tanh'"]),
+        (["data.sets=[A, A]"], ["every set may be named once", "['A', 'A']"]),
+    ],
+)
+def test_values_that_contradict_each_other(overrides: list[str], parts: list[str]) -> None:
+    text = message(*overrides)
+    assert all(part in text for part in parts), text
+
+
+def test_the_defaults_are_the_paper_s() -> None:
+    config = recipe()
+    rollout, crpo, optimizer = config.rollout, config.crpo, config.optimizer
+    assert (rollout.prompts_per_step, rollout.num_generations) == (128, 4)
+    assert (rollout.max_prompt_length, rollout.max_completion_length) == (512, 512)
+    assert (rollout.temperature, rollout.top_p, rollout.top_k) == (0.85, 0.95, None)
+    assert (crpo.stage_entropy_rule, crpo.stage_entropy_scale) == ("tanh", 0.06)
+    assert (crpo.stage_entropy_threshold, crpo.stage_entropy_mean) == (3.5, "all")
+    assert (crpo.kl_coef, crpo.kl_estimator, crpo.aggregation) == (0.01, "k3", "token")
+    assert (crpo.clip_epsilon_low, crpo.clip_epsilon_high, crpo.num_iterations) == (0.2, 0.2, 1)
+    assert (crpo.scale_rewards, crpo.advantage_baseline) == ("group", "mean")
+    assert (optimizer.learning_rate, optimizer.schedule) == (5e-6, "linear")
+    assert (optimizer.warmup_steps, optimizer.max_grad_norm) == (0, 1.0)
+    assert (config.rewards.format_weight, config.rewards.answer_weight) == (1.0, 1.0)
+    assert (config.rewards.answer_weighting, config.rewards.answer_match) == ("balanced", "prefix")
+    assert config.run.num_epochs == 1.0
+
+
+def test_sections_are_frozen() -> None:
+    config = recipe()
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        config.crpo.kl_coef = 1.0
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        config.crpo = CrpoConfig()
+
+
+def test_prompt_lengths_are_ascending_and_end_with_the_maximum() -> None:
+    rollout = RolloutConfig(prompt_length_buckets=(256, 128), max_prompt_length=384)
+    assert rollout.prompt_lengths == (128, 256, 384)
+
+
+def test_the_cold_start_has_an_optimizer_of_its_own() -> None:
+    config = recipe("sft.optimizer.schedule=cosine")
+    assert config.sft.optimizer == OptimizerConfig(learning_rate=5e-6, schedule="cosine")
+    assert recipe().sft.optimizer.learning_rate == 1e-4

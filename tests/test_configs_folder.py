@@ -1,0 +1,234 @@
+"""Every recipe in configs/ loads, is explained, and its rollout and update fit together.
+
+The models themselves are not needed: shapes follow from the public `config.json` values below, and
+`jax.eval_shape` runs the real functions without any array.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pydantic
+import pytest
+import yaml
+
+from mental_r1_jax.config import CustomSet, ExperimentConfig
+from mental_r1_jax.data.benchmarks import BENCHMARKS, SYNTHETIC_SPECS, spec_for
+from mental_r1_jax.jobs.policy import Policy
+from mental_r1_jax.jobs.trainer import sampling_config, step_config
+from mental_r1_jax.models import decoder, hf_format
+from mental_r1_jax.models.architecture import parameter_count
+from mental_r1_jax.recipe import load_config
+from mental_r1_jax.rollout.sampler import sample_completions
+from mental_r1_jax.text.stages import STAGE_NAMES
+from mental_r1_jax.training.optimizer import make_optimizer
+from mental_r1_jax.training.train_step import init_state, train_step
+from mental_r1_jax.types import Batch, PromptBatch
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+RECIPES = sorted(CONFIGS.glob("*.yaml"))
+
+SMOLLM2: dict[str, Any] = {
+    **{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu"},
+    **{"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "head_dim": 64},
+    **{"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3},
+    **{"rope_theta": 100000.0, "rms_norm_eps": 1e-5, "tie_word_embeddings": True},
+    "max_position_embeddings": 8192,
+}
+QWEN3: dict[str, Any] = {
+    **{"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "hidden_act": "silu"},
+    **{"vocab_size": 151936, "num_key_value_heads": 8, "head_dim": 128, "rope_theta": 1000000.0},
+    **{"rms_norm_eps": 1e-6, "attention_bias": False, "max_position_embeddings": 40960},
+}
+# model.path -> (config.json, parameters as their model cards state them, in millions)
+MODELS: dict[str, tuple[dict[str, Any], float]] = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": (SMOLLM2, 135),
+    "Qwen/Qwen3-8B": (
+        QWEN3
+        | {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36}
+        | {"num_attention_heads": 32, "tie_word_embeddings": False},
+        8190,
+    ),
+    "Qwen/Qwen3-0.6B": (
+        QWEN3
+        | {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28}
+        | {"num_attention_heads": 16, "tie_word_embeddings": True},
+        596,
+    ),
+    "runs/quickstart/tiny_model": (
+        QWEN3
+        | {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 384, "head_dim": 32}
+        | {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+        | {"tie_word_embeddings": True},
+        0.46,
+    ),
+}
+on_every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+
+
+def policy_of(config: ExperimentConfig) -> Policy:
+    """The recipe's model without a file: known shape, stand-in for the tokenizer."""
+    hf_config, _ = MODELS[config.model.path]
+    return Policy(
+        folder=Path(),
+        run_folder=None,
+        hf_config=hf_config,
+        tokenizer=SimpleNamespace(eos_ids=(2,), pad_id=0),
+        config=hf_format.decoder_config_from_hf(
+            hf_config, compute_dtype=config.model.compute_dtype, remat=config.model.remat
+        ),
+    )
+
+
+def shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(sizes, dtype)
+
+
+@on_every_recipe
+def test_it_opens_with_purpose_command_hardware_duration_and_expectation(recipe: Path) -> None:
+    lines = recipe.read_text(encoding="utf-8").splitlines()
+    header = lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
+    for topic in ("Purpose", "Command", "Hardware", "Duration", "Expected"):
+        assert any(line.startswith(f"# {topic}:") for line in header), topic
+
+
+@on_every_recipe
+def test_its_sets_are_known_and_its_folder_is_its_own(recipe: Path) -> None:
+    config = load_config(recipe)
+    for name in config.data.sets:
+        spec = spec_for(name, config.data.custom_sets)
+        assert spec.question is not None
+        assert (name in SYNTHETIC_SPECS) == (recipe.stem == "quickstart")
+    assert config.run.output_dir == Path("runs") / recipe.stem
+    assert set(config.data.custom_sets) <= set(config.data.sets) - set(BENCHMARKS)
+
+
+@on_every_recipe
+def test_its_batches_divide_over_its_mesh(recipe: Path) -> None:
+    config = load_config(recipe)
+    shards = config.mesh.fsdp * (config.mesh.data or 1)
+    assert config.rollout.prompts_per_step % (shards * config.run.micro_batches) == 0
+    assert config.evaluate.batch_size % shards == 0
+
+
+@on_every_recipe
+def test_its_update_abstract_evaluates(recipe: Path) -> None:
+    config = load_config(recipe)
+    policy = policy_of(config)
+    millions = MODELS[config.model.path][1]
+    assert parameter_count(policy.config) == pytest.approx(millions * 1e6, rel=0.02)
+
+    rollout = config.rollout
+    b, g, p, c = (
+        rollout.prompts_per_step,
+        rollout.num_generations,
+        rollout.max_prompt_length,
+        rollout.max_completion_length,
+    )
+    tokens = shape(b, g, c)
+    batch = Batch(
+        prompt_ids=shape(b, p, dtype=jnp.int32),
+        prompt_mask=shape(b, p, dtype=bool),
+        completion_ids=shape(b, g, c, dtype=jnp.int32),
+        completion_mask=shape(b, g, c, dtype=bool),
+        stage_mask=shape(b, g, len(STAGE_NAMES), c, dtype=bool),
+        rewards=shape(b, g),
+        sampler_logprobs=tokens,
+        decode_logprobs=tokens,
+        old_logprobs=tokens if config.crpo.num_iterations > 1 else None,
+        ref_logprobs=tokens if config.crpo.kl_coef > 0 else None,
+    )
+    optimizer = make_optimizer(config.optimizer, 10)
+    params = decoder.abstract_params(policy.config)
+    state = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), params)
+    step = functools.partial(train_step, config=step_config(config, policy), optimizer=optimizer)
+    after, metrics = jax.eval_shape(step, state, batch)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+        assert (old.shape, old.dtype) == (new.shape, new.dtype)
+    assert {"loss", "grad_norm", "entropy/stage/stimulus"} <= set(metrics)
+
+
+@on_every_recipe
+def test_its_rollout_abstract_evaluates(recipe: Path) -> None:
+    config = load_config(recipe)
+    policy, rollout = policy_of(config), config.rollout
+    b, p = rollout.prompts_per_step, rollout.max_prompt_length
+    prompts = PromptBatch(
+        prompt_ids=shape(b, p, dtype=jnp.int32),
+        prompt_mask=shape(b, p, dtype=bool),
+        prompt_index=shape(b, dtype=jnp.int32),
+    )
+    sample = functools.partial(
+        sample_completions, config=policy.config, sampling=sampling_config(config, policy)
+    )
+    key = jax.eval_shape(jax.random.key, 0)
+    completions = jax.eval_shape(sample, decoder.abstract_params(policy.config), prompts, key)
+    expected = (b, rollout.num_generations, rollout.max_completion_length)
+    assert completions.completion_ids.shape == expected
+    assert completions.finished.shape == expected[:2]
+
+
+def test_the_ablation_differs_in_one_key() -> None:
+    crpo, grpo = (load_config(CONFIGS / f"qwen3_8b_{name}.yaml") for name in ("crpo", "grpo"))
+    same = crpo.model_copy(
+        update={
+            "run": grpo.run,
+            "crpo": crpo.crpo.model_copy(update={"stage_entropy_rule": "off"}),
+        }
+    )
+    assert same == grpo
+    assert crpo.run.model_copy(update={"output_dir": grpo.run.output_dir}) == grpo.run
+
+
+def explained() -> dict[str, tuple[str, str]]:
+    """Key -> (default, explanation) of the tables in configs/README.md."""
+    keys: dict[str, tuple[str, str]] = {}
+    section = ""
+    for line in (CONFIGS / "README.md").read_text(encoding="utf-8").splitlines():
+        if heading := re.fullmatch(r"## ([\w.]+)", line):
+            section = heading[1]
+        elif row := re.fullmatch(r"\| `(\w+)` \| (.+?) \| (.+) \|", line):
+            keys[f"{section}.{row[1]}"] = (row[2].strip("`"), row[3])
+    return keys
+
+
+def fields(model: type[pydantic.BaseModel], prefix: str) -> dict[str, Any]:
+    """Key -> pydantic field, of a section."""
+    return {
+        f"{prefix}.{name}": field
+        for name, field in model.model_fields.items()
+        if not (
+            inspect.isclass(field.annotation) and issubclass(field.annotation, pydantic.BaseModel)
+        )
+    }
+
+
+def test_the_readme_explains_every_key_with_its_default() -> None:
+    expected = fields(CustomSet, "data.custom_sets.NAME")
+    for name, section in ExperimentConfig.model_fields.items():
+        expected |= fields(section.annotation, name)
+    keys = explained()
+    assert keys.keys() == expected.keys()
+    for key, field in expected.items():
+        default, text = keys[key]
+        assert len(text) >= 8, key
+        if field.is_required():
+            assert default == "required", key
+        else:
+            value = json.loads(json.dumps(field.default))  # tuples become lists, as in YAML
+            read = yaml.safe_load(default)
+            assert (float(read) if isinstance(value, float) else read) == value, key
+
+
+def test_the_readme_names_every_recipe() -> None:
+    text = (CONFIGS / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)\.yaml`", text, re.MULTILINE)) == {r.stem for r in RECIPES}

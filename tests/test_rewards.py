@@ -1,0 +1,194 @@
+"""Rewards against values worked out by hand."""
+
+import math
+import sys
+import types
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mental_r1_jax.errors import UserError
+from mental_r1_jax.rewards import (
+    RewardError,
+    RewardFunction,
+    answer_function,
+    answer_is_right,
+    answer_reward,
+    balanced_weights,
+    format_function,
+    format_reward,
+    load_reward_function,
+    match_label,
+    score_completion,
+    total_reward,
+)
+from mental_r1_jax.text.stages import GRAMMAR
+
+GOOD = GRAMMAR.render(list("abcde"), "Yes, clearly")
+DEPRESSION = ("Not depressed", "Moderately depressed", "Severely depressed")
+LONELINESS = ("[1-2]", "[2-3]", "[3-4]", "[4-5]")
+
+
+@dataclass(frozen=True)
+class Example:
+    set_name: str = "Rain"
+    label: str = "Yes"
+
+
+@pytest.mark.parametrize(
+    ("answer", "label", "prefix", "exact"),
+    [
+        ("Yes", "Yes", True, True),
+        ("yES", "Yes", True, True),
+        ("Yes.", "Yes", True, False),
+        ("Yes and No", "Yes", True, False),
+        ("Yesterday", "Yes", False, False),
+        ("Yes_", "Yes", False, False),
+        ("Yesé", "Yes", False, False),
+        ("Yes2", "Yes", False, False),
+        ("No", "Yes", False, False),
+        ("The answer is Yes", "Yes", False, False),
+        ("", "Yes", False, False),
+        (None, "Yes", False, False),
+        ("not depressed", "Not depressed", True, True),
+        ("Not depressed at all", "Not depressed", True, False),
+        ("Not", "Not depressed", False, False),
+        ("[1-2]", "[1-2]", True, True),
+        ("[1-2] (low)", "[1-2]", True, False),
+        ("1-2", "[1-2]", False, False),
+        ("1", "[1-2]", False, False),  # the brackets are text, not a pattern
+        ("[1-2]3", "[1-2]", False, False),
+    ],
+)
+def test_answer_is_right(answer, label, prefix, exact):
+    assert answer_is_right(answer, label) is prefix
+    assert answer_is_right(answer, label, "prefix") is prefix
+    assert answer_is_right(answer, label, "exact") is exact
+
+
+@given(st.text(), st.text(min_size=1))
+def test_exact_implies_prefix(answer, label):
+    for text in (answer, label, label.swapcase(), label + answer):
+        assert not answer_is_right(text, label, "exact") or answer_is_right(text, label)
+    assert answer_is_right(label, label, "exact")
+
+
+def test_match_label_prefers_the_longest():
+    assert match_label("moderately depressed.", DEPRESSION) == "Moderately depressed"
+    assert match_label("[3-4]", LONELINESS) == "[3-4]"
+    assert match_label("Self harm, past", ("Self", "Self harm", "No")) == "Self harm"
+    assert match_label("Self-care", ("Self", "Self harm", "No")) == "Self"
+    assert match_label("unsure", DEPRESSION) is None
+    assert match_label(None, DEPRESSION) is None
+    assert match_label("Yes.", ("Yes", "No"), "exact") is None
+
+
+def test_format_and_answer_rewards_are_independent():
+    good, answer_only = GRAMMAR.parse(GOOD), GRAMMAR.parse("<answer>No</answer>")
+    assert format_reward(good) == 0.5
+    assert format_reward(answer_only) == -0.5
+    assert answer_reward(good, "Yes", 1.5) == 1.5
+    assert answer_reward(good, "Yes", 1.5, "exact") == -1.5
+    assert answer_reward(answer_only, "No", 0.25) == 0.25
+    assert answer_reward(GRAMMAR.parse("nothing"), "No", 0.25) == -0.25
+
+
+def test_balanced_weights_by_hand():
+    # n_d = 40, 10: 1/n = 0.025, 0.1, mean 0.0625 -> w_d = 0.4, 1.6.
+    # Rain: 1/n_c = 1/30, 1/10, mean 1/15 -> w_c = 0.5, 1.5.  Snow: 1/5 twice -> 1, 1.
+    weights = balanced_weights({"Rain": {"Yes": 30, "No": 10}, "Snow": {"a": 5, "b": 5}})
+    expected = {
+        ("Rain", "Yes"): math.sqrt(0.2),
+        ("Rain", "No"): math.sqrt(0.6),
+        ("Snow", "a"): math.sqrt(1.6),
+        ("Snow", "b"): math.sqrt(1.6),
+    }
+    assert weights == pytest.approx(expected, rel=1e-12)
+
+
+def test_balanced_weights_of_balanced_sets_are_one():
+    weights = balanced_weights({"A": {"x": 7, "y": 7}, "B": {"x": 7, "y": 7}})
+    assert list(weights.values()) == pytest.approx([1.0] * 4)
+
+
+def test_labels_without_rows_have_no_weight_and_change_none():
+    with_gap = balanced_weights({"A": {"x": 3, "y": 1, "z": 0}})
+    assert with_gap == balanced_weights({"A": {"x": 3, "y": 1}})
+
+
+@pytest.mark.parametrize("counts", [{"A": {}}, {"A": {"x": 0}}, {"A": {"x": 2, "y": -1}}])
+def test_balanced_weights_refuse_impossible_counts(counts):
+    with pytest.raises(ValueError, match="'A'"):
+        balanced_weights(counts)
+
+
+@pytest.fixture
+def user_module(monkeypatch):
+    module = types.ModuleType("made_up_rewards")
+    module.length = lambda completion, example: len(completion) / 10
+    module.stretched = lambda completion, example: completion
+    module.nan = lambda completion, example: float("nan")
+    module.number = 3
+    monkeypatch.setitem(sys.modules, "made_up_rewards", module)
+
+
+def test_total_is_the_weighted_sum_by_hand(user_module):
+    functions = (
+        format_function(2.0),
+        answer_function(1.0, {("Rain", "Yes"): 1.5}),
+        load_reward_function("made_up_rewards:length", weight=0.1),
+    )
+    scores = score_completion(functions, GOOD, GRAMMAR.parse(GOOD), Example())
+    length = len(GOOD) / 10
+    assert scores == {"format": 0.5, "answer": 1.5, "made_up_rewards:length": length}
+    assert total_reward(functions, scores) == pytest.approx(2 * 0.5 + 1.5 + 0.1 * length)
+
+
+def test_uniform_answer_weight_and_exact_match():
+    parsed = GRAMMAR.parse(GOOD)
+    assert answer_function(1.0, None).function(GOOD, parsed, Example()) == 1.0
+    assert answer_function(1.0, None, "exact").function(GOOD, parsed, Example()) == -1.0
+
+
+def test_user_function_sees_no_surrogates(user_module, monkeypatch):
+    seen = []
+    module = sys.modules["made_up_rewards"]
+    monkeypatch.setattr(module, "spy", lambda text, _: seen.append(text) or 0, raising=False)
+    reward = load_reward_function("made_up_rewards:spy")
+    assert reward.function("ab\udce2\udc82", GRAMMAR.parse("ab"), Example()) == 0.0
+    assert seen == ["ab\ufffd"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["no_such_module:f", "made_up_rewards:gone", "made_up_rewards", ":f", "made_up_rewards:number"],
+)
+def test_unloadable_user_function_is_named(user_module, path):
+    with pytest.raises(RewardError) as caught:
+        load_reward_function(path)
+    assert path in str(caught.value)
+    assert isinstance(caught.value, UserError)
+
+
+@pytest.mark.parametrize(("name", "value"), [("nan", "nan"), ("stretched", "'oh'")])
+def test_unusable_value_is_named(user_module, name, value):
+    reward = load_reward_function(f"made_up_rewards:{name}")
+    with pytest.raises(RewardError) as caught:
+        score_completion([reward], "oh", GRAMMAR.parse("oh"), Example())
+    assert f"made_up_rewards:{name}" in str(caught.value) and value in str(caught.value)
+
+
+def test_raising_user_function_is_named(monkeypatch):
+    module = types.ModuleType("made_up_rewards")
+
+    def divide(completion, example):
+        return 1 / 0
+
+    module.divide = divide
+    monkeypatch.setitem(sys.modules, "made_up_rewards", module)
+    reward = load_reward_function("made_up_rewards:divide")
+    assert isinstance(reward, RewardFunction)
+    with pytest.raises(RewardError, match="made_up_rewards:divide.*ZeroDivisionError"):
+        score_completion([reward], "", GRAMMAR.parse(""), Example())
