@@ -130,6 +130,39 @@ def batch_sharding(mesh: Mesh, ndim: int) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES, *(None,) * (ndim - 1)))
 
 
+def constrain_batch(x: jax.Array) -> jax.Array:
+    """Keep activations cut like the batch they come from, inside a jitted function.
+
+    Left alone, the compiler may cut them like the parameters they met, over the model width, and
+    gather the whole batch in every layer. The mesh is that of the jitted function's arguments;
+    without one, or where the sizes are no multiples of it, nothing is constrained.
+    """
+    return _constrain(x, (BATCH_AXES, *(None,) * (x.ndim - 1)))
+
+
+def constrain_looked_up(rows: jax.Array) -> jax.Array:
+    """Cut rows looked up in an embedding table like a batch, see `constrain_batch`.
+
+    They come out of the table cut over the model width by `fsdp`. The change to the batch takes a
+    step between, batch over `data` alone: the compiler finds no direct way, and would put the whole
+    batch on every device.
+    """
+    between = ("data", *(None,) * (rows.ndim - 2), LOGICAL_RULES["embed"])
+    return constrain_batch(_constrain(rows, between))
+
+
+def _constrain(x: jax.Array, spec: tuple[str | tuple[str, ...] | None, ...]) -> jax.Array:
+    """Constrain an intermediate array to mesh axes if there is a mesh and they divide its sizes."""
+    mesh = jax.typeof(x).sharding.mesh
+    if not set(MESH_AXES) <= set(mesh.axis_names):
+        return x
+    for size, axes in zip(x.shape, spec, strict=True):
+        names = (axes,) if isinstance(axes, str) else axes or ()
+        if size % math.prod(mesh.shape[name] for name in names):
+            return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Return the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())

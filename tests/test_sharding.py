@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,8 +119,14 @@ def test_forward_and_gradient_on_eight_devices_equal_one_device() -> None:
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
     cut = sharding.param_shardings(mesh, shapes, decoder.param_logical_axes(config))
     cut_batch = tuple(jax.device_put(x, sharding.batch_sharding(mesh, x.ndim)) for x in batch)
-    (value, logits), grad = run(jax.device_put(params, cut), cut_batch)
+    arguments = (jax.device_put(params, cut), cut_batch)
+    compiled = run.lower(*arguments).compile()
+    (value, logits), grad = compiled(*arguments)
     assert len(logits.sharding.device_set) == 8
+    # Tokens of all prompts: 4 x 5, of all completions: 4 x 3 x 5. Left alone, the compiler lets
+    # every device multiply all of them; constrained, each has those of its own prompt.
+    products = set(re.findall(r"= f32\[(\d+),\d+\]\S* dot\(", compiled.as_text()))
+    assert {"5", "15"} <= products and not {"20", "60"} & products
     np.testing.assert_allclose(value, expected_loss, rtol=0, atol=1e-6)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6),

@@ -18,7 +18,7 @@ from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.data.loading import load_examples, set_spec
 from mental_r1_jax.evaluation.metrics import SetMetrics, set_metrics
 from mental_r1_jax.evaluation.report import console_table, write_evaluation
-from mental_r1_jax.jobs.policy import load_weights, open_mesh, open_policy
+from mental_r1_jax.jobs.policy import load_weights, open_mesh, open_policy, public_name
 from mental_r1_jax.jobs.predict import Predictor, make_predictor, predict
 
 
@@ -45,7 +45,7 @@ def run(config: ExperimentConfig) -> Path:
         metrics,
         predictions,
         include_text=config.evaluate.include_text,
-        title=f"{Path(name).name}: {config.evaluate.split} split",
+        title=f"{public_name(name)}: {config.evaluate.split} split",
         context=_context(config, name),
     )
     console.print(console_table(metrics))
@@ -90,7 +90,7 @@ def _context(config: ExperimentConfig, name: str) -> dict[str, str]:
     """The facts that make the figures repeatable."""
     votes = config.evaluate.num_votes
     return {
-        "model": name,
+        "model": public_name(name),
         "split": config.evaluate.split,
         "decoding": "greedy" if votes == 1 else f"majority of {votes} samples",
         "max_completion_length": str(config.rollout.max_completion_length),

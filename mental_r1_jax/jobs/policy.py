@@ -87,6 +87,11 @@ def load_weights(policy: Policy, mesh: Mesh, which: str | int = "latest") -> Any
     return restore_params(policy.run_folder, which, abstract)[1]
 
 
+def public_name(model: str) -> str:
+    """A hub id as it is; of a local folder only its own name, not where it lies."""
+    return Path(model).resolve().name if Path(model).exists() else model
+
+
 def open_mesh(experiment: ExperimentConfig, *, rows: dict[str, int]) -> Mesh:
     """The mesh of the recipe; every count in `rows` must split evenly over its prompts axis.
 

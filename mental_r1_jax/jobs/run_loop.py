@@ -61,7 +61,8 @@ def run_loop(
             step, state, position = restored
             work.seek(position)
             print(f"resuming after step {step}")
-        truncate_after(folder / METRICS_FILE, step)
+        # A run that died before its first checkpoint starts anew, its step-0 line included.
+        truncate_after(folder / METRICS_FILE, -1 if restored is None else step)
         with (
             open_writers(
                 folder,

@@ -200,9 +200,7 @@ def reference_weights(trainer: Trainer) -> Any:
     """
     if trainer.config.crpo.kl_coef == 0:
         return None
-    dtype = trainer.policy.config.dtype
-    params = load_weights(trainer.policy, trainer.mesh)
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    return decoder.cast_matrices(load_weights(trainer.policy, trainer.mesh), trainer.policy.config)
 
 
 def fresh_state(policy: Policy, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:

@@ -27,6 +27,7 @@ from mental_r1_jax.models.attention import (
     rope_frequencies,
     rotate,
 )
+from mental_r1_jax.sharding import constrain_batch, constrain_looked_up
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ class DecoderLayer(nn.Module):
         c = self.config
         x = x + self.output(mixed.reshape(*x.shape[:-1], c.num_heads, c.head_dim))
         y = self.mlp_norm(x)
-        return x + self.down(nn.silu(self.gate(y)) * self.up(y))
+        return constrain_batch(x + self.down(nn.silu(self.gate(y)) * self.up(y)))
 
 
 class Decoder(nn.Module):
@@ -256,7 +257,8 @@ class Decoder(nn.Module):
 
     def embed(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
         """Look the tokens up; the result has the compute dtype."""
-        return jnp.take(self.embedding, ids, axis=0).astype(self.config.dtype)
+        rows = jnp.take(self.embedding, ids, axis=0).astype(self.config.dtype)
+        return constrain_looked_up(rows)
 
     def normalize(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         """Apply the final norm."""

@@ -16,12 +16,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from mental_r1_jax.models.architecture import Decoder, DecoderConfig, DecoderLayer, RMSNorm
+from mental_r1_jax.sharding import constrain_looked_up
 
 __all__ = [
     "CompletionCache",
     "DecoderConfig",
     "PromptCache",
     "abstract_params",
+    "cast_matrices",
     "decode_step",
     "decoding_params",
     "forward",
@@ -143,13 +145,20 @@ def init_completion_cache(
     return CompletionCache(keys=empty(), values=empty())
 
 
+def cast_matrices(params: PyTree, config: DecoderConfig) -> PyTree:
+    """Round matrices and biases to the compute dtype; RMSNorm computes with float32 scales."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf if path[-1].key == "scale" else leaf.astype(config.dtype), params
+    )
+
+
 def decoding_params(params: PyTree, config: DecoderConfig) -> PyTree:
     """Lay the parameters out for `decode_step`: matrices in the compute dtype, one tree a layer.
 
     Call it once, outside the decoding loop; inside, slicing and casting the stacked float32 master
     parameters would cost as much as the matrix products.
     """
-    cast = jax.tree.map(lambda leaf: leaf.astype(config.dtype), params)
+    cast = cast_matrices(params, config)
     leaves, tree = jax.tree.flatten(cast["layers"])
     each = range(config.num_layers)
     layers = tuple(jax.tree.unflatten(tree, [leaf[i] for leaf in leaves]) for i in each)
@@ -184,6 +193,7 @@ def decode_step(
     windows = config.windows()
     layer, norm = DecoderLayer(config), RMSNorm(config.rms_norm_eps, config.dtype)
     x = jnp.take(params["embedding"], token_ids[:, :, None], axis=0).astype(config.dtype)
+    x = constrain_looked_up(x)
     all_keys, all_values = [], []
     for i, layer_params in enumerate(params["layers"]):
         x, keys, values = _apply(

@@ -280,4 +280,5 @@ def _share(
     part: SumWeight = aggregate(
         per_token, mask, loss_config.aggregation, loss_config.max_completion_length
     )
-    return part.sum / denominators.policy
+    share: Array = part.sum / denominators.policy
+    return share

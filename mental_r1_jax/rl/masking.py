@@ -88,7 +88,7 @@ class Sum:
         return Sum(total=self.total.sum(axis=0))
 
     @property
-    def value(self) -> jax.Array:
+    def value(self) -> Any:
         """The total."""
         return self.total
 
@@ -112,7 +112,7 @@ class Max:
         return Max(maximum=self.maximum.max(axis=0))
 
     @property
-    def value(self) -> jax.Array:
+    def value(self) -> Any:
         """The maximum."""
         return self.maximum
 
@@ -136,7 +136,7 @@ class Min:
         return Min(minimum=self.minimum.min(axis=0))
 
     @property
-    def value(self) -> jax.Array:
+    def value(self) -> Any:
         """The minimum."""
         return self.minimum
 

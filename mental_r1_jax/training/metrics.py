@@ -87,9 +87,10 @@ class TensorboardWriter:
         self._writer = SummaryWriter(str(folder), purge_step=first_step)
 
     def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
-        """Add one scalar event a metric."""
+        """Add one scalar event a metric; a curve has a gap where its value is not finite."""
         for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
+            if math.isfinite(value):
+                self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
     def close(self) -> None:

@@ -213,7 +213,7 @@ def apply_gradient(
     state: TrainState, gradient: Any, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, dict[str, Any]]:
     """One optimizer update; a gradient that is not finite changes nothing and is counted."""
-    norm = optax.global_norm(gradient)
+    norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(norm)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

@@ -218,7 +218,9 @@ def test_eos_is_in_ids_and_mask_and_has_a_gradient(params, prompts, completions)
     at_end = np.take_along_axis(gradient, lengths[..., None] - 1, -1)[..., 0]
     # -A / number of tokens, at the EOS as at every other sampled token.
     np.testing.assert_allclose(at_end, -1 / lengths.sum(), rtol=1e-6)
-    np.testing.assert_allclose(gradient, -completions.completion_mask / lengths.sum(), rtol=1e-6)
+    np.testing.assert_allclose(
+        gradient, -1.0 * completions.completion_mask / lengths.sum(), rtol=1e-6
+    )
 
 
 def test_pad_equal_to_eos_and_a_sampled_pad_stay_real_tokens(params, prompts, completions):
