@@ -19,6 +19,8 @@ from mental_r1_jax.errors import UserError
 from mental_r1_jax.text.stages import GRAMMAR
 
 _QUOTED_WORDS = 6
+# Longer "words" are addresses, rows of signs and the like; they would burst the completion.
+_WORD_LIMIT = 15
 
 # For each stage several wordings; the last stage names the label, the first quotes the post.
 _WORDINGS: tuple[tuple[str, ...], ...] = (
@@ -125,7 +127,8 @@ def template_traces(
 
 def template_completion(post: str, label: str, rng: random.Random) -> str:
     """One staged completion (after the prefill) that quotes `post` and decides for `label`."""
-    words = post.replace("<", " ").replace(">", " ").split() or ["nothing"]
+    words = post.replace("<", " ").replace(">", " ").split()
+    words = [word for word in words if len(word) <= _WORD_LIMIT] or ["nothing"]
     start = rng.randrange(max(1, len(words) - _QUOTED_WORDS + 1))
     quote = " ".join(words[start : start + _QUOTED_WORDS])
     contents = [rng.choice(wordings) for wordings in _WORDINGS]

@@ -75,7 +75,8 @@ def run_loop(
             validator = Validator(config, policy, mesh, writers, progress)
             if step == 0 and config.run.eval_every:
                 validator.validate(0, state.params)
-            while step < num_steps and not stop.requested:
+            stopping = stop.requested
+            while step < num_steps and not stopping:
                 step += 1
                 state, metrics = work.step(step, state, progress)
                 writers.write(step, metrics)
@@ -83,8 +84,9 @@ def run_loop(
                 score = None
                 if validator.due(step, num_steps):
                     score = validator.validate(step, state.params)
-                saving = score is not None or step % config.run.save_every == 0
-                if saving or stop.requested:
+                # Read once: a later signal is served after the next step, and that one is saved.
+                stopping = stop.requested
+                if score is not None or stopping or step % config.run.save_every == 0:
                     checkpoint.save(checkpoints, step, state, work.position(), score)
         checkpoints.wait_until_finished()
     if stop.requested:

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mental_r1_jax.config import ExperimentConfig
@@ -142,10 +143,10 @@ def update(
 ) -> tuple[TrainState, dict[str, float]]:
     """`num_iterations` updates on one batch: (next state, metrics of the last one)."""
     iterations = trainer.config.crpo.num_iterations
-    if reference is not None:
-        batch = batch.replace(ref_logprobs=trainer.logprobs(reference, batch))
-    if iterations > 1:
-        batch = batch.replace(old_logprobs=trainer.logprobs(state.params, batch))
+    # Both from the same batch: filling one field first would compile a second program.
+    ref_logprobs = None if reference is None else trainer.logprobs(reference, batch)
+    old_logprobs = trainer.logprobs(state.params, batch) if iterations > 1 else None
+    batch = batch.replace(ref_logprobs=ref_logprobs, old_logprobs=old_logprobs)
     skipped = 0.0
     for _ in range(iterations):
         state, device_metrics = trainer.update(state, batch)
@@ -160,7 +161,7 @@ def completion_rows(
     """One row a completion, for the completions file and the console."""
     crpo = trainer.config.crpo
     advantages = group_advantages(
-        groups.rewards, scale=crpo.scale_rewards, baseline=crpo.advantage_baseline
+        jnp.asarray(groups.rewards), scale=crpo.scale_rewards, baseline=crpo.advantage_baseline
     )
     return [
         {

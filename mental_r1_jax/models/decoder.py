@@ -222,10 +222,12 @@ def unembed(
     params: PyTree, config: DecoderConfig, hidden: Float[Array, "*batch D"]
 ) -> Float[Array, "*batch V"]:
     """Return float32 logits of final-normed states."""
+    # The embedding is not transposed first: a decoding loop would copy it at every token.
+    tied = config.tie_embeddings
     return jnp.einsum(
-        "...d,dv->...v",
+        "...d,vd->...v" if tied else "...d,dv->...v",
         hidden.astype(config.dtype),
-        unembed_matrix(params, config),
+        params["embedding" if tied else "unembedding"].astype(config.dtype),
         preferred_element_type=jnp.float32,
     )
 

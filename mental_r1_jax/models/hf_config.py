@@ -142,23 +142,8 @@ def decoder_config_from_hf(
     Raises:
         UserError: names every field that we cannot compute, all at once.
     """
-    family = _FAMILIES.get(hf.get("model_type", ""))
-    if family is None:
-        raise UserError(
-            what=f"unsupported model_type {hf.get('model_type')!r}",
-            expected=f"one of {', '.join(SUPPORTED_FAMILIES)}",
-            got=f"architectures {hf.get('architectures')}",
-            remedy="choose a dense model of one of these families",
-        )
-    problems = [
-        f"{name} = {hf[name]!r}" for name, ok in _NEUTRAL_VALUES.items() if hf.get(name) not in ok
-    ]
-    problems += [f"{name} is missing" for name in _REQUIRED if hf.get(name) is None]
-    problems += [
-        f"architectures = {hf['architectures']!r}"
-        for name in hf.get("architectures") or ()
-        if not name.endswith("ForCausalLM")
-    ]
+    family = _find_family(hf)
+    problems = _refused_fields(hf)
     scaling, theta = _rope(hf, problems)
     windows = _windows(hf, family, problems)
     if not problems:
@@ -193,6 +178,30 @@ def decoder_config_from_hf(
         remat=remat,
         init_scale=float(hf.get("initializer_range", 0.02)),
     )
+
+
+def _find_family(hf: Mapping[str, Any]) -> _Family:
+    """Look up the family, or refuse the model."""
+    family = _FAMILIES.get(hf.get("model_type", ""))
+    if family is None:
+        raise UserError(
+            what=f"unsupported model_type {hf.get('model_type')!r}",
+            expected=f"one of {', '.join(SUPPORTED_FAMILIES)}",
+            got=f"architectures {hf.get('architectures')}",
+            remedy="choose a dense model of one of these families",
+        )
+    return family
+
+
+def _refused_fields(hf: Mapping[str, Any]) -> list[str]:
+    """Name fields that are missing, or say that this is another kind of network."""
+    problems = [
+        f"{name} = {hf[name]!r}" for name, ok in _NEUTRAL_VALUES.items() if hf.get(name) not in ok
+    ]
+    problems += [f"{name} is missing" for name in _REQUIRED if hf.get(name) is None]
+    if not all(name.endswith("ForCausalLM") for name in hf.get("architectures") or ()):
+        problems.append(f"architectures = {hf['architectures']!r}")
+    return problems
 
 
 def _rope(hf: Mapping[str, Any], problems: list[str]) -> tuple[RopeScaling | None, float]:

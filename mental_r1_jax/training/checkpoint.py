@@ -8,6 +8,7 @@ random state. Saving is asynchronous and atomic: a half-written folder never cou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,11 @@ def open_checkpoints(
     folder: Path, *, keep: int | None = None, read_only: bool = False
 ) -> ocp.CheckpointManager:
     """Open `folder`, keeping the `keep` newest checkpoints and the best one by validation."""
-    ranked = policies.BestN(
-        get_metric_fn=lambda metrics: metrics[VALIDATION_METRIC],
-        n=1,
-        keep_checkpoints_without_metrics=False,
-    )
+    ranked = policies.BestN(get_metric_fn=_score, n=1)
     policy = policies.AnyPreservationPolicy([policies.LatestN(keep), ranked])
+    # `best_fn` decides nothing beside a policy, but without it Orbax writes no metrics at all.
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=policy, create=not read_only, read_only=read_only
+        preservation_policy=policy, best_fn=_score, create=not read_only, read_only=read_only
     )
     return ocp.CheckpointManager(Path(folder).absolute(), options=options)
 
@@ -62,7 +60,7 @@ def save(
             optimizer=ocp.args.StandardSave(optimizer),
             progress=ocp.args.JsonSave(dict(progress)),
         ),
-        metrics=None if validation is None else {VALIDATION_METRIC: validation},
+        metrics={} if validation is None else {VALIDATION_METRIC: validation},
     )
 
 
@@ -134,6 +132,11 @@ def abstract_like(state: Any, shardings: Any) -> Any:
         state,
         shardings,
     )
+
+
+def _score(metrics: Mapping[str, float]) -> float:
+    """What checkpoints are ranked by; those that were not validated come last."""
+    return metrics.get(VALIDATION_METRIC, -math.inf)
 
 
 def _missing(run_folder: Path, which: str | int, steps: Any) -> UserError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import dataclasses
+import functools
 import json
 import shutil
 from collections.abc import Mapping
@@ -33,7 +34,7 @@ BASE = {
     },
     "rollout.prompts_per_step": 8,
     "rollout.max_prompt_length": 600,
-    "rollout.max_completion_length": 48,
+    "rollout.max_completion_length": 64,
     "evaluate.batch_size": 8,
     "sft.batch_size": 8,
 }
@@ -82,23 +83,30 @@ class Lab:
         return value
 
 
-def make_shared(root: Path) -> Path:
-    """Write everything that a `Lab` shares into `root`."""
+@functools.cache
+def make_shared(base: Path) -> Path:
+    """Write everything that a `Lab` shares below `base`, once a test session."""
+    root = base / "lab"
+    root.mkdir()
     write_posts(root / "posts", "tea")
     write_posts(root / "other_posts", "coffee")
     trace = json.dumps({"prompt": "Is it? tea", "completion": CORPUS[0]})
     (root / "traces.jsonl").write_text(trace + "\n", encoding="utf-8")
-    for name, hidden in (("tiny", 16), ("wider", 32)):
-        make_tiny_model(
-            root / name,
-            CORPUS,
-            vocab_size=400,
-            hidden_size=hidden,
-            intermediate_size=32,
-            num_layers=1,
-            num_heads=2,
-            num_kv_heads=1,
-        )
+    # Wide enough to fill more than one file of a megabyte.
+    tiny = make_tiny_model(
+        root / "tiny",
+        CORPUS,
+        vocab_size=700,
+        hidden_size=32,
+        intermediate_size=8192,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=1,
+    )
+    other = shutil.copytree(tiny, root / "other")
+    described = json.loads((tiny / "config.json").read_text(encoding="utf-8"))
+    changed = json.dumps(described | {"intermediate_size": 64})
+    (other / "config.json").write_text(changed, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         make_run(Lab(root, root, patch))
     return root
@@ -127,7 +135,7 @@ def write_posts(root: Path, drink: str) -> None:
         folder.mkdir(parents=True)
         for split in ("train", "val", "dev", "test"):
             posts = [
-                (f"{split} post number {i} about {drink}", "Yes" if i % 3 else "No")
+                (f"{split} post number {i} about {drink}", "Yes" if i % 4 else "No")
                 for i in range(10)
             ]
             if (name, split) == ("Calm", "train"):

@@ -22,7 +22,7 @@ class TwoNumbers:
 
     def step(self, step: int, state: Any, progress: Any) -> Any:
         """Do one step."""
-        return state.replace(params=state.params + 1.0), {"reward": float(step)}
+        return state.replace(params={"w": state.params["w"] + 1.0}), {"reward": float(step)}
 
     def position(self) -> dict[str, Any]:
         """Nothing to remember."""
@@ -39,7 +39,7 @@ def run_kept(lab: Lab, config: ExperimentConfig) -> Any:
     tracked: list[str] = []
 
     def fresh(*arguments: Any) -> Any:
-        return init_state(jnp.zeros(2), optimizer)
+        return init_state({"w": jnp.zeros(2)}, optimizer)
 
     def abstract(*arguments: Any) -> Any:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), fresh())

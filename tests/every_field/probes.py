@@ -14,15 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pyarrow.parquet as pq
+import pytest
+from jax.sharding import Mesh
 from rich.console import Console
 
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.data import loading
+from mental_r1_jax.errors import UserError
 from mental_r1_jax.jobs import evaluate, export, overview, predict, sft, train, trainer, verify
 from mental_r1_jax.jobs.policy import open_mesh, open_policy
 from mental_r1_jax.models import decoder
 from mental_r1_jax.rollout import sampler
 from mental_r1_jax.rollout.sampler import step_key
+from mental_r1_jax.sharding import make_mesh
+from mental_r1_jax.text.tokenizer import Tokenizer
 from mental_r1_jax.training import train_step as updates
 from mental_r1_jax.training.progress import Progress
 from mental_r1_jax.types import Batch, PromptBatch
@@ -32,7 +37,6 @@ from tests.every_field.lab import Lab
 
 def posts(lab: Lab, config: ExperimentConfig) -> Any:
     """Posts as training and validation see them, and where they were built."""
-    built = sorted(path.name for path in lab.tmp.rglob("dataset_info.json"))
     train_posts = loading.load_examples(config, "train")
     validation = loading.load_examples(config, "validation")
     built = sorted(path.name for path in lab.tmp.rglob("dataset_info.json"))
@@ -57,7 +61,7 @@ def set_labels(lab: Lab, config: ExperimentConfig) -> Any:
 
 def opened_model(lab: Lab, config: ExperimentConfig) -> Any:
     """The architecture that training would open."""
-    return trainer.make_trainer(config).policy.config.hidden_size
+    return trainer.make_trainer(config).policy.config.intermediate_size
 
 
 def program(lab: Lab, config: ExperimentConfig) -> Any:
@@ -97,10 +101,27 @@ def make_toy_trainer(lab: Lab, config: ExperimentConfig) -> tuple[Any, toys.ToyS
     update = functools.partial(updates.train_step, config=step, optimizer=real.optimizer)
     return dataclasses.replace(
         real,
+        mesh=one_device(),
         sample=toys.Counted(sample),
         logprobs=toys.Counted(lambda params, batch: toys.toy_old_logprobs(params0(real), batch)),
         update=toys.Counted(update),
     ), sample
+
+
+def one_device() -> Mesh:
+    """A mesh of one: toy arrays are too small for eight, and would only be slower to compile."""
+    return make_mesh(1, 1, 1, jax.devices()[:1])
+
+
+def patch_sampler(lab: Lab, tokenizer: Tokenizer) -> None:
+    """Put scripted logits, and noise that is quick to compile, under the real sampler."""
+
+    def noise(key: Any, prompt_index: Any, group: int, length: int) -> jax.Array:
+        shape = (prompt_index.shape[0], group, length)
+        return jnp.asarray(np.random.default_rng(2).random(shape), jnp.float32)
+
+    lab.patch.setattr(sampler, "decoder", toys.scripted_decoder(tokenizer))
+    lab.patch.setattr(sampler, "_uniform_noise", noise)
 
 
 def params0(real: Any) -> Any:
@@ -110,21 +131,18 @@ def params0(real: Any) -> Any:
 
 def one_step(lab: Lab, config: ExperimentConfig) -> dict[str, Any]:
     """One whole step of training: posts, prompts, rewards, the update, files and what is shown."""
-    toy, sample = make_toy_trainer(lab, config)
+    toy, _ = make_toy_trainer(lab, config)
     shown = io.StringIO()
     state = updates.init_state(params0(toy), toy.optimizer)
     with Progress(1, console=Console(file=shown, width=200)) as progress:
         state, metrics = train.CrpoWork(toy).step(1, state, progress)
-    assert sample.prompts is not None
     files = sorted((lab.tmp / "run").rglob("*.parquet"))
     return {
-        "prompt_ids": np.asarray(sample.prompts.prompt_ids).tolist(),
-        "key": np.asarray(jax.random.key_data(sample.key)).tolist(),
         "params": {name: np.asarray(leaf).tolist() for name, leaf in state.params.items()},
         "loss": metrics["loss"],
         "grad_norm": metrics["grad_norm"],
         "reward": metrics["reward"],
-        "reward_keys": sorted(key for key in metrics if key.startswith("rewards/")),
+        "rewards": {key: metrics[key] for key in metrics if key.startswith("rewards/")},
         "tokens": metrics["tokens/completion"],
         "columns": [pq.read_schema(file).names for file in files],
         "num_steps": toy.num_steps,
@@ -143,15 +161,28 @@ def updated_weights(lab: Lab, config: ExperimentConfig) -> Any:
 
 
 def asked_prompts(lab: Lab, config: ExperimentConfig) -> Any:
-    """What the sampler is asked for: prompts and random key."""
-    outcome = one_step(lab, config)
-    return outcome["prompt_ids"], outcome["key"]
+    """What the sampler is asked for: prompts and random key. The step ends there."""
+    toy, sample = make_toy_trainer(lab, config)
+
+    def stop(params: Any, prompts: PromptBatch, key: Any) -> Any:
+        sample.prompts, sample.key = prompts, key
+        raise InterruptedError
+
+    work = train.CrpoWork(dataclasses.replace(toy, sample=stop))
+    state = updates.init_state(params0(toy), toy.optimizer)
+    with pytest.raises(InterruptedError), Progress(1, console=Console(file=io.StringIO())) as shown:
+        work.step(1, state, shown)
+    assert sample.prompts is not None
+    return (
+        np.asarray(sample.prompts.prompt_ids).tolist(),
+        np.asarray(jax.random.key_data(sample.key)).tolist(),
+    )
 
 
 def reward(lab: Lab, config: ExperimentConfig) -> Any:
-    """Mean reward of a step, and the names of its parts."""
+    """Mean reward of a step, and mean and spread of its parts."""
     outcome = one_step(lab, config)
-    return outcome["reward"], outcome["reward_keys"]
+    return outcome["reward"], outcome["rewards"]
 
 
 def trained_tokens(lab: Lab, config: ExperimentConfig) -> Any:
@@ -172,10 +203,11 @@ def number_of_steps(lab: Lab, config: ExperimentConfig) -> Any:
 def sampled(lab: Lab, config: ExperimentConfig) -> Any:
     """Completions of the real sampler on scripted logits."""
     real = trainer.make_trainer(config)
-    lab.patch.setattr(sampler, "decoder", toys.scripted_decoder(real.policy.tokenizer))
+    patch_sampler(lab, real.policy.tokenizer)
     ids = jnp.zeros((8, 2), jnp.int32)
     prompts = PromptBatch(ids, ids == 0, jnp.arange(8, dtype=jnp.int32))
-    return np.asarray(real.sample({}, prompts, step_key(0, 1)).completion_ids).tolist()
+    completions = real.sample({}, prompts, step_key(0, 1))
+    return np.asarray(completions.completion_ids).tolist()
 
 
 def trained_weights(optimizer: optax.GradientTransformation) -> Any:
@@ -239,15 +271,16 @@ def evaluated(lab: Lab, config: ExperimentConfig) -> Any:
         return toys.toy_stats(params, batch, **options)
 
     tokenizer = open_policy(config.model.path, config).tokenizer
-    lab.patch.setattr(sampler, "decoder", toys.scripted_decoder(tokenizer))
+    patch_sampler(lab, tokenizer)
+    lab.patch.setattr(evaluate, "open_mesh", lambda *a, **k: one_device())
     lab.patch.setattr(predict, "policy_stats", stats)
     lab.patch.setattr(evaluate, "load_weights", lambda *a, **k: {})
     lab.run_folder()
     folder = evaluate.run(config)
     document = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     predictions = (folder / "predictions.csv").read_text(encoding="utf-8")
-    widths = open_policy(config.evaluate.model or str(config.run.output_dir), config).config
-    return str(folder.relative_to(lab.tmp)), document, predictions, shapes, widths.hidden_size
+    opened = open_policy(config.evaluate.model or str(config.run.output_dir), config).config
+    return str(folder.relative_to(lab.tmp)), document, predictions, shapes, opened.intermediate_size
 
 
 def exported(lab: Lab, config: ExperimentConfig) -> Any:
@@ -260,7 +293,16 @@ def exported(lab: Lab, config: ExperimentConfig) -> Any:
     return str(folder.relative_to(lab.tmp)), files, len(verified)
 
 
+def exported_weights(lab: Lab, config: ExperimentConfig) -> Any:
+    """The weight files alone, which quote no recipe."""
+    _, files, _ = exported(lab, config)
+    return {name: content for name, content in files.items() if name.endswith(".safetensors")}
+
+
 def mesh(lab: Lab, config: ExperimentConfig) -> Any:
     """How the eight devices of the tests are laid out, and the memory estimate that follows."""
-    shape = dict(open_mesh(config, rows={}).shape)
+    try:
+        shape = dict(open_mesh(config, rows={}).shape)
+    except UserError as error:
+        return str(error)
     return shape, overview.memory_rows(trainer.make_trainer(config))

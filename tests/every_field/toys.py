@@ -7,6 +7,7 @@ and the files, is the real program.
 from __future__ import annotations
 
 import dataclasses
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mental_r1_jax.data.traces import template_completion
 from mental_r1_jax.jobs.trainer import Trainer
+from mental_r1_jax.text.prompts import system_instruction
 from mental_r1_jax.text.stages import GRAMMAR
 from mental_r1_jax.text.tokenizer import Tokenizer
 from mental_r1_jax.types import Batch, Completions, PromptBatch
@@ -29,15 +32,21 @@ COMPLETIONS = (
     "tea</stimulus><primary_appraisal>it is warm</primary_appraisal><answer>No</answer>",
     GRAMMAR.render([text + " and more tea" for text in STAGE_TEXTS], "No"),
 )
-CORPUS = (*COMPLETIONS, "Is the writer calm? Yes No Statement: post number about tea " * 3)
+TEMPLATES = [template_completion("post number 1 about tea", "Yes", Random(i)) for i in range(20)]
+CORPUS = (
+    *COMPLETIONS,
+    *TEMPLATES,
+    *[system_instruction()] * 2,
+    *["Is the writer calm? Yes No Statement: post number about tea "] * 3,
+)
 
 
 def scripted_decoder(tokenizer: Tokenizer) -> Any:
     """A decoder in the sampler's eyes: likeliest is the next token of the first completion."""
     script = [*tokenizer.encode(COMPLETIONS[0]), tokenizer.eos_ids[0]]
     noise = np.random.default_rng(0).standard_normal((len(script) + 1, tokenizer.vocab_size))
-    table = noise.astype(np.float32)
-    table[np.arange(len(script)), script] += 4.0
+    table = noise.clip(max=3.0).astype(np.float32)
+    table[np.arange(len(script)), script] = 4.0
     logits = jnp.asarray(table)
 
     def row(index: Any) -> jax.Array:

@@ -14,7 +14,7 @@ import pytest
 from mental_r1_jax.models import decoder
 from tests.models.conftest import COMPLETION, CONFIG, GROUP, NUM_PROMPTS, PROMPT, Inputs
 
-# Two float32 paths through two layers; largest difference seen 2e-6 at states of order 1.
+# Two float32 paths through two layers; largest difference seen 2.4e-7, at states up to 1.
 CLOSE = {"rtol": 0, "atol": 1e-5}
 
 
@@ -99,9 +99,9 @@ def test_rematerialisation_changes_neither_states_nor_gradients(params, inputs) 
     value_and_grad = jax.jit(jax.value_and_grad(loss), static_argnums=1)
     with_remat = value_and_grad(params, CONFIG)
     without = value_and_grad(params, dataclasses.replace(CONFIG, remat=False))
-    # Gradients reach 20; float32 sums in another order.
+    # Gradients reach 300; float32 sums may come in another order.
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), with_remat, without
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), with_remat, without
     )
     del with_remat[1]["unembedding"]  # states do not depend on the head
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(with_remat[1]))
@@ -143,7 +143,15 @@ def test_tied_and_untied_heads(params, inputs, hidden) -> None:
 
 def test_bfloat16_computes_in_bfloat16_and_stays_near_float32(params, inputs, hidden) -> None:
     config = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
-    result = jax.jit(decoder.forward, static_argnums=1)(params, config, *inputs)
+
+    @jax.jit
+    def run(params: dict) -> tuple[jax.Array, dict]:
+        """States, and a gradient: the backward pass has matrix products of its own."""
+        result, backward = jax.vjp(lambda p: decoder.forward(p, config, *inputs), params)
+        return result, backward(jnp.ones_like(result))[0]
+
+    result, gradients = run(params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
     assert result.dtype == jnp.bfloat16
     assert decoder.unembed(params, config, result).dtype == jnp.float32
     assert decoder.unembed_matrix(params, config).dtype == jnp.bfloat16
@@ -151,7 +159,7 @@ def test_bfloat16_computes_in_bfloat16_and_stays_near_float32(params, inputs, hi
     assert {leaf.dtype for leaf in jax.tree.leaves(cache)} == {jnp.dtype("bfloat16")}
     real = np.asarray(inputs.completion_mask)
     difference = np.abs(np.asarray(result, np.float32) - hidden)[real]
-    # bfloat16 keeps 8 bits: 0.4% a rounding, some dozen roundings, states of order 0.3.
+    # bfloat16 keeps 8 bits: 0.4% a rounding, some dozen roundings, states of order 0.3; seen 9e-4.
     assert 0 < difference.mean() < 0.01
 
 

@@ -10,9 +10,8 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
-from mental_r1_jax.errors import UserError
 from mental_r1_jax.models.hf_format import decoder_config_from_hf, load_params, read_hf_config
-from mental_r1_jax.models.tiny import SPECIAL_TOKENS, make_tiny_model
+from mental_r1_jax.models.tiny import END, PAD, START, make_tiny_model
 
 CORPUS = ["the river is calm today", "<think>\n<stimulus>the river</stimulus></think>"] * 30
 
@@ -31,7 +30,7 @@ def test_transformers_opens_the_folder(folder: Path) -> None:
     with torch.no_grad():
         logits = model(ids).logits
     assert logits.shape[-1] == len(tokenizer) and torch.isfinite(logits).all()
-    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert model.config.eos_token_id == tokenizer.eos_token_id
 
 
 def test_we_open_the_folder(folder: Path) -> None:
@@ -46,8 +45,10 @@ def test_tokenizer_gives_every_text_back_and_knows_its_special_tokens(folder: Pa
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     for text in (CORPUS[1], "Zoë’s 🦊\n\n  two  spaces, and don 't join ' s", "\x00\t"):
         assert tokenizer.decode(tokenizer(text).input_ids) == text
-    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|pad|>")
-    assert set(tokenizer.all_special_tokens) == set(SPECIAL_TOKENS)
+    assert (tokenizer.eos_token, tokenizer.pad_token) == (END, PAD)
+    for special in (START, END, PAD):
+        (token_id,) = tokenizer(special).input_ids
+        assert tokenizer.decode([token_id], skip_special_tokens=True) == ""
     # Tags are plain text: decoding without special tokens keeps them.
     ids = tokenizer("<think><stimulus>").input_ids
     assert tokenizer.decode(ids, skip_special_tokens=True) == "<think><stimulus>"
@@ -75,8 +76,3 @@ def test_the_seed_decides_the_weights_and_nothing_else(folder: Path, tmp_path: P
         load_file(f / "model.safetensors")["model.embed_tokens.weight"] for f in (other, folder)
     ]
     assert not np.allclose(*weights)
-
-
-def test_too_small_a_vocabulary_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="vocab_size >= 259"):
-        make_tiny_model(tmp_path, CORPUS, vocab_size=100)

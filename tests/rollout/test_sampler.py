@@ -76,10 +76,13 @@ def as_batch(prompts: PromptBatch, completions: Completions) -> Batch:
     )
 
 
+@functools.partial(jax.jit, static_argnames="temperature")
+def logprobs_at(params: Any, batch: Batch, *, temperature: float) -> jax.Array:
+    return policy_stats(params, batch, config=CONFIG, temperature=temperature, chunk_size=3)[0]
+
+
 def training_logprobs(params: Any, prompts: PromptBatch, completions: Completions) -> np.ndarray:
-    batch = as_batch(prompts, completions)
-    stats = functools.partial(policy_stats, config=CONFIG, temperature=TEMPERATURE, chunk_size=3)
-    return np.asarray(jax.jit(stats)(params, batch)[0])
+    return np.asarray(logprobs_at(params, as_batch(prompts, completions), temperature=TEMPERATURE))
 
 
 def test_decode_logprobs_are_the_training_pass_s_at_the_sampling_temperature(
@@ -94,9 +97,7 @@ def test_decode_logprobs_are_the_training_pass_s_at_the_sampling_temperature(
     np.testing.assert_array_equal(completions.sampler_logprobs, completions.decode_logprobs)
     assert (completions.decode_logprobs[~mask] == 0).all()
     # The untempered distribution would be far away.
-    untempered = policy_stats(
-        params, as_batch(prompts, completions), config=CONFIG, temperature=1.0, chunk_size=3
-    )[0]
+    untempered = logprobs_at(params, as_batch(prompts, completions), temperature=1.0)
     assert np.abs(np.asarray(untempered) - recomputed)[mask].max() > 0.1
 
 
@@ -214,7 +215,7 @@ def test_eos_is_in_ids_and_mask_and_has_a_gradient(params, prompts, completions)
         entropies = jnp.zeros_like(logprobs)
         return crpo_loss(logprobs, entropies, batch, advantages, denominators, loss_config)[0]
 
-    gradient = np.asarray(jax.grad(loss)(batch.decode_logprobs))
+    gradient = np.asarray(jax.jit(jax.grad(loss))(batch.decode_logprobs))
     at_end = np.take_along_axis(gradient, lengths[..., None] - 1, -1)[..., 0]
     # -A / number of tokens, at the EOS as at every other sampled token.
     np.testing.assert_allclose(at_end, -1 / lengths.sum(), rtol=1e-6)
