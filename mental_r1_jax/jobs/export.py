@@ -15,7 +15,7 @@ import mental_r1_jax
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.data.loading import label_counts, load_examples, set_spec
 from mental_r1_jax.errors import UserError
-from mental_r1_jax.jobs.model_card import model_card
+from mental_r1_jax.jobs.model_card import CardSet, model_card
 from mental_r1_jax.jobs.policy import Policy, load_weights, open_mesh, open_policy, public_name
 from mental_r1_jax.models import hf_format
 
@@ -103,15 +103,16 @@ def card_of(config: ExperimentConfig) -> str:
     )
     metrics = json.loads(evaluations[-1].read_text(encoding="utf-8")) if evaluations else None
     counts = label_counts(load_examples(config, "train"))
+    specs = [set_spec(config.data, name) for name in config.data.sets]
     sets = [
-        {
-            "name": name,
-            "asks_for": set_spec(config.data, name).asks_for,
-            "question": set_spec(config.data, name).question,
-            "labels": list(set_spec(config.data, name).labels),
-            "counts": counts[name],
-        }
-        for name in config.data.sets
+        CardSet(
+            name=spec.name,
+            asks_for=spec.asks_for,
+            question=spec.question,
+            labels=spec.labels,
+            counts=counts[spec.name],
+        )
+        for spec in specs
     ]
     return model_card(
         config.model_dump(mode="json"),

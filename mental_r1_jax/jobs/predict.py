@@ -123,7 +123,8 @@ def _generate(
         [prompts[row] for row in rows], config.rollout.prompt_lengths, tokenizer.pad_id
     )
     # Votes of a post draw their own noise whatever batch it falls into.
-    batch = batch.replace(prompt_index=np.asarray(rows, np.int32))
+    index: Any = np.asarray(rows, np.int32)
+    batch = dataclasses.replace(batch, prompt_index=index)
     batch = put_batch(predictor.mesh, batch)
     completions = predictor.sample(params, batch, step_key(config.run.seed, 0))
     traces = TraceBatch(

@@ -48,6 +48,13 @@ def run(config: ExperimentConfig, *, post: str | None, set_name: str | None) -> 
     policy = open_policy(config.evaluate.model or str(config.run.output_dir), config)
     params = load_weights(policy, mesh, which="best")
     spec = set_spec(config.data, name)
+    if spec.question is None:
+        raise UserError(
+            what=f"the set {name!r} has no question of its own",
+            expected=f"data.custom_sets.{name}.question",
+            got="questions only in the mental_prompt column of its files",
+            remedy="write the question into the recipe",
+        )
     example = Example(name, "test", 0, text, spec.labels[0], spec.question)
     (prediction,) = predict(
         make_predictor(policy, one, mesh), params, [example], {name: spec.labels}

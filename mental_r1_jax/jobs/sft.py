@@ -145,11 +145,12 @@ def trace_batch(
         for place in range(size)
     ]
     prompts = pad_prompts([traces[row][0] for row in rows], config.rollout.prompt_lengths, pad_id)
-    ids = np.full((size, 1, config.rollout.max_completion_length), pad_id, np.int32)
+    # Any, because the containers say jax.Array: `put_batch` makes these host arrays such.
+    ids: Any = np.full((size, 1, config.rollout.max_completion_length), pad_id, np.int32)
     lengths = np.array([len(traces[row][1]) for row in rows])
     for place, row in enumerate(rows):
         ids[place, 0, : lengths[place]] = traces[row][1]
-    mask = np.arange(ids.shape[-1])[None, None, :] < lengths[:, None, None]
+    mask: Any = np.arange(ids.shape[-1])[None, None, :] < lengths[:, None, None]
     return TraceBatch(prompts.prompt_ids, prompts.prompt_mask, ids, mask)
 
 

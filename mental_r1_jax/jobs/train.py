@@ -12,6 +12,7 @@ Each step, in the order of the method:
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -146,7 +147,7 @@ def update(
     # Both from the same batch: filling one field first would compile a second program.
     ref_logprobs = None if reference is None else trainer.logprobs(reference, batch)
     old_logprobs = trainer.logprobs(state.params, batch) if iterations > 1 else None
-    batch = batch.replace(ref_logprobs=ref_logprobs, old_logprobs=old_logprobs)
+    batch = dataclasses.replace(batch, ref_logprobs=ref_logprobs, old_logprobs=old_logprobs)
     skipped = 0.0
     for _ in range(iterations):
         state, device_metrics = trainer.update(state, batch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -65,13 +65,13 @@ class Trainer:
     num_steps: int
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
-    sample: Callable[..., Any]
-    logprobs: Callable[..., Any]
-    update: Callable[..., tuple[TrainState, dict[str, Any]]]
+    sample: Any
+    logprobs: Any
+    update: Any
 
     def compiled_programs(self) -> int:
         """Programs compiled so far by the three jitted functions."""
-        return sum(f._cache_size() for f in (self.sample, self.logprobs, self.update))
+        return sum(function._cache_size() for function in (self.sample, self.logprobs, self.update))
 
 
 def make_trainer(config: ExperimentConfig) -> Trainer:

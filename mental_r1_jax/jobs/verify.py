@@ -64,8 +64,8 @@ def verify_export(folder: Path, policy: Policy, config: ExperimentConfig) -> Non
         exact,
         batch.prompt_ids,
         batch.prompt_mask,
-        ours[None, None],
-        np.ones((1, 1, length), bool),
+        jnp.asarray(ours[None, None]),
+        jnp.ones((1, 1, length), bool),
     )
     our_logits = np.asarray(decoder.unembed(params, exact, hidden))[0, 0]
     _compare(our_logits, their_logits, ours, theirs)

@@ -25,6 +25,19 @@ START, END, PAD = "<|im_start|>", "<|im_end|>", "<|pad|>"
 # A tag is one piece, so that one token can hold it; else words with the space before them.
 _PIECES = Regex(r"</?[a-z_]+>| ?[A-Za-z']+| ?[0-9]| ?[^\sA-Za-z0-9]|\s+")
 
+_FIXED_CONFIG = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10_000.0,
+    "max_position_embeddings": 4096,
+    "attention_bias": False,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.02,
+    "dtype": "float32",
+}
+
 _CHAT_TEMPLATE = (
     "{% for message in messages %}"
     f"{START}{{{{ message['role'] }}}}\n{{{{ message['content'] }}}}{END}\n"
@@ -61,9 +74,7 @@ def make_tiny_model(
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _train_tokenizer(corpus, vocab_size)
     tokenizer.save_pretrained(folder)
-    hf_config: dict[str, Any] = {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
+    hf_config: dict[str, Any] = _FIXED_CONFIG | {
         "vocab_size": len(tokenizer),
         "hidden_size": hidden_size,
         "intermediate_size": intermediate_size,
@@ -71,20 +82,13 @@ def make_tiny_model(
         "num_attention_heads": num_heads,
         "num_key_value_heads": num_kv_heads,
         "head_dim": hidden_size // num_heads,
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10_000.0,
-        "max_position_embeddings": 4096,
-        "attention_bias": False,
-        "tie_word_embeddings": True,
-        "initializer_range": 0.02,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-        "dtype": "float32",
     }
     (folder / "config.json").write_text(json.dumps(hf_config, indent=2) + "\n", encoding="utf-8")
     config = decoder_config_from_hf(hf_config)
-    save_params(init_params(config, jax.random.key(seed)), config, folder, dtype="float32")
+    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(seed))
+    save_params(params, config, folder, dtype="float32")
     return folder
 
 

@@ -89,12 +89,13 @@ def pad_prompts(
     """
     longest = max(len(prompt.ids) for prompt in prompts)
     width = min(length for length in lengths if length >= longest)
-    ids = np.full((len(prompts), width), pad_id, np.int32)
-    mask = np.zeros((len(prompts), width), bool)
+    # Any, because the containers say jax.Array: `put_batch` makes these host arrays such.
+    ids: Any = np.full((len(prompts), width), pad_id, np.int32)
+    mask: Any = np.zeros((len(prompts), width), bool)
     for row, prompt in enumerate(prompts):
         ids[row, : len(prompt.ids)] = prompt.ids
         mask[row, : len(prompt.ids)] = True
-    index = first_index + np.arange(len(prompts), dtype=np.int32)
+    index: Any = first_index + np.arange(len(prompts), dtype=np.int32)
     return PromptBatch(prompt_ids=ids, prompt_mask=mask, prompt_index=index)
 
 

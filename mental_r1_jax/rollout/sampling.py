@@ -53,7 +53,10 @@ def greedy_token(
     logits: Float[jax.Array, "B G V"],
 ) -> tuple[Int[jax.Array, "B G"], Float[jax.Array, "B G"], Float[jax.Array, "B G"]]:
     """The likeliest token and, twice, its log-probability (nats) at temperature 1."""
-    ids = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    # The first place of the maximum; on CPU, XLA's argmax takes several times as long.
+    places = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    top = logits.max(axis=-1, keepdims=True)
+    ids = jnp.where(logits == top, places, logits.shape[-1] - 1).min(axis=-1)
     logprobs = _pick(jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1), ids)
     return ids, logprobs, logprobs
 
