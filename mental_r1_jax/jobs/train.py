@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.data.pipeline import make_prompt_iterator
@@ -30,6 +31,7 @@ from mental_r1_jax.rl.advantages import group_advantages
 from mental_r1_jax.rollout.collect import (
     ScoredGroups,
     assemble_batch,
+    completion_rows,
     pad_prompts,
     put_batch,
     render_prompts,
@@ -59,12 +61,17 @@ def run(config: ExperimentConfig, *, dry_run: bool = False) -> None:
         )
 
 
+# So many steps in a row without a single group to learn from are worth a word.
+SILENT_STEPS = 5
+
+
 class CrpoWork:
     """The steps of a CRPO run: holds the stream of posts and the reference weights."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self._reference = reference_weights(trainer)
+        self._silent_steps = 0
         self._posts = make_prompt_iterator(
             list(trainer.posts.values()),
             batch_size=trainer.config.rollout.prompts_per_step,
@@ -107,8 +114,21 @@ class CrpoWork:
             "tokens_per_second": metrics["tokens/completion"] / (ended - started),
             "compiled_programs": float(trainer.compiled_programs()),
         }
-        log_completions(trainer, step, completion_rows(trainer, posts, prompts, groups), progress)
+        rows = completion_rows(posts, prompts, groups, advantages_of(trainer, groups))
+        log_completions(trainer, step, rows, progress)
+        self._warn_if_silent(metrics, progress)
         return state, metrics
+
+    def _warn_if_silent(self, metrics: Mapping[str, float], progress: Progress) -> None:
+        """Say why nothing is learned when all groups have had equal rewards for a while."""
+        silent = metrics["frac_reward_zero_std"] == 1.0
+        self._silent_steps = self._silent_steps + 1 if silent else 0
+        if self._silent_steps == SILENT_STEPS:
+            progress.print(
+                f"for {SILENT_STEPS} steps all completions of a prompt earned the same, so every "
+                "advantage is 0: look at well_formed and at the completions; a model that cannot "
+                "write the grammar needs a cold start (mental-r1 sft)"
+            )
 
 
 def collect(
@@ -156,33 +176,14 @@ def update(
     return state, metrics | {"updates/skipped": skipped}
 
 
-def completion_rows(
-    trainer: Trainer, posts: Sequence[Any], prompts: Sequence[Any], groups: ScoredGroups
-) -> list[dict[str, Any]]:
-    """One row a completion, for the completions file and the console."""
+def advantages_of(trainer: Trainer, groups: ScoredGroups) -> Float[np.ndarray, "B G"]:
+    """The advantages that `train_step` computes for itself, for people to read."""
     crpo = trainer.config.crpo
-    advantages = group_advantages(
-        jnp.asarray(groups.rewards), scale=crpo.scale_rewards, baseline=crpo.advantage_baseline
+    return np.asarray(
+        group_advantages(
+            jnp.asarray(groups.rewards), scale=crpo.scale_rewards, baseline=crpo.advantage_baseline
+        )
     )
-    return [
-        {
-            "set_name": post.set_name,
-            "row": post.row,
-            "prompt": prompt.text,
-            "completion": completion.text,
-            "label": post.label,
-            "answer": completion.parsed.answer,
-            "reward": completion.total,
-            **{f"rewards/{name}": value for name, value in completion.rewards.items()},
-            "advantage": float(advantages[b, g]),
-            "well_formed": completion.parsed.well_formed,
-            "reason": completion.parsed.reason,
-            "num_tokens": completion.num_tokens,
-            "finished": completion.finished,
-        }
-        for b, (post, prompt) in enumerate(zip(posts, prompts, strict=True))
-        for g, completion in enumerate(groups.completions[b])
-    ]
 
 
 def log_completions(

@@ -164,6 +164,34 @@ def reward_metrics(groups: ScoredGroups, functions: Sequence[RewardFunction]) ->
     return metrics
 
 
+def completion_rows(
+    posts: Sequence[LabelledPost],
+    prompts: Sequence[RenderedPrompt],
+    groups: ScoredGroups,
+    advantages: Float[np.ndarray, "B G"],
+) -> list[dict[str, Any]]:
+    """One row a completion, for the completions file and the console."""
+    return [
+        {
+            "set_name": post.set_name,
+            "row": post.row,
+            "prompt": prompt.text,
+            "completion": completion.text,
+            "label": post.label,
+            "answer": completion.parsed.answer,
+            "reward": completion.total,
+            **{f"rewards/{name}": value for name, value in completion.rewards.items()},
+            "advantage": float(advantages[b, g]),
+            "well_formed": completion.parsed.well_formed,
+            "reason": completion.parsed.reason,
+            "num_tokens": completion.num_tokens,
+            "finished": completion.finished,
+        }
+        for b, (post, prompt) in enumerate(zip(posts, prompts, strict=True))
+        for g, completion in enumerate(groups.completions[b])
+    ]
+
+
 def assemble_batch(
     prompts: PromptBatch,
     completions: Completions,
