@@ -18,32 +18,18 @@ from mental_r1_jax.data.records import Example
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.text.stages import GRAMMAR
 
-_QUOTED_WORDS = 6
+_QUOTED_WORDS = 3
 # Longer "words" are addresses, rows of signs and the like; they would burst the completion.
 _WORD_LIMIT = 15
 
-# For each stage several wordings; the last stage names the label, the first quotes the post.
+# For each stage two wordings; the last stage names the label, the first quotes the post. Few words and
+# few wordings on purpose: what the trace leaves open is noise for the label that CRPO has to learn.
 _WORDINGS: tuple[tuple[str, ...], ...] = (
-    ("The writer says: {quote}.", "It is about this: {quote}.", "What is told: {quote}."),
-    (
-        "This matters to the writer.",
-        "This touches what the writer cares about.",
-        "It bears on daily life.",
-        "It is close to the writer.",
-    ),
-    (
-        "The means to cope are unclear.",
-        "Some support may be there.",
-        "The writer names few options.",
-        "There are ways to cope.",
-    ),
-    (
-        "Strong feelings are likely.",
-        "A change in mood is likely.",
-        "The writer may hold back.",
-        "The writer may look for help.",
-    ),
-    ("This points to {label}.", "Taken together: {label}.", "The sign is {label}."),
+    ("The writer says: {quote}.", "It is about this: {quote}."),
+    ("This matters to the writer.", "It bears on daily life."),
+    ("Some support may be there.", "The means to cope are unclear."),
+    ("Strong feelings are likely.", "The writer may look for help."),
+    ("This points to {label}.", "Taken together: {label}."),
 )
 
 

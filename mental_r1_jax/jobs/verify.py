@@ -33,7 +33,8 @@ def verify_export(folder: Path, policy: Policy, config: ExperimentConfig) -> Non
     params = hf_format.load_params(folder, exact, None)
     post = next(source[0] for source in load_examples(config, "validation").values())
     prompt = render_prompts(policy.tokenizer, [post], config.rollout.max_prompt_length)[0]
-    batch = pad_prompts([prompt], [len(prompt.ids)], policy.tokenizer.pad_id)
+    padded = pad_prompts([prompt], [len(prompt.ids)], policy.tokenizer.pad_id)
+    batch = jax.tree.map(jnp.asarray, padded)
     sampling = SamplingConfig(
         num_generations=1,
         max_completion_length=config.rollout.max_completion_length,
@@ -45,7 +46,7 @@ def verify_export(folder: Path, policy: Policy, config: ExperimentConfig) -> Non
         greedy=True,
     )
     completions = jax.jit(sample_completions, static_argnames=("config", "sampling"))(
-        params, jax.tree.map(jnp.asarray, batch), step_key(0, 0), config=exact, sampling=sampling
+        params, batch, step_key(0, 0), config=exact, sampling=sampling
     )
     length = int(completions.completion_mask.sum())
     ours = np.asarray(completions.completion_ids)[0, 0, :length]

@@ -34,7 +34,7 @@ _FIXED_CONFIG = {
     "max_position_embeddings": 4096,
     "attention_bias": False,
     "tie_word_embeddings": True,
-    "initializer_range": 0.02,
+    "initializer_range": 0.08,
     "dtype": "float32",
 }
 

@@ -57,7 +57,8 @@ def test_a_toy_reward_is_learnt_and_without_kl_no_reference_is_computed(
     assert len(rewards) == 25
     assert np.mean(rewards[:3]) < 0.3  # vowels are a quarter of what a random model writes
     assert np.mean(rewards[-3:]) > 0.8
-    assert learning_curve(tmp_path / "run", "rewards/tests.e2e.rewards:vowels/mean") == rewards
+    own = learning_curve(tmp_path / "run", "rewards/tests.e2e.rewards:vowels/mean")
+    assert own == pytest.approx(rewards)
     # kl_coef = 0: the start weights were read once (to train), and no log-probs were computed.
     assert len(loads) == 1
     assert made[0].logprobs._cache_size() == 0
