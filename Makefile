@@ -15,6 +15,8 @@ TORCH := $(shell sed -n 's/^ *\(torch==.*\)/\1/p' setup.cfg)
 # Accelerators are left alone by the tests and by the quickstart.
 export JAX_PLATFORMS ?= cpu
 export TOKENIZERS_PARALLELISM = false
+# transformers runs here without PyTorch by design, and says so at every start.
+export TRANSFORMERS_NO_ADVISORY_WARNINGS = 1
 
 .PHONY: help
 help:  ## list the targets

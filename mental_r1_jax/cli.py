@@ -75,9 +75,15 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def quiet_libraries() -> None:
+    """Silence advice that does not concern us: transformers runs here without PyTorch by design."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
 def _run(options: argparse.Namespace, config: ExperimentConfig) -> None:
     """Hand over to the verb's job; imported here, so that `--help` needs no JAX."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quiet_libraries()
     match options.verb:
         case "data":
             from mental_r1_jax.jobs import data

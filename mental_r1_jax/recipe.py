@@ -62,9 +62,23 @@ def dump_config(config: ExperimentConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+class _RecipeLoader(yaml.SafeLoader):
+    """YAML in which only `true` and `false` are booleans: Yes, No and off are words."""
+
+
+_RecipeLoader.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if tag != "tag:yaml.org,2002:bool" or first in "tTfF"
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def _parse_yaml(text: str, *, what: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_RecipeLoader)
     except yaml.YAMLError as error:
         raise UserError(
             what=what, expected="valid YAML", got=str(error), remedy="mend the line it names"

@@ -134,3 +134,19 @@ def test_a_missing_recipe(tmp_path: Path) -> None:
         load_config(tmp_path / "nothing.yaml")
     with pytest.raises(UserError, match="recipe not found"):
         load_config(tmp_path)  # a folder without config.yaml
+
+
+def test_yes_no_and_off_are_words() -> None:
+    config = parse_config(
+        MINIMAL,
+        [
+            "crpo.stage_entropy_rule=off",
+            "data.custom_sets.MINE.labels=[Yes, No]",
+            "model.remat=false",
+        ],
+        source="test",
+    )
+    assert config.crpo.stage_entropy_rule == "off"
+    assert config.data.custom_sets["MINE"].labels == ("Yes", "No")
+    assert config.model.remat is False
+    assert parse_config(dump_config(config), source="dump") == config

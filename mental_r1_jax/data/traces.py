@@ -22,8 +22,8 @@ _QUOTED_WORDS = 3
 # Longer "words" are addresses, rows of signs and the like; they would burst the completion.
 _WORD_LIMIT = 15
 
-# For each stage two wordings; the last stage names the label, the first quotes the post. Few words and
-# few wordings on purpose: what the trace leaves open is noise for the label that CRPO has to learn.
+# For each stage two wordings; the last stage names the label, the first quotes the post. Few words
+# and few wordings on purpose: what a trace leaves open is noise for the label that CRPO learns.
 _WORDINGS: tuple[tuple[str, ...], ...] = (
     ("The writer says: {quote}.", "It is about this: {quote}."),
     ("This matters to the writer.", "It bears on daily life."),

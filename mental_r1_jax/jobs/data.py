@@ -27,10 +27,9 @@ from mental_r1_jax.data.tfds_builder import build_set
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.text.prompts import render_prompt
 from mental_r1_jax.text.tokenizer import Tokenizer, load_tokenizer
+from mental_r1_jax.training.progress import open_console
 
 _PERCENTILES = (50, 90, 99, 100)
-# Rich assumes 80 columns where there is no terminal, which would fold every row of the table.
-_PLAIN_WIDTH = 140
 _TOKENIZER_FILES = ("*token*", "*.jinja", "vocab*", "merges*", "config.json", "generation_config*")
 
 
@@ -53,9 +52,7 @@ def run(config: ExperimentConfig) -> int:
     Raises:
         UserError: any set has an error; all have been printed.
     """
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_PLAIN_WIDTH)
+    console = open_console()
     checked = check_sets(config.data)
     _print_problems(console, "warning", [p for c in checked.values() for p in c.warnings])
     _stop_on_errors(console, checked)

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import rich.console
-
 import mental_r1_jax
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.data.loading import load_examples, set_spec
@@ -20,11 +18,12 @@ from mental_r1_jax.evaluation.metrics import SetMetrics, set_metrics
 from mental_r1_jax.evaluation.report import console_table, write_evaluation
 from mental_r1_jax.jobs.policy import load_weights, open_mesh, open_policy, public_name
 from mental_r1_jax.jobs.predict import Predictor, make_predictor, predict
+from mental_r1_jax.training.progress import open_console
 
 
 def run(config: ExperimentConfig) -> Path:
     """Write `metrics.json`, `predictions.csv` and `report.html`; returns their folder."""
-    console = rich.console.Console()
+    console = open_console()
     mesh = open_mesh(config, rows={"evaluate.batch_size": config.evaluate.batch_size})
     name = config.evaluate.model or str(config.run.output_dir)
     policy = open_policy(name, config)

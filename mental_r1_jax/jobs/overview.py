@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-
 from mental_r1_jax.jobs.trainer import Trainer
 from mental_r1_jax.models.architecture import parameter_count
 from mental_r1_jax.recipe import dump_config
-from mental_r1_jax.training.progress import batch_table
+from mental_r1_jax.training.progress import batch_table, open_console
 
 _GIB = 2**30
 
 
 def print_overview(trainer: Trainer, *, resolved: bool) -> None:
     """Print the batch arithmetic, and for a dry run the resolved recipe and the memory estimate."""
-    console = Console()
+    console = open_console()
     if resolved:
         console.print(dump_config(trainer.config), markup=False, highlight=False)
         console.print(batch_table(memory_rows(trainer), title="memory a device, estimated"))

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from mental_r1_jax.config import ExperimentConfig
@@ -22,6 +21,7 @@ from mental_r1_jax.jobs import evaluate, export, sft, train
 from mental_r1_jax.models.tiny import make_tiny_model
 from mental_r1_jax.recipe import load_config
 from mental_r1_jax.text.prompts import system_instruction
+from mental_r1_jax.training.progress import open_console
 
 
 def run(config: ExperimentConfig) -> dict[str, dict[str, float]]:
@@ -85,7 +85,7 @@ def _print_table(scores: dict[str, dict[str, float]], released: Path, minutes: f
         table.add_column(stage, justify="right")
     for name in scores["CRPO"]:
         table.add_row(name, *(f"{100 * of_stage[name]:.1f}" for of_stage in scores.values()))
-    console = Console()
+    console = open_console()
     console.print(table)
     console.print(f"Hugging Face folder: {released}", soft_wrap=True)
     console.print(f"{minutes:.1f} minutes")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from rich.console import Console
 from rich.text import Text
 
 from mental_r1_jax.config import ExperimentConfig
@@ -15,6 +14,7 @@ from mental_r1_jax.jobs.policy import load_weights, open_mesh, open_policy
 from mental_r1_jax.jobs.predict import make_predictor, predict
 from mental_r1_jax.text.stages import GRAMMAR
 from mental_r1_jax.text.tokenizer import printable
+from mental_r1_jax.training.progress import open_console
 
 
 def run(config: ExperimentConfig, *, post: str | None, set_name: str | None) -> None:
@@ -60,7 +60,7 @@ def run(config: ExperimentConfig, *, post: str | None, set_name: str | None) -> 
         make_predictor(policy, one, mesh), params, [example], {name: spec.labels}
     )
     parsed = GRAMMAR.parse(prediction.completion)
-    console = Console()
+    console = open_console()
     for stage, span, entropy in zip(
         GRAMMAR.stages, parsed.stage_spans, prediction.stage_entropies, strict=True
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
@@ -79,58 +80,32 @@ def sample_completions(
     group, length = sampling.num_generations, sampling.max_completion_length
     noise = _uniform_noise(step_key, prompts.prompt_index, group, length)
     hidden, prompt_cache = decoder.prefill(params, config, prompts.prompt_ids, prompts.prompt_mask)
-    eos_ids = jnp.asarray(sampling.eos_ids, jnp.int32)
     weights = decoder.decoding_params(params, config)
 
     def advance(state: _DecodeState) -> _DecodeState:
         logits = decoder.unembed(weights, config, state.hidden)
-        if sampling.greedy:
-            token, sampler_logprob, decode_logprob = greedy_token(logits)
-        else:
-            token, sampler_logprob, decode_logprob = sample_token(
-                logits,
-                jax.lax.dynamic_index_in_dim(noise, state.index, axis=2, keepdims=False),
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
-            )
+        uniform = jax.lax.dynamic_index_in_dim(noise, state.index, axis=2, keepdims=False)
+        token, *logprobs = _draw(logits, uniform, sampling)
         token = jnp.where(state.finished, sampling.pad_id, token)
-        finished = state.finished | (token[..., None] == eos_ids[None, None, :]).any(axis=-1)
-
-        def put(row: Array, value: Array) -> Array:
-            value = jnp.where(state.finished, jnp.zeros_like(value), value)[..., None]
-            return jax.lax.dynamic_update_slice_in_dim(row, value, state.index, axis=2)
-
         hidden, cache = decoder.decode_step(
             weights, config, token, state.index, prompt_cache, state.cache
         )
-        return _DecodeState(
-            index=state.index + 1,
-            hidden=hidden,
-            finished=finished,
-            lengths=state.lengths + ~state.finished,
-            ids=jax.lax.dynamic_update_slice_in_dim(
-                state.ids, token[..., None], state.index, axis=2
-            ),
-            sampler_logprobs=put(state.sampler_logprobs, sampler_logprob),
-            decode_logprobs=put(state.decode_logprobs, decode_logprob),
-            cache=cache,
-        )
+        state = _record(state, token, logprobs, sampling.eos_ids)
+        return dataclasses.replace(state, hidden=hidden, cache=cache)
 
     shape = (num_prompts, group, length)
+    start = _DecodeState(
+        index=jnp.zeros((), jnp.int32),
+        hidden=jnp.broadcast_to(hidden[:, None], (num_prompts, group, hidden.shape[-1])),
+        finished=jnp.zeros(shape[:2], bool),
+        lengths=jnp.zeros(shape[:2], jnp.int32),
+        ids=jnp.full(shape, sampling.pad_id, jnp.int32),
+        sampler_logprobs=jnp.zeros(shape, jnp.float32),
+        decode_logprobs=jnp.zeros(shape, jnp.float32),
+        cache=decoder.init_completion_cache(config, *shape),
+    )
     last = jax.lax.while_loop(
-        lambda state: (state.index < length) & ~state.finished.all(),
-        advance,
-        _DecodeState(
-            index=jnp.zeros((), jnp.int32),
-            hidden=jnp.broadcast_to(hidden[:, None], (num_prompts, group, hidden.shape[-1])),
-            finished=jnp.zeros(shape[:2], bool),
-            lengths=jnp.zeros(shape[:2], jnp.int32),
-            ids=jnp.full(shape, sampling.pad_id, jnp.int32),
-            sampler_logprobs=jnp.zeros(shape, jnp.float32),
-            decode_logprobs=jnp.zeros(shape, jnp.float32),
-            cache=decoder.init_completion_cache(config, *shape),
-        ),
+        lambda state: (state.index < length) & ~state.finished.all(), advance, start
     )
     return Completions(
         completion_ids=last.ids,
@@ -138,6 +113,45 @@ def sample_completions(
         sampler_logprobs=last.sampler_logprobs,
         decode_logprobs=last.decode_logprobs,
         finished=last.finished,
+    )
+
+
+def _draw(
+    logits: Float[Array, "B G V"], uniform: Float[Array, "B G"], sampling: SamplingConfig
+) -> tuple[Int[Array, "B G"], Float[Array, "B G"], Float[Array, "B G"]]:
+    """The next token of every completion, its log-prob as sampled, and under the whole policy."""
+    if sampling.greedy:
+        return greedy_token(logits)
+    return sample_token(
+        logits,
+        uniform,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+    )
+
+
+def _record(
+    state: _DecodeState,
+    token: Int[Array, "B G"],
+    logprobs: Sequence[Float[Array, "B G"]],
+    eos_ids: tuple[int, ...],
+) -> _DecodeState:
+    """Write the token at `index`; completions that had ended before keep pads and zeros."""
+    ends = (token[..., None] == jnp.asarray(eos_ids, jnp.int32)[None, None, :]).any(axis=-1)
+
+    def put(row: Array, value: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(row, value[..., None], state.index, axis=2)
+
+    sampler, decode = (jnp.where(state.finished, 0.0, logprob) for logprob in logprobs)
+    return dataclasses.replace(
+        state,
+        index=state.index + 1,
+        finished=state.finished | ends,
+        lengths=state.lengths + ~state.finished,
+        ids=put(state.ids, token),
+        sampler_logprobs=put(state.sampler_logprobs, sampler),
+        decode_logprobs=put(state.decode_logprobs, decode),
     )
 
 

@@ -32,6 +32,9 @@ FIELDS = (
 )
 MISSING = "-"
 
+# Columns of the output where there is no terminal to ask.
+PLAIN_WIDTH = 140
+
 
 class Progress:
     """Shows step, reward, accuracy, stage entropies, tokens/s and the time left.
@@ -55,7 +58,7 @@ class Progress:
             console: where to show; by default standard output.
             clock: seconds; replaced in tests.
         """
-        self._console = console or Console()
+        self._console = console or open_console()
         self._total = total
         self._step = start
         self._metrics: dict[str, float | int] = {}
@@ -159,6 +162,12 @@ class Progress:
     def _line(self, text: str) -> None:
         # Not through the console: it wraps lines and may be told to colour even without a terminal.
         print(text, file=self._console.file, flush=True)
+
+
+def open_console() -> Console:
+    """Standard output; where it is no terminal, wide enough that no table is squeezed."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PLAIN_WIDTH)
 
 
 def is_interactive(console: Console) -> bool:

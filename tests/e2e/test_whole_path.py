@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 import transformers
 
 from mental_r1_jax.data.loading import load_examples
@@ -141,6 +140,7 @@ def our_text(config, post) -> str:
 
 def transformers_text(folder: Path, config, post) -> str:
     """Greedy text of the exported folder, by transformers alone."""
+    torch = pytest.importorskip("torch", reason="compares with PyTorch")
     policy = open_policy(str(folder), config)
     prompt = render_prompts(policy.tokenizer, [post], config.rollout.max_prompt_length)[0]
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

@@ -16,7 +16,7 @@ class RecordingProgress:
 
 
 def warnings_after(shares: list[float]) -> list[int]:
-    """Steps (from 1) at which a run whose `frac_reward_zero_std` are `shares` prints the warning."""
+    """Steps (from 1) at which a run with these `frac_reward_zero_std` prints the warning."""
     work = object.__new__(CrpoWork)
     work._silent_steps = 0
     printed, steps = 0, []

@@ -13,10 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
+import pytest
 import transformers
 
 from mental_r1_jax.models import decoder, hf_format
+
+torch = pytest.importorskip("torch", reason="compares with PyTorch")
 
 BASE: dict[str, Any] = {
     "vocab_size": 131,

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from jax import Array
 
 from mental_r1_jax.rl.advantages import group_advantages
@@ -19,6 +18,8 @@ from mental_r1_jax.rl.losses import LossConfig, crpo_loss, loss_denominators, st
 from mental_r1_jax.rl.token_stats import token_stats
 from mental_r1_jax.types import Batch
 from tests.parity import torch_reference as reference
+
+torch = pytest.importorskip("torch", reason="compares with PyTorch")
 
 STAGES = ("stimulus", "primary_appraisal", "secondary_appraisal", "reaction", "mental_state")
 TANH = stage_coefficients("tanh")

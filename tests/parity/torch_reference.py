@@ -9,9 +9,14 @@ neither micro-batches nor masks nor chunks.
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import pytest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+torch = pytest.importorskip("torch", reason="compares with PyTorch")
 
 
 @dataclasses.dataclass(frozen=True)

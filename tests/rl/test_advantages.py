@@ -5,7 +5,6 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,6 +43,7 @@ def test_epsilon_is_added_to_the_std() -> None:
 
 @pytest.mark.parametrize("scale", ["group", "batch"])
 def test_standard_deviation_is_pytorchs_unbiased_one(scale: str) -> None:
+    torch = pytest.importorskip("torch", reason="compares with PyTorch")
     rewards = np.random.default_rng(5).standard_normal((4, 6)).astype(np.float32)
     tensor = torch.from_numpy(rewards).double()
     std = tensor.std(dim=1, keepdim=True) if scale == "group" else tensor.std()

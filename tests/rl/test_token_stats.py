@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from jax import Array
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -41,6 +40,7 @@ def scalar(chunk_size: int, temperature: float = TEMPERATURE) -> Callable[..., A
 
 def in_torch(hidden: Array, targets: Array, matrix: Array) -> tuple[torch.Tensor, ...]:
     """The same in float64, all logits at once: (logprobs, entropies, scalar's gradients)."""
+    torch = pytest.importorskip("torch", reason="compares with PyTorch")
     h = torch.tensor(np.asarray(hidden, np.float64), requires_grad=True)
     w = torch.tensor(np.asarray(matrix, np.float64), requires_grad=True)
     logp = torch.log_softmax(h @ w / TEMPERATURE, dim=-1)

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from mental_r1_jax.models import hf_format
 from mental_r1_jax.rollout.sampler import SamplingConfig, sample_completions, step_key
 from mental_r1_jax.types import PromptBatch
 from tests.parity.model_cases import CASES, Case, make_hf_model, make_inputs
+
+torch = pytest.importorskip("torch", reason="compares with PyTorch")
 
 LENGTH = 14
 # One of each family; the windows of 4 and 5 tokens are shorter than prompts and completions.

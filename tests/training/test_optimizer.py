@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 
 from mental_r1_jax.config import OptimizerConfig
 from mental_r1_jax.training.optimizer import make_optimizer, make_schedule
@@ -72,6 +71,7 @@ def test_decay_touches_matrices_alone():
 
 
 def test_updates_are_those_of_pytorchs_adamw_with_clipping():
+    torch = pytest.importorskip("torch", reason="compares with PyTorch")
     rng = np.random.default_rng(0)
     start = {
         "kernel": rng.standard_normal((3, 4)).astype("f4"),

@@ -1,0 +1,182 @@
+"""What an update follows: stage entropies, causality, and the numbers it reports."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+
+from mental_r1_jax.rl import losses
+from mental_r1_jax.rl.losses import Denominators
+from mental_r1_jax.training.train_step import (
+    crpo_gradient,
+    jit_step,
+    policy_stats,
+    sft_step,
+    train_step,
+)
+from mental_r1_jax.types import Batch, TraceBatch
+from tests.tiny_decoder import (
+    COMPLETION,
+    CONFIG,
+    GROUP,
+    NUM_PROMPTS,
+    TEMPERATURE,
+    random_batch,
+    random_params,
+    step_config,
+)
+from tests.training.updates import (
+    OPTIMIZER,
+    assert_equal,
+    compiled,
+    full_logits,
+    mesh_of,
+    numpy_entropies,
+    start,
+    stub_trainer,
+    two_updates,
+)
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    return random_batch()
+
+
+# -- what the gradient is --------------------------------------------------------------------------
+
+
+def test_stage_entropy_trains_the_whole_model(batch):
+    """Its gradient is not 0, and agrees with finite differences of a NumPy Hbar."""
+    config = step_config(kl_coef=0.0)
+    flat = batch.replace(rewards=jnp.zeros_like(batch.rewards), ref_logprobs=None)
+    params = jax.tree.map(jnp.asarray, random_params())
+    ones = jnp.ones((5,), jnp.float32)
+    count = jnp.float32(NUM_PROMPTS * GROUP)
+    denominators = Denominators(policy=count, tokens=count, completions=count, stages=count * ones)
+    gradient, _ = jax.jit(functools.partial(crpo_gradient, config=config))(
+        params, flat, jnp.zeros_like(batch.rewards), denominators
+    )
+    for path, leaf in jax.tree_util.tree_flatten_with_path(gradient)[0]:
+        assert np.abs(leaf).max() > 1e-6, jax.tree_util.keystr(path)
+
+    betas = 0.06 * np.tanh(np.arange(1, 6) - 3.5)
+    mask = np.asarray(batch.stage_mask)
+
+    def stage_loss(params: Any) -> float:
+        entropies = numpy_entropies(params, flat)[:, :, None]
+        means = (entropies * mask).sum(-1) / np.maximum(mask.sum(-1), 1)
+        return float((means.mean((0, 1)) * betas).sum())
+
+    norm = float(optax.tree.norm(gradient))
+    shift = 3e-3 / norm
+
+    def moved(by: float) -> float:
+        return stage_loss(jax.tree.map(lambda p, g: p + by * g, params, gradient))
+
+    # Along the gradient the slope is its norm; the error is that of the third derivative.
+    assert (moved(shift) - moved(-shift)) / (2 * shift) == pytest.approx(norm**2, rel=0.01)
+
+
+def test_zero_stage_coefficients_are_grpo_bit_for_bit(batch, monkeypatch):
+    off = {"stage_entropy_coefs": (0.0,) * 5}
+    with_masks = two_updates(batch, **off)
+    without = two_updates(batch.replace(stage_mask=jnp.zeros_like(batch.stage_mask)), **off)
+    assert_equal(with_masks[:2], without[:2])
+    assert with_masks.metrics["loss/stage_entropy"] == 0
+    # GRPO: the objective with the stage term cut out of the program.
+    monkeypatch.setattr(losses, "_stage_term", lambda *_: (jnp.float32(0), {}))
+    step = jit_step(train_step, config=step_config(**off), optimizer=OPTIMIZER, mesh=mesh_of())
+    state = start()
+    for _ in range(2):
+        state, _ = step(state, batch)
+    assert_equal(with_masks.params, jax.tree.map(np.asarray, state.params))
+
+
+def test_stage_coefficients_change_the_update(batch):
+    reference = two_updates(batch)
+    grpo = two_updates(batch, stage_entropy_coefs=(0.0,) * 5)
+    assert np.abs(grpo.moments["embedding"] - reference.moments["embedding"]).max() > 1e-5
+
+
+def test_later_tokens_do_not_reach_the_log_prob_of_an_earlier_one():
+    rng = np.random.default_rng(3)
+    ids = rng.permutation(CONFIG.vocab_size)[: 4 + COMPLETION].astype(np.int32)
+    one = random_batch()
+    one = one.replace(
+        prompt_ids=jnp.asarray(ids[None, :4]),
+        prompt_mask=jnp.ones((1, 4), bool),
+        completion_ids=jnp.asarray(ids[None, None, 4:]),
+        completion_mask=jnp.ones((1, 1, COMPLETION), bool),
+    )
+    params = jax.tree.map(jnp.asarray, random_params())
+
+    @jax.jit
+    def input_gradient(embedding: jax.Array, place: jax.Array) -> jax.Array:
+        def logprob(embedding: jax.Array) -> jax.Array:
+            logprobs, _ = policy_stats(
+                params | {"embedding": embedding},
+                one,
+                config=CONFIG,
+                temperature=TEMPERATURE,
+                chunk_size=3,
+            )
+            return logprobs[0, 0, place]
+
+        return jax.grad(logprob)(embedding)
+
+    for place in (0, 3, COMPLETION - 1):
+        by_token = np.abs(input_gradient(params["embedding"], place)).sum(-1)[ids]
+        # The head is untied, so a token's row is touched through the input alone.
+        assert (by_token[: 4 + place] > 0).all()
+        assert (by_token[4 + place :] == 0).all()
+
+
+# -- metrics and the cold start --------------------------------------------------------------------
+
+
+def test_metrics_of_the_step(batch):
+    metrics = compiled()(start(), batch)[1]
+    values = {name: float(metric.value) for name, metric in metrics.items()}
+    mask = np.asarray(batch.completion_mask)
+    assert values["tokens/completion"] == mask.sum()
+    assert values["tokens/prompt"] == np.asarray(batch.prompt_mask).sum()
+    rewards = np.asarray(batch.rewards, np.float64)
+    std = rewards.std(1, ddof=1, keepdims=True)
+    advantages = (rewards - rewards.mean(1, keepdims=True)) / (std + 1e-4)
+    assert values["advantages/abs_mean"] == pytest.approx(np.abs(advantages).mean(), rel=1e-5)
+    params = jax.tree.map(jnp.asarray, random_params())
+    logprobs = np.asarray(stub_trainer(1, None).logprobs(params, batch))
+    drift = np.abs(logprobs - np.asarray(batch.decode_logprobs))[mask]
+    assert values["sampler_drift/max"] == pytest.approx(drift.max(), rel=1e-5)
+    assert values["entropy"] == pytest.approx(numpy_entropies(params, batch)[mask].mean(), rel=1e-5)
+    parts = ("policy", "kl", "stage_entropy", "entropy_bonus")
+    assert values["loss"] == pytest.approx(sum(values[f"loss/{part}"] for part in parts), abs=1e-6)
+
+
+def test_sft_loss_is_pytorchs_cross_entropy(batch):
+    traces = TraceBatch(
+        prompt_ids=batch.prompt_ids,
+        prompt_mask=batch.prompt_mask,
+        completion_ids=batch.completion_ids[:, :1],
+        completion_mask=batch.completion_mask[:, :1],
+    )
+    params = jax.tree.map(jnp.asarray, random_params())
+    config = step_config(micro_batches=2)
+    step = jit_step(sft_step, config=config, optimizer=OPTIMIZER, mesh=mesh_of())
+    _, metrics = step(start(), traces)
+    logits = torch.from_numpy(np.array(full_logits(params, traces)))
+    mask = np.asarray(traces.completion_mask)
+    targets = np.where(mask, np.asarray(traces.completion_ids), -100)
+    expected = torch.nn.functional.cross_entropy(
+        logits.reshape(-1, CONFIG.vocab_size), torch.from_numpy(targets).reshape(-1).long()
+    )
+    # At temperature 1, though the recipe samples at another one.
+    assert float(metrics["loss"].value) == pytest.approx(float(expected), rel=1e-5)
