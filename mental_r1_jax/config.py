@@ -65,7 +65,7 @@ class DataConfig(Section):
         tfds_dir: where built TensorFlow Datasets live; null means the user's cache folder.
         on_duplicate: what to do with a text that occurs again, inside or across splits.
         absurd_post_chars: longer posts are reported as a warning.
-        limit_per_set: use only the first so many training posts of each set; null means all.
+        limit_per_set: use so many training posts of each set, evenly spaced; null means all.
     """
 
     root: Path | None = None
@@ -248,7 +248,7 @@ class EvaluateConfig(Section):
         model: run folder, HF folder or hub id to evaluate; null means this recipe's own run.
         output_dir: where the report goes; null means `evaluation/SPLIT` inside the run folder.
         split: which split of the sets to read.
-        limit_per_set: first so many posts of each set; null means all.
+        limit_per_set: so many posts of each set, evenly spaced; null means all.
         batch_size: prompts generated at the same time.
         num_votes: 1 decodes greedily; more samples that many completions and takes the majority.
         bootstrap_samples: resamples behind the 95% interval.

@@ -44,11 +44,18 @@ def load_examples(config: ExperimentConfig, split: str) -> dict[str, Sequence[Ex
     }
     if wanted == "train" and data.limit_per_set is not None:
         limit = data.limit_per_set
-        sources = {
-            name: [source[i] for i in range(min(limit, len(source)))]
-            for name, source in sources.items()
-        }
+        sources = {name: spread(source, limit) for name, source in sources.items()}
     return sources
+
+
+def spread(source: Sequence[Example], limit: int | None) -> Sequence[Example]:
+    """Return `limit` posts, evenly spaced, in their order; all of them if None or too few.
+
+    Files are often sorted by label, so the first posts would not stand for the rest.
+    """
+    if limit is None or limit >= len(source):
+        return source
+    return [source[i * len(source) // limit] for i in range(limit)]
 
 
 def check_sets(data: DataConfig) -> dict[str, CheckedSet]:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mental_r1_jax.data.loading import spread
 from mental_r1_jax.data.records import Example
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.text.stages import GRAMMAR
@@ -90,7 +91,7 @@ def template_traces(
     label_noise: float,
     seed: int,
 ) -> list[Trace]:
-    """Write a trace for the first `per_set` posts of each set (all of them if None).
+    """Write a trace for `per_set` posts of each set, evenly spaced (all of them if None).
 
     Args:
         sources: labelled training posts by set.
@@ -101,9 +102,8 @@ def template_traces(
     """
     traces = []
     for name, source in sources.items():
-        for row in range(min(len(source), per_set or len(source))):
-            example = source[row]
-            rng = random.Random(f"{seed}/{name}/{row}")
+        for example in spread(source, per_set):
+            rng = random.Random(f"{seed}/{name}/{example.row}")
             noisy = rng.random() < label_noise
             label = rng.choice(labels[name]) if noisy else example.label
             completion = template_completion(example.text, label, rng)

@@ -13,7 +13,7 @@ from typing import Any
 
 import mental_r1_jax
 from mental_r1_jax.config import ExperimentConfig
-from mental_r1_jax.data.loading import load_examples, set_spec
+from mental_r1_jax.data.loading import load_examples, set_spec, spread
 from mental_r1_jax.evaluation.metrics import SetMetrics, set_metrics
 from mental_r1_jax.evaluation.report import console_table, write_evaluation
 from mental_r1_jax.jobs.policy import load_weights, open_mesh, open_policy, public_name
@@ -55,11 +55,8 @@ def run(config: ExperimentConfig) -> Path:
 def held_out_posts(
     config: ExperimentConfig, split: str, limit: int | None
 ) -> dict[str, Sequence[Any]]:
-    """The first `limit` posts of each set's `split`, by set."""
-    return {
-        name: [source[i] for i in range(min(len(source), limit or len(source)))]
-        for name, source in load_examples(config, split).items()
-    }
+    """Up to `limit` posts of each set's `split`, evenly spaced, by set."""
+    return {name: spread(source, limit) for name, source in load_examples(config, split).items()}
 
 
 def evaluate_posts(

@@ -46,10 +46,17 @@ def test_posts_of_a_users_own_set(tmp_path: Path) -> None:
         load_examples(config, "training")
 
 
+def test_limits_spread_over_a_file_that_is_sorted_by_label() -> None:
+    source = ["a"] * 50 + ["b"] * 30 + ["c"] * 20
+    picked = loading.spread(source, 10)
+    assert picked == ["a"] * 5 + ["b"] * 3 + ["c"] * 2
+    assert loading.spread(source, None) is source and loading.spread(source, 100) is source
+
+
 def test_limit_shortens_training_only(tmp_path: Path) -> None:
     write_set(tmp_path / "csv", count=9)
     config = mood_recipe(tmp_path, limit_per_set=4)
-    assert [e.row for e in load_examples(config, "train")["Mood"]] == [0, 1, 2, 3]
+    assert [e.row for e in load_examples(config, "train")["Mood"]] == [0, 2, 4, 6]
     assert len(load_examples(config, "test")["Mood"]) == 9
 
 

@@ -87,7 +87,9 @@ def test_template_traces_are_well_formed_and_say_the_label():
     labels = {"Calm": ("Yes", "No"), "Level": ("[1-2]", "[2-3]")}
     traces = template_traces(sources, labels, per_set=4, label_noise=0.0, seed=3)
     assert len(traces) == 4 + 3
-    for trace, post in zip(traces, [*sources["Calm"][:4], *sources["Level"]], strict=True):
+    for trace, post in zip(
+        traces, [*(sources["Calm"][row] for row in (0, 1, 3, 4)), *sources["Level"]], strict=True
+    ):
         parsed = GRAMMAR.parse(trace.completion)
         assert parsed.well_formed and parsed.answer == post.label
         assert (trace.question, trace.post) == (post.question, post.text)
