@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from mental_r1_jax.config import DataConfig, ExperimentConfig
 from mental_r1_jax.data.benchmarks import SPLITS, SYNTHETIC_SPECS, BenchmarkSpec, Split, spec_for
@@ -15,6 +16,8 @@ from mental_r1_jax.data.tfds_builder import build_set, built_folder, open_set
 from mental_r1_jax.errors import UserError
 
 _SHOWN_ERRORS = 10
+
+Post = TypeVar("Post")
 
 
 def load_examples(config: ExperimentConfig, split: str) -> dict[str, Sequence[Example]]:
@@ -48,7 +51,7 @@ def load_examples(config: ExperimentConfig, split: str) -> dict[str, Sequence[Ex
     return sources
 
 
-def spread(source: Sequence[Example], limit: int | None) -> Sequence[Example]:
+def spread(source: Sequence[Post], limit: int | None) -> Sequence[Post]:
     """Return `limit` posts, evenly spaced, in their order; all of them if None or too few.
 
     Files are often sorted by label, so the first posts would not stand for the rest.

@@ -30,8 +30,9 @@ def open_checkpoints(
     ranked = policies.BestN(get_metric_fn=_score, n=1)
     policy = policies.AnyPreservationPolicy([policies.LatestN(keep), ranked])
     # `best_fn` decides nothing beside a policy, but without it Orbax writes no metrics at all.
+    # Orbax's own `read_only` warns at every opening; not to create anything is all that is wanted.
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=policy, best_fn=_score, create=not read_only, read_only=read_only
+        preservation_policy=policy, best_fn=_score, create=not read_only
     )
     return ocp.CheckpointManager(Path(folder).absolute(), options=options)
 
