@@ -90,7 +90,8 @@ def test_from_cold_start_to_a_released_folder(recipe, tmp_path):
     train.run(config)
     assert len(learning_curve(tmp_path / "crpo", "reward")) == 2
     # The run starts from the cold start's weights, not from the random model's.
-    assert learning_curve(tmp_path / "crpo", "entropy")[0] < 0.8 * np.log(512)
+    of_the_random_model = learning_curve(tmp_path / "cold", "entropy")[0]
+    assert learning_curve(tmp_path / "crpo", "entropy")[0] < 0.9 * of_the_random_model
 
     report = evaluate.run(config)
     document = json.loads((report / "metrics.json").read_text())
