@@ -126,9 +126,9 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(batch, reference, 
     if bad == "reward":
         broken = batch.replace(rewards=batch.rewards.at[2, 1].set(jnp.inf))
     else:
-        place = (0, 0, 0)
-        assert bool(batch.completion_mask[place])
-        broken = batch.replace(ref_logprobs=batch.ref_logprobs.at[place].set(jnp.nan))
+        token = (0, 0, 0)
+        assert bool(batch.completion_mask[token])
+        broken = batch.replace(ref_logprobs=batch.ref_logprobs.at[token].set(jnp.nan))
     before = jax.tree.map(np.asarray, (state.params, state.opt_state))
     state, metrics = step(state, place(broken))
     assert float(metrics["updates/skipped"].value) == 1
