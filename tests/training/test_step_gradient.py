@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 
 from mental_r1_jax.rl import losses
 from mental_r1_jax.rl.losses import Denominators
@@ -162,6 +161,7 @@ def test_metrics_of_the_step(batch):
 
 
 def test_sft_loss_is_pytorchs_cross_entropy(batch):
+    torch = pytest.importorskip("torch", reason="compares with PyTorch")
     traces = TraceBatch(
         prompt_ids=batch.prompt_ids,
         prompt_mask=batch.prompt_mask,
