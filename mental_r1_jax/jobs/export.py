@@ -31,6 +31,7 @@ def run(config: ExperimentConfig) -> Path:
     mesh = open_mesh(config, rows={})
     params = load_weights(policy, mesh, which=config.export.checkpoint)
 
+    target.parent.mkdir(parents=True, exist_ok=True)
     staging = target.with_name(f".{target.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     shutil.copytree(policy.folder, staging)
@@ -49,10 +50,7 @@ def run(config: ExperimentConfig) -> Path:
         from mental_r1_jax.jobs.verify import verify_export
 
         verify_export(staging, policy, config)
-    if target.exists():
-        shutil.rmtree(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging.rename(target)
+    put_in_place(staging, target)
     print(f"exported to {target}")
     return target
 
@@ -72,6 +70,16 @@ def check_target(target: Path) -> None:
             got=f"a file or folder without {MARKER}",
             remedy="choose another export.output_dir; nothing was touched",
         )
+
+
+def put_in_place(staging: Path, target: Path) -> None:
+    """Rename `staging` to `target`; an earlier export there goes only once the new one stands."""
+    retired = target.with_name(f".{target.name}.retired")
+    shutil.rmtree(retired, ignore_errors=True)
+    if target.exists():
+        target.rename(retired)
+    staging.rename(target)
+    shutil.rmtree(retired, ignore_errors=True)
 
 
 def write_configs(policy: Policy, folder: Path, config: ExperimentConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mental_r1_jax.config import CrpoConfig
 from mental_r1_jax.jobs.trainer import Trainer
 from mental_r1_jax.models.architecture import parameter_count
 from mental_r1_jax.recipe import dump_config
@@ -48,8 +49,17 @@ def batch_rows(trainer: Trainer) -> list[tuple[str, str]]:
             f"{trainer.num_steps} = {trainer.num_steps * rollout.prompts_per_step / posts:.2f} "
             f"epochs, {config.crpo.num_iterations} update(s) each",
         ),
+        ("objective", objective(config.crpo)),
         ("prompt lengths compiled", ", ".join(map(str, rollout.prompt_lengths))),
     ]
+
+
+def objective(crpo: CrpoConfig) -> str:
+    """The choices that change the scale of the loss, by name."""
+    return (
+        f"{crpo.aggregation} aggregation, rewards scaled by {crpo.scale_rewards}, "
+        f"stage entropy {crpo.stage_entropy_rule}, KL {crpo.kl_coef:g} ({crpo.kl_estimator})"
+    )
 
 
 def memory_rows(trainer: Trainer) -> list[tuple[str, str]]:

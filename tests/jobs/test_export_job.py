@@ -1,0 +1,45 @@
+"""Putting an exported folder in place: whole or not at all, and the earlier one until then."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mental_r1_jax.errors import UserError
+from mental_r1_jax.jobs.export import MARKER, check_target, put_in_place
+
+
+def folder_with(path: Path, **files: str) -> Path:
+    path.mkdir(parents=True)
+    for name, text in files.items():
+        (path / name).write_text(text)
+    return path
+
+
+def test_a_new_export_replaces_the_earlier_one(tmp_path: Path) -> None:
+    old = folder_with(tmp_path / "hf", weights="old", only_old="x")
+    new = folder_with(tmp_path / ".hf.partial", weights="new")
+    put_in_place(new, old)
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+    assert {path.name: path.read_text() for path in old.iterdir()} == {"weights": "new"}
+
+
+def test_the_earlier_export_survives_a_failure(tmp_path: Path) -> None:
+    old = folder_with(tmp_path / "hf", weights="old")
+    with pytest.raises(FileNotFoundError):
+        put_in_place(tmp_path / "missing", old)
+    (kept,) = tmp_path.rglob("weights")
+    assert kept.read_text() == "old"
+
+
+def test_only_new_empty_or_own_folders_are_written_to(tmp_path: Path) -> None:
+    check_target(tmp_path / "new")
+    check_target(folder_with(tmp_path / "empty"))
+    ours = folder_with(tmp_path / "ours", weights="old")
+    (ours / MARKER).write_text("{}")
+    check_target(ours)
+    foreign = folder_with(tmp_path / "foreign", thesis="years of work")
+    with pytest.raises(UserError, match="was not made by"):
+        check_target(foreign)
+    assert (foreign / "thesis").read_text() == "years of work"
