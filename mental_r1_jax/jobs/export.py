@@ -16,7 +16,14 @@ from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.data.loading import label_counts, load_examples, set_spec
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.jobs.model_card import CardSet, model_card
-from mental_r1_jax.jobs.policy import Policy, load_weights, open_mesh, open_policy, public_name
+from mental_r1_jax.jobs.policy import (
+    Policy,
+    load_weights,
+    open_mesh,
+    open_policy,
+    origin_of,
+    public_name,
+)
 from mental_r1_jax.models import hf_format
 
 MARKER = "mental_r1_export.json"
@@ -125,7 +132,7 @@ def card_of(config: ExperimentConfig) -> str:
     return model_card(
         config.model_dump(mode="json"),
         metrics,
-        base_model=public_name(config.model.path),
+        base_model=public_name(origin_of(config.model.path)),
         sets=sets,
         facts={"mental_r1_jax": mental_r1_jax.__version__, "weights": config.export.dtype},
     )

@@ -18,6 +18,7 @@ from mental_r1_jax import sharding
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.models import decoder, hf_format
+from mental_r1_jax.recipe import load_config
 from mental_r1_jax.text.prompts import check_grammar
 from mental_r1_jax.text.tokenizer import Tokenizer, load_tokenizer
 from mental_r1_jax.training.checkpoint import abstract_like, restore_params
@@ -85,6 +86,13 @@ def load_weights(policy: Policy, mesh: Mesh, which: str | int = "latest") -> Any
         return hf_format.load_params(policy.folder, policy.config, shardings)
     abstract = abstract_like(decoder.abstract_params(policy.config), shardings)
     return restore_params(policy.run_folder, which, abstract)[1]
+
+
+def origin_of(model: str) -> str:
+    """Follow run folders (a cold start, say) back to the model that the first one began with."""
+    while (Path(model) / BASE_MODEL).is_dir():
+        model = load_config(model).model.path
+    return model
 
 
 def public_name(model: str) -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.jobs.export import MARKER, check_target, put_in_place
+from mental_r1_jax.jobs.policy import origin_of, public_name
 
 
 def folder_with(path: Path, **files: str) -> Path:
@@ -43,3 +44,15 @@ def test_only_new_empty_or_own_folders_are_written_to(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="was not made by"):
         check_target(foreign)
     assert (foreign / "thesis").read_text() == "years of work"
+
+
+def test_the_card_names_the_model_that_the_first_run_started_from(tmp_path: Path) -> None:
+    recipe = "model: {{path: {path}}}\ndata: {{sets: [A]}}\nrun: {{output_dir: out}}\n"
+    cold, crpo = tmp_path / "cold", tmp_path / "crpo"
+    for run, start in ((cold, "Owner/Name-1B"), (crpo, cold)):
+        (run / "base_model").mkdir(parents=True)
+        (run / "config.yaml").write_text(recipe.format(path=start))
+    assert origin_of(str(crpo)) == origin_of(str(cold)) == "Owner/Name-1B"
+    assert public_name("Owner/Name-1B") == "Owner/Name-1B"
+    # Of a local folder only its own name gets into the card.
+    assert public_name(str(tmp_path / "cold")) == "cold"
