@@ -16,7 +16,8 @@ CONFIG_FILE = "config.yaml"
 
 # Keys that change what is kept or shown, but not the trajectory: they may differ on resume.
 _FREE_SECTIONS = ("evaluate", "export", "mesh")
-_BOUND_RUN_KEYS = ("seed", "micro_batches")
+# The length is bound too: the learning rate decays over it.
+_BOUND_RUN_KEYS = ("seed", "micro_batches", "num_steps", "num_epochs")
 
 
 def open_run_folder(folder: Path, config: ExperimentConfig) -> None:

@@ -196,7 +196,7 @@ def loss_config(crpo: CrpoConfig, max_completion_length: int) -> LossConfig:
 def reference_weights(trainer: Trainer) -> Any:
     """Weights of the frozen start model, or None where the KL penalty is off.
 
-    They are kept in the compute dtype: the forward pass would round them there anyway.
+    Matrices are kept in the compute dtype: the forward pass would round them there anyway.
     """
     if trainer.config.crpo.kl_coef == 0:
         return None
