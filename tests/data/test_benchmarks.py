@@ -79,7 +79,8 @@ def test_labels_that_an_answer_could_confuse_are_refused(labels: tuple[str, ...]
 
 
 def test_labels_that_only_look_alike_are_accepted() -> None:
-    BenchmarkSpec("X", "", ("Work", "Workload", "[1-2]", "[1-3]"), "Q")
+    labels = ("Work", "Workload", "[1-2]", "[1-3]")
+    assert BenchmarkSpec("X", "", labels, "Q").labels == labels
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a b", ".hidden", "a/b"])
