@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.errors import UserError
@@ -21,6 +22,7 @@ VERBS = {
     "train": "train by CRPO; running the same command again resumes",
     "evaluate": "weighted F1 and more on held-out posts, with a report",
     "export": "write the Hugging Face folder of a run",
+    "plan": "memory, traffic, time and cost on a TPU topology, from any machine",
     "sample": "one post in, staged reasoning and answer out",
 }
 
@@ -69,6 +71,17 @@ def make_parser() -> argparse.ArgumentParser:
                 action="store_true",
                 help="reload with transformers (needs torch) and compare logits and text",
             )
+        if verb == "plan":
+            command.add_argument(
+                "--topology", required=True, help="one slice: v5p:2x2x4, or by its type, v5p-32"
+            )
+            command.add_argument(
+                "--slices", type=int, default=1, help="slices joined by the data-centre network"
+            )
+            command.add_argument("--json", metavar="OUT", help="write the plan to this file, too")
+            command.add_argument(
+                "--sweep", action="store_true", help="try every mesh and rank them"
+            )
         if verb == "sample":
             command.add_argument("--post", help="the text to assess; otherwise standard input")
             command.add_argument("--set", dest="set_name", help="whose question to ask")
@@ -84,6 +97,10 @@ def quiet_libraries() -> None:
 def _run(options: argparse.Namespace, config: ExperimentConfig) -> None:
     """Hand over to the verb's job; imported here, so that `--help` needs no JAX."""
     quiet_libraries()
+    if options.verb != "data":
+        from mental_r1_jax import compilation_cache
+
+        compilation_cache.use_cache(config.run)
     match options.verb:
         case "data":
             from mental_r1_jax.jobs import data
@@ -105,6 +122,17 @@ def _run(options: argparse.Namespace, config: ExperimentConfig) -> None:
             from mental_r1_jax.jobs import export
 
             export.run(config)
+        case "plan":
+            from mental_r1_jax.jobs import plan
+
+            plan.run(
+                config,
+                name=Path(options.config).stem,
+                topology=options.topology,
+                slices=options.slices,
+                json_path=Path(options.json) if options.json else None,
+                sweep=options.sweep,
+            )
         case "sample":
             from mental_r1_jax.jobs import sample
 

@@ -30,13 +30,13 @@ class ModelConfig(Section):
         path: Hugging Face folder, hub id, or a run folder of ours (its newest checkpoint).
         compute_dtype: dtype of activations and matrix products; master weights stay float32.
         remat: recompute each layer in the backward pass instead of storing its activations.
-        logprob_chunk_size: completion positions whose logits exist at the same time.
+        logprob_chunk_size: vocabulary entries whose logits exist at the same time, for all tokens.
     """
 
     path: str
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     remat: bool = True
-    logprob_chunk_size: PositiveInt = 128
+    logprob_chunk_size: PositiveInt = 512
 
 
 class CustomSet(Section):
@@ -96,6 +96,9 @@ class RolloutConfig(Section):
         temperature: divides the logits in sampling and in training.
         top_p: nucleus sampling; 1 keeps the whole distribution.
         top_k: keep so many of the likeliest tokens; null keeps all.
+        first_cache_length: tokens the cache of a completion holds at first; it doubles as needed.
+        halvings: how often the decoding loop may shrink to half of each group, once as many of its
+            completions have ended; pays where lengths differ much, and each compiles one more loop.
     """
 
     prompts_per_step: PositiveInt = 128
@@ -106,6 +109,8 @@ class RolloutConfig(Section):
     temperature: PositiveFloat = 0.85
     top_p: Fraction = 0.95
     top_k: PositiveInt | None = None
+    first_cache_length: PositiveInt = 256
+    halvings: NonNegativeInt = 0
 
     @property
     def prompt_lengths(self) -> tuple[int, ...]:
@@ -288,13 +293,14 @@ class MeshConfig(Section):
 
     Attributes:
         data: copies of the model; null takes all devices that the other axes leave.
-        fsdp: devices over which weights and optimizer moments are split, and the batch too.
-        tensor: devices over which heads and feed-forward width are split.
+        fsdp: devices over which weights and optimizer moments are split, and the batch too; null
+            chooses by the model's size and the devices' memory.
+        tensor: devices over which heads and feed-forward width are split; null chooses as above.
     """
 
     data: PositiveInt | None = None
-    fsdp: PositiveInt = 1
-    tensor: PositiveInt = 1
+    fsdp: PositiveInt | None = None
+    tensor: PositiveInt | None = None
 
 
 class RunConfig(Section):
@@ -314,6 +320,9 @@ class RunConfig(Section):
         redact_completions: leave posts out of the completion files and the console.
         tensorboard: write event files.
         wandb_project: Weights & Biases project; null sends nothing anywhere.
+        compilation_cache: folder of compiled programs, which later runs start faster with; `auto`
+            is one in the user's cache folder, null keeps none.
+        profile_steps: steps (from 1) whose profiler traces go to `profile/` in the run folder.
     """
 
     output_dir: Path
@@ -329,6 +338,8 @@ class RunConfig(Section):
     redact_completions: bool = True
     tensorboard: bool = True
     wandb_project: str | None = None
+    compilation_cache: Path | Literal["auto"] | None = "auto"
+    profile_steps: tuple[PositiveInt, ...] = ()
 
 
 class ExperimentConfig(Section):

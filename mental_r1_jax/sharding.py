@@ -2,7 +2,8 @@
 
 The mesh has three axes. `data` holds copies of the model, `fsdp` cuts parameters and optimizer
 state and gathers a layer when it runs, `tensor` cuts heads, feed-forward width and vocabulary and
-keeps them cut. Batches are cut over `data` and `fsdp` together.
+keeps them cut. Batches are cut over `data` and `fsdp` together. Slices of a TPU that are joined by
+the data-centre network are the outer part of `data`: only the sum of gradients crosses it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -53,7 +55,8 @@ def make_mesh(
         devices: all of the process group's devices when None.
 
     Raises:
-        UserError: the product of the sizes is not the number of devices.
+        UserError: the product of the sizes is not the number of devices, or a copy of the model
+            would lie in two slices.
     """
     devices = jax.devices() if devices is None else list(devices)
     model = fsdp * tensor
@@ -66,7 +69,24 @@ def make_mesh(
             remedy="change the mesh section of the config; data: null takes what is left",
         )
     auto = (AxisType.Auto,) * len(MESH_AXES)
-    return jax.make_mesh((copies, fsdp, tensor), MESH_AXES, axis_types=auto, devices=devices)
+    slices = count_slices(devices)
+    if slices == 1:
+        return jax.make_mesh((copies, fsdp, tensor), MESH_AXES, axis_types=auto, devices=devices)
+    if copies % slices:
+        raise UserError(
+            what=f"a copy of the model would lie in more than one of {slices} slices",
+            expected=f"mesh.data a multiple of {slices}, so that only gradients leave a slice",
+            got=f"data={copies}, fsdp={fsdp}, tensor={tensor}",
+            remedy="make mesh.fsdp or mesh.tensor smaller",
+        )
+    inside, across = (copies // slices, fsdp, tensor), (slices, 1, 1)
+    ordered = mesh_utils.create_hybrid_device_mesh(inside, across, devices)
+    return Mesh(ordered, MESH_AXES, axis_types=auto)
+
+
+def count_slices(devices: Sequence[jax.Device]) -> int:
+    """Slices of a TPU that the devices lie in; 1 where the platform knows no slices."""
+    return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def logical_to_sharding(mesh: Mesh, logical_axes: Sequence[str | None]) -> NamedSharding:
@@ -149,6 +169,32 @@ def constrain_looked_up(rows: jax.Array) -> jax.Array:
     """
     between = ("data", *(None,) * (rows.ndim - 2), LOGICAL_RULES["embed"])
     return constrain_batch(_constrain(rows, between))
+
+
+def constrain_for_decoding(
+    params: PyTree[jax.Array], logical_axes: PyTree[tuple[str, ...]]
+) -> PyTree[jax.Array]:
+    """Gather, once and for a whole rollout, the weights that a decoding loop reads at every token.
+
+    In training a layer's weights are cut over `fsdp` and gathered when it runs. A decoding loop
+    would gather all of them again at every token: the TPU compiler does not move that out of the
+    loop by itself. Here they become whole over `fsdp` and stay cut over `tensor`.
+
+    Args:
+        params: stacked or not, in the dtype of decoding (gathering comes after rounding).
+        logical_axes: for every parameter the names of its dimensions.
+    """
+
+    def gather(x: jax.Array, names: tuple[str, ...]) -> jax.Array:
+        mesh = jax.typeof(x).sharding.mesh
+        cuts = [LOGICAL_RULES[name] for name in names]
+        whole = (
+            cut != "tensor" or cut not in mesh.axis_names or size % mesh.shape[cut]
+            for size, cut in zip(x.shape, cuts, strict=True)
+        )
+        return _constrain(x, tuple(None if w else "tensor" for w in whole))
+
+    return jax.tree.map(gather, params, logical_axes)
 
 
 def _constrain(x: jax.Array, spec: tuple[str | tuple[str, ...] | None, ...]) -> jax.Array:

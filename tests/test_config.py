@@ -45,6 +45,8 @@ BAD_VALUES = [
     ("rollout.top_p", "0"),
     ("rollout.top_p", "1.01"),
     ("rollout.top_k", "0"),
+    ("rollout.first_cache_length", "0"),
+    ("rollout.halvings", "-1"),
     ("rewards.format_weight", "-1"),
     ("rewards.answer_weight", "-0.5"),
     ("rewards.answer_weighting", "square"),
@@ -102,6 +104,7 @@ BAD_VALUES = [
     ("run.eval_every", "-1"),
     ("run.eval_limit_per_set", "0"),
     ("run.log_completions_every", "-1"),
+    ("run.profile_steps", "[0]"),
 ]
 
 
@@ -111,7 +114,7 @@ def test_a_bad_value_is_refused_with_key_and_value(key: str, value: str) -> None
     text = message(*extra, f"{key}={value}")
     assert key in text
     got = yaml.safe_load(value)
-    assert f"got {got[0] if key.endswith('buckets') else got!r}" in text
+    assert f"got {got[0] if key.endswith(('buckets', 'profile_steps')) else got!r}" in text
 
 
 def test_every_number_has_a_bad_value_in_the_table() -> None:

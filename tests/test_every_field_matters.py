@@ -85,6 +85,8 @@ FIELDS: dict[str, Field] = {
     "rollout.temperature": Field(2.0, probes.sampled, SHORT),
     "rollout.top_p": Field(0.5, probes.sampled, SHORT),
     "rollout.top_k": Field(1, probes.sampled, SHORT),
+    "rollout.first_cache_length": Field(16, probes.decoding_loops),
+    "rollout.halvings": Field(1, probes.decoding_loops),
     "rewards.format_weight": Field(2.0, probes.reward),
     "rewards.answer_weight": Field(2.0, probes.reward),
     "rewards.answer_weighting": Field("uniform", probes.reward),
@@ -145,6 +147,8 @@ FIELDS: dict[str, Field] = {
     ),
     "run.tensorboard": Field(False, run_kept),
     "run.wandb_project": Field("demo", run_kept),
+    "run.compilation_cache": Field("{tmp}/programs", probes.program_cache),
+    "run.profile_steps": Field([2, 3], run_kept),
 }
 
 

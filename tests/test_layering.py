@@ -18,23 +18,29 @@ ALLOWED: dict[str, set[str]] = {
     "config": set(),
     "types": set(),
     "recipe": {"config", "errors"},
+    "compilation_cache": {"config"},
     # L1
     "text": {"errors"},
     "data": {"errors", "config", "text"},
     "rewards": {"errors", "text"},
-    "rl": {"types"},
+    "rl": {"types", "head_sharding"},
     "sharding": {"errors"},
+    "hosts": {"errors", "sharding"},
+    "head_sharding": {"sharding"},
+    "topologies": {"errors"},
     "models": {"errors", "sharding", "text"},
     # L2
-    "rollout": {"errors", "types", "text", "rewards", "models", "sharding"},
+    "rollout": {"errors", "types", "text", "rewards", "models", "sharding", "hosts"},
     "training": {"errors", "types", "config", "text", "rl", "models", "sharding"},
     "evaluation": {"errors", "types", "text"},
+    "planning": {"errors", "models", "sharding", "topologies"},
     # L3
     "jobs": {
         *("errors", "config", "recipe", "types", "text", "data", "rewards", "rl", "models"),
         *("sharding", "rollout", "training", "evaluation", "__init__"),
+        *("planning", "topologies", "hosts", "compilation_cache"),
     },
-    "cli": {"config", "errors", "recipe", "jobs"},
+    "cli": {"config", "errors", "recipe", "compilation_cache", "jobs"},
 }
 
 # Modules that a whole part may take from another one, and no others.
@@ -61,6 +67,9 @@ FORBIDDEN: dict[str, set[str]] = {
 # torch compares; nothing else may need it. TensorFlow and pandas are not in the base install.
 NEVER = {"torch", "tensorflow", "pandas"}
 MAY_USE_TORCH = {"jobs/verify.py"}
+
+# What the command line calls first, in a process of its own. Libraries keep their hands off.
+MAY_CONFIGURE_JAX = {"compilation_cache.py", "hosts.py"}
 
 FILES = sorted(ROOT.rglob("*.py"))
 
@@ -140,5 +149,6 @@ def test_no_error_is_swallowed_and_nothing_configures_jax(file: Path) -> None:
         if isinstance(node, ast.ExceptHandler):
             silent = all(isinstance(statement, ast.Pass) for statement in node.body)
             assert node.type is not None and not silent, f"line {node.lineno}"
-        if isinstance(node, ast.Attribute) and ast.unparse(node) == "jax.config.update":
+        sets_jax = isinstance(node, ast.Attribute) and ast.unparse(node) == "jax.config.update"
+        if sets_jax and file.name not in MAY_CONFIGURE_JAX:
             raise AssertionError(f"line {node.lineno} changes the user's JAX settings")

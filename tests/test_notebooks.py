@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
+from mental_r1_jax.config import ExperimentConfig
+from mental_r1_jax.recipe import load_config
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 on_every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -17,8 +21,33 @@ def read(path: Path) -> nbformat.NotebookNode:
     return nbformat.read(path, as_version=4)
 
 
-def test_both_notebooks_are_there() -> None:
-    assert [path.stem for path in NOTEBOOKS] == ["01_follow_one_batch", "02_stage_entropy"]
+# What each notebook prints, among other things. Patterns, for some depends on the machine.
+EXPECTED = {
+    "01_follow_one_batch": (
+        r"completion_ids \[B, G, C\] \(8, 4, 48\)",
+        r"stage_mask \[B, G, S, C\] \(8, 4, 5, 48\)",
+        r"advantages \[B, G\] \(8, 4\)",
+        r"well formed: True",
+        r"saved steps: \[1\]",
+    ),
+    "02_stage_entropy": (
+        r"stimulus             -0\.05920  explore",
+        r"mental_state         \+0\.05431  decide",
+    ),
+    "03_tpu_kaggle_colab": (
+        r"2 x cpu, backend cpu",
+        r"quickstart\.yaml on a mesh of fsdp 2, 2 prompts a step",
+        r"cold start: 16 traces, 2 updates",
+        r"step 2: reward -?\d\.\d+, ",
+        r"--- reward [+-]\d\.\d\d, label ",
+        r"exported to .*crpo/hf\n",
+        r"\d MB  model\.safetensors",
+    ),
+}
+
+
+def test_every_notebook_is_there() -> None:
+    assert [path.stem for path in NOTEBOOKS] == sorted(EXPECTED)
 
 
 @on_every_notebook
@@ -33,7 +62,9 @@ def test_it_is_stored_without_outputs_and_defines_nothing(path: Path) -> None:
 
 
 @on_every_notebook
-def test_it_runs(path: Path) -> None:
+def test_it_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if path.stem == "03_tpu_kaggle_colab":
+        monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")  # it makes a mesh of all there are
     notebook = read(path)
     place = {"metadata": {"path": str(path.parents[1])}}
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources=place).execute()
@@ -41,15 +72,23 @@ def test_it_runs(path: Path) -> None:
     printed = "".join(
         output.get("text", "") for cell in code for output in cell.outputs if "text" in output
     )
-    if path.stem == "01_follow_one_batch":
-        for line in (
-            "completion_ids [B, G, C] (8, 4, 48)",
-            "stage_mask [B, G, S, C] (8, 4, 5, 48)",
-            "advantages [B, G] (8, 4)",
-            "well formed: True",
-            "saved steps: [1]",
-        ):
-            assert line in printed
-    else:
-        assert "stimulus             -0.05920  explore" in printed
-        assert "mental_state         +0.05431  decide" in printed
+    for pattern in EXPECTED[path.stem]:
+        assert re.search(pattern, printed), pattern
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_on_a_tpu_the_third_notebook_takes_the_qwen_recipe_and_all_devices(
+    devices: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cell that chooses sizes, told that it is on a TPU; nothing is loaded or computed."""
+    path = next(path for path in NOTEBOOKS if path.stem.startswith("03_"))
+    monkeypatch.chdir(path.parents[1])
+    (cell,) = [cell for cell in read(path).cells if "run.micro_batches=16" in cell.source]
+    names = {"on_tpu": True, "devices": devices, "Path": Path, "load_config": load_config}
+    exec(cell.source, names)
+    config = names["cold"]
+    assert isinstance(config, ExperimentConfig)
+    assert config.model.path == "Qwen/Qwen3-0.6B"
+    assert (config.mesh.fsdp, config.rollout.prompts_per_step) == (devices, 16 * devices)
+    assert config.rollout.prompts_per_step // config.run.micro_batches == devices
+    assert config.sft.batch_size % devices == config.evaluate.batch_size % devices == 0

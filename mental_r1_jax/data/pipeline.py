@@ -3,7 +3,7 @@
 The sets are concatenated to one list of N posts. Epoch e is a permutation of it that depends on
 (seed, e) alone; the epochs follow each other without a gap, so item i of the global order is
 defined for every i >= 0. Batch k is items k*B to (k+1)*B - 1, across an epoch's end if need be,
-and host h of H takes the h-th of its H equal slices. The position of the stream is k alone.
+and each host reads the rows of it that its devices hold. The position of the stream is k alone.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import grain
+import numpy as np
 
 from mental_r1_jax.data.records import Example
 from mental_r1_jax.errors import UserError
@@ -28,21 +29,19 @@ class PromptIterator(Iterator[list[Example]]):
         self,
         order: grain.MapDataset[Example],
         identity: Mapping[str, int | str],
-        host_index: int,
-        host_count: int,
+        rows: Sequence[int] | np.ndarray,
     ) -> None:
         """Start at batch 0 of `order`; see `make_prompt_iterator`."""
         self._order = order
         self._identity = dict(identity)
         self._batch_size = int(identity["batch_size"])
-        self._host_size = self._batch_size // host_count
-        self._host_offset = host_index * self._host_size
+        self._rows = [int(row) for row in rows]
         self._next_batch = 0
 
     def __next__(self) -> list[Example]:
         """Return this host's share of the next batch."""
-        start = self._next_batch * self._batch_size + self._host_offset
-        batch = [self._order[i] for i in range(start, start + self._host_size)]
+        start = self._next_batch * self._batch_size
+        batch = [self._order[start + row] for row in self._rows]
         self._next_batch += 1
         return batch
 
@@ -77,8 +76,7 @@ def make_prompt_iterator(
     *,
     batch_size: int,
     seed: int,
-    host_index: int = 0,
-    host_count: int = 1,
+    rows: Sequence[int] | np.ndarray | None = None,
 ) -> PromptIterator:
     """Mix `sources` and return this host's stream of batches.
 
@@ -86,11 +84,11 @@ def make_prompt_iterator(
         sources: the training posts of each set, random access.
         batch_size: B, posts of a global batch, over all hosts.
         seed: of the order.
-        host_index: h, of this process.
-        host_count: H, processes that share each batch.
+        rows: which rows of each batch to return, from 0 to B - 1; all of them when None.
 
     Raises:
-        UserError: no posts, or a batch that the hosts cannot share equally.
+        UserError: no posts.
+        ValueError: a batch of no posts, or rows that it does not have.
     """
     filled = [source for source in sources if len(source)]
     if not filled:
@@ -100,13 +98,9 @@ def make_prompt_iterator(
             f"{len(sources)} sets, all empty",
             "Check data.root, data.sets and data.limit_per_set.",
         )
-    if batch_size < 1 or batch_size % host_count or not 0 <= host_index < host_count:
-        raise UserError(
-            f"Host {host_index} of {host_count} cannot take its share of a batch",
-            "a positive batch size that is a multiple of the number of hosts",
-            f"batch_size={batch_size}, host_index={host_index}, host_count={host_count}",
-            f"Change rollout.prompts_per_step to a multiple of {host_count}.",
-        )
+    rows = range(batch_size) if rows is None else rows
+    if batch_size < 1 or not all(0 <= row < batch_size for row in rows):
+        raise ValueError(f"expected rows of a batch of {batch_size} posts, got {list(rows)}")
     order = (
         grain.MapDataset.concatenate([grain.MapDataset.source(source) for source in filled])
         .seed(seed)
@@ -115,7 +109,7 @@ def make_prompt_iterator(
     )
     sets = hashlib.sha256(repr([_outline(source) for source in filled]).encode()).hexdigest()[:16]
     identity: dict[str, int | str] = {"seed": seed, "batch_size": batch_size, "sets": sets}
-    return PromptIterator(order, identity, host_index, host_count)
+    return PromptIterator(order, identity, rows)
 
 
 def steps_per_epoch(sources: Sequence[Sequence[Example]], batch_size: int) -> int:

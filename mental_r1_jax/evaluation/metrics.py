@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from mental_r1_jax.text.stages import STAGE_NAMES
 
@@ -245,6 +244,9 @@ def _set_document(metrics: SetMetrics) -> dict[str, Any]:
 
 def _count(truth: np.ndarray, guess: np.ndarray, num_labels: int) -> tuple[Any, np.ndarray]:
     """Per label (precision, recall, F1, support), and the confusion counts."""
+    # Imported here because it takes a second, which a run that only trains need not wait for.
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
     with warnings.catch_warnings():
         # Only says that labels are many for so few posts, which is true of small samples.
         warnings.filterwarnings("ignore", message="The number of unique classes")

@@ -24,9 +24,10 @@ from mental_r1_jax.training.progress import open_console
 def run(config: ExperimentConfig) -> Path:
     """Write `metrics.json`, `predictions.csv` and `report.html`; returns their folder."""
     console = open_console()
-    mesh = open_mesh(config, rows={"evaluate.batch_size": config.evaluate.batch_size})
     name = config.evaluate.model or str(config.run.output_dir)
     policy = open_policy(name, config)
+    rows = {"evaluate.batch_size": config.evaluate.batch_size}
+    mesh = open_mesh(config, rows=rows, model=policy.config)
     posts = held_out_posts(config, config.evaluate.split, config.evaluate.limit_per_set)
     console.print(f"evaluating {name} on {sum(map(len, posts.values()))} posts")
     params = load_weights(policy, mesh, which="best")

@@ -83,8 +83,9 @@ def memory_rows(trainer: Trainer) -> list[tuple[str, str]]:
         / prompt_shards
         / config.run.micro_batches
         * rollout.num_generations
-        * min(config.model.logprob_chunk_size, rollout.max_completion_length)
+        * rollout.max_completion_length
     )
+    logit_columns = min(config.model.logprob_chunk_size, decoder.vocab_size)
     parts = {
         "float32 weights": 4 * count,
         "AdamW moments": 8 * count,
@@ -94,7 +95,7 @@ def memory_rows(trainer: Trainer) -> list[tuple[str, str]]:
         "layer inputs kept for the backward pass": (
             micro_tokens * decoder.hidden_size * itemsize * decoder.num_layers
         ),
-        "one chunk of logits": logit_rows * decoder.vocab_size * 4.0,
+        "one chunk of logits": logit_rows * logit_columns * 4.0,
     }
     rows = [(name, f"{size / _GIB:.3f} GiB") for name, size in parts.items()]
     return [*rows, ("sum", f"{sum(parts.values()) / _GIB:.3f} GiB")]

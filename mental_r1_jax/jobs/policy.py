@@ -12,12 +12,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from mental_r1_jax import sharding
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.models import decoder, hf_format
+from mental_r1_jax.planning.mesh_choice import choose_mesh
 from mental_r1_jax.recipe import load_config
 from mental_r1_jax.text.prompts import check_grammar
 from mental_r1_jax.text.tokenizer import Tokenizer, load_tokenizer
@@ -100,17 +102,31 @@ def public_name(model: str) -> str:
     return Path(model).resolve().name if Path(model).exists() else model
 
 
-def open_mesh(experiment: ExperimentConfig, *, rows: dict[str, int]) -> Mesh:
+def open_mesh(
+    experiment: ExperimentConfig,
+    *,
+    rows: dict[str, int],
+    model: decoder.DecoderConfig | None = None,
+) -> Mesh:
     """The mesh of the recipe; every count in `rows` must split evenly over its prompts axis.
 
     Args:
         experiment: the recipe.
         rows: name of a batch size -> its number of prompts.
+        model: whose size decides what the recipe leaves open; without it such axes are 1.
 
     Raises:
         UserError: the axes do not multiply to the device count, or a batch does not divide.
     """
-    mesh = sharding.make_mesh(experiment.mesh.data, experiment.mesh.fsdp, experiment.mesh.tensor)
+    sizes = experiment.mesh
+    if model is None or None not in (sizes.fsdp, sizes.tensor):
+        mesh = sharding.make_mesh(sizes.data, sizes.fsdp or 1, sizes.tensor or 1)
+    else:
+        memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+        in_slice = jax.device_count() // sharding.count_slices(jax.devices())
+        choice = choose_mesh(model, in_slice, memory, fsdp=sizes.fsdp, tensor=sizes.tensor)
+        print(f"mesh: {choice.reason}")
+        mesh = sharding.make_mesh(sizes.data, choice.fsdp, choice.tensor)
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     for name, count in rows.items():
         if count % shards:

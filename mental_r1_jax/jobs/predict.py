@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,19 +11,22 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float
 
+from mental_r1_jax import sharding
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.evaluation.metrics import Prediction, vote
+from mental_r1_jax.jobs.compiled import as_word, jit_sampler, trace_batch
 from mental_r1_jax.jobs.policy import Policy
 from mental_r1_jax.rewards import match_label
 from mental_r1_jax.rollout.collect import (
     LabelledPost,
     ScoredCompletion,
     pad_prompts,
+    prompt_width,
     put_batch,
     render_prompts,
     score_completions,
 )
-from mental_r1_jax.rollout.sampler import SamplingConfig, sample_completions, step_key
+from mental_r1_jax.rollout.sampler import SamplingConfig
 from mental_r1_jax.training.train_step import policy_stats
 from mental_r1_jax.types import TraceBatch
 
@@ -37,7 +39,7 @@ class Predictor:
         policy: the model without its weights.
         config: the recipe; `rollout` lengths, `evaluate` batch size and votes, `rewards` matching.
         mesh: where the weights live.
-        sample: `(params, prompts, key) -> Completions`.
+        sample: `(params, prompts, seed, step) -> Completions`, see `Programs`.
         entropies: `(params, traces) -> [B, votes, C]`, nats.
     """
 
@@ -61,7 +63,6 @@ def make_predictor(policy: Policy, config: ExperimentConfig, mesh: Mesh) -> Pred
         pad_id=policy.tokenizer.pad_id,
         greedy=votes == 1,
     )
-    sample = functools.partial(sample_completions, config=policy.config, sampling=sampling)
 
     def entropies(params: Any, traces: TraceBatch) -> jax.Array:
         return policy_stats(
@@ -72,7 +73,9 @@ def make_predictor(policy: Policy, config: ExperimentConfig, mesh: Mesh) -> Pred
             chunk_size=config.model.logprob_chunk_size,
         )[1]
 
-    return Predictor(policy, config, mesh, jax.jit(sample), jax.jit(entropies))
+    sample = jit_sampler(policy.config, sampling, mesh)
+    cut = sharding.batch_sharding(mesh, 3)
+    return Predictor(policy, config, mesh, sample, jax.jit(entropies, out_shardings=cut))
 
 
 def predict(
@@ -119,29 +122,17 @@ def _generate(
 ) -> tuple[Any, Float[np.ndarray, "B votes C"]]:
     """Sample completions for `rows`, parse them, and measure their entropies."""
     config, tokenizer = predictor.config, predictor.policy.tokenizer
-    batch = pad_prompts(
-        [prompts[row] for row in rows], config.rollout.prompt_lengths, tokenizer.pad_id
-    )
-    # Votes of a post draw their own noise whatever batch it falls into.
-    index: Any = np.asarray(rows, np.int32)
-    batch = dataclasses.replace(batch, prompt_index=index)
-    batch = put_batch(predictor.mesh, batch)
-    completions = predictor.sample(params, batch, step_key(config.run.seed, 0))
-    traces = TraceBatch(
-        prompt_ids=batch.prompt_ids,
-        prompt_mask=batch.prompt_mask,
-        completion_ids=completions.completion_ids,
-        completion_mask=completions.completion_mask,
-    )
-    entropies = np.asarray(predictor.entropies(params, traces))
-    groups = score_completions(
-        tokenizer,
-        [posts[row] for row in rows],
-        np.asarray(completions.completion_ids),
-        np.asarray(completions.completion_mask),
-        np.asarray(completions.finished),
-        functions=(),
-    )
+    asked = [prompts[row] for row in rows]
+    width = prompt_width(asked, config.rollout.prompt_lengths)
+    # The rows are positions in all posts: votes of a post draw their own noise whatever batch it
+    # falls into.
+    batch = put_batch(predictor.mesh, pad_prompts(asked, width, tokenizer.pad_id, rows))
+    completions = predictor.sample(params, batch, as_word(config.run.seed), as_word(0))
+    entropies = predictor.entropies(params, trace_batch(batch, completions))
+    wanted = (completions.completion_ids, completions.completion_mask, completions.finished)
+    ids, mask, finished, entropies = jax.device_get((*wanted, entropies))
+    posts = [posts[row] for row in rows]
+    groups = score_completions(tokenizer, posts, ids, mask, finished, functions=())
     return groups, entropies
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.table import Table
 
+from mental_r1_jax import compilation_cache
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.jobs import evaluate, export, sft, train
@@ -94,7 +95,9 @@ def _print_table(scores: dict[str, dict[str, float]], released: Path, minutes: f
 def main(arguments: Sequence[str]) -> int:
     """Run the recipe `arguments[0]` with the overrides after it; returns the exit status."""
     try:
-        run(load_config(arguments[0], arguments[1:]))
+        config = load_config(arguments[0], arguments[1:])
+        compilation_cache.use_cache(config.run)
+        run(config)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -10,24 +10,25 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from mental_r1_jax import hosts
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.data.loading import load_examples, set_spec
 from mental_r1_jax.data.traces import Trace, read_traces, template_traces
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.jobs.policy import Policy, open_mesh, open_policy
-from mental_r1_jax.jobs.run_loop import run_loop
+from mental_r1_jax.jobs.run_loop import Metrics, run_loop
 from mental_r1_jax.jobs.trainer import step_config
-from mental_r1_jax.rollout.collect import pad_prompts, put_batch
+from mental_r1_jax.rollout.collect import pad_prompts, prompt_width, put_batch
 from mental_r1_jax.text.prompts import RenderedPrompt, render_prompt
 from mental_r1_jax.training.metrics import scalars
-from mental_r1_jax.training.optimizer import make_optimizer, make_schedule
+from mental_r1_jax.training.optimizer import learning_rates, make_optimizer, make_schedule
 from mental_r1_jax.training.progress import Progress
 from mental_r1_jax.training.train_step import TrainState, jit_step, sft_step
 from mental_r1_jax.types import TraceBatch
@@ -36,14 +37,15 @@ from mental_r1_jax.types import TraceBatch
 def run(config: ExperimentConfig) -> None:
     """Train on traces, or resume; the run folder is laid out as that of `train`."""
     per_update = config.sft.batch_size // config.run.micro_batches
+    policy = open_policy(config.model.path, config)
     mesh = open_mesh(
         config,
         rows={
             "sft.batch_size / run.micro_batches": per_update,
             "evaluate.batch_size": config.evaluate.batch_size,
         },
+        model=policy.config,
     )
-    policy = open_policy(config.model.path, config)
     traces = encode_traces(policy, config, collect_traces(config))
     print(f"cold start: {len(traces)} traces, {config.sft.num_steps} updates")
     optimizer = make_optimizer(config.sft.optimizer, config.sft.num_steps)
@@ -63,7 +65,10 @@ class SftWork:
         traces: Sequence[tuple[RenderedPrompt, list[int]]],
     ) -> None:
         self._config, self._policy, self._mesh, self._traces = config, policy, mesh, traces
-        self._schedule = make_schedule(config.sft.optimizer, config.sft.num_steps)
+        self._rows = hosts.local_rows(mesh, config.sft.batch_size)
+        schedule = make_schedule(config.sft.optimizer, config.sft.num_steps)
+        self._rates = learning_rates(schedule, config.sft.num_steps)
+        self._trained = 0.0
         self._update = jit_step(
             sft_step, config=step_config(config, policy), optimizer=optimizer, mesh=mesh
         )
@@ -76,18 +81,25 @@ class SftWork:
         """Nothing to do: every batch is a function of its step number."""
 
     def step(
-        self, step: int, state: TrainState, progress: Progress
-    ) -> tuple[TrainState, dict[str, float]]:
-        """One update on the batch of this step."""
+        self, step: int, state: TrainState, progress: Progress, meanwhile: Callable[[], None]
+    ) -> tuple[TrainState, Metrics]:
+        """One update on the batch of this step; see `Work.step`."""
         progress.phase("training")
-        started = time.perf_counter()
-        batch = trace_batch(self._config, self._policy, self._traces, step)
+        called = time.perf_counter()
+        batch = trace_batch(self._config, self._policy, self._traces, step, self._rows)
         state, device_metrics = self._update(state, put_batch(self._mesh, batch))
-        metrics = scalars(device_metrics)
-        return state, metrics | {
-            "learning_rate": float(self._schedule(step - 1)),
-            "time/step": time.perf_counter() - started,
-        }
+        meanwhile()
+        started = max(called, self._trained)
+
+        def metrics() -> dict[str, float]:
+            numbers = scalars(device_metrics)
+            self._trained = time.perf_counter()
+            return numbers | {
+                "learning_rate": float(self._rates[step - 1]),
+                "time/step": self._trained - started,
+            }
+
+        return state, metrics
 
 
 def collect_traces(config: ExperimentConfig) -> list[Trace]:
@@ -137,14 +149,27 @@ def trace_batch(
     policy: Policy,
     traces: Sequence[tuple[RenderedPrompt, list[int]]],
     step: int,
+    places: Sequence[int] | np.ndarray,
 ) -> TraceBatch:
-    """The traces of `step` (from 1), in an order that depends on (seed, epoch) alone."""
-    size, pad_id = config.sft.batch_size, policy.tokenizer.pad_id
-    rows = [
-        shuffled_row(len(traces), config.run.seed, (step - 1) * size + place)
-        for place in range(size)
+    """The traces of `step` (from 1), in an order that depends on (seed, epoch) alone.
+
+    Args:
+        config: the recipe.
+        policy: its tokenizer.
+        traces: all of them.
+        step: number of the update.
+        places: rows of the batch to return, from 0 to `sft.batch_size` - 1.
+    """
+    batch, pad_id = config.sft.batch_size, policy.tokenizer.pad_id
+    everywhere = [
+        shuffled_row(len(traces), config.run.seed, (step - 1) * batch + place)
+        for place in range(batch)
     ]
-    prompts = pad_prompts([traces[row][0] for row in rows], config.rollout.prompt_lengths, pad_id)
+    # Every process knows all traces, so all come to the same width.
+    width = prompt_width([traces[row][0] for row in everywhere], config.rollout.prompt_lengths)
+    rows = [everywhere[place] for place in places]
+    size = len(rows)
+    prompts = pad_prompts([traces[row][0] for row in rows], width, pad_id)
     # Any, because the containers say jax.Array: `put_batch` makes these host arrays such.
     ids: Any = np.full((size, 1, config.rollout.max_completion_length), pad_id, np.int32)
     lengths = np.array([len(traces[row][1]) for row in rows])

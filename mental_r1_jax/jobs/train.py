@@ -3,29 +3,36 @@
 Each step, in the order of the method:
 
 1. the next B labelled posts of the mixed, shuffled sets become chat prompts;
-2. `sample_completions`: G completions of each, the prompt prefilled once;
-3. `score_completions`: text, stages, rewards and stage masks, on the host;
-4. `assemble_batch`, with reference log-probs only where the KL penalty is on;
-5. `train_step`: advantages, stage-wise entropy, one AdamW update (or `num_iterations` of them);
-6. `run_loop` keeps the books: metrics, validation by weighted F1, checkpoints.
+2. `begin_rollout`: the device samples G completions of each, the prompt prefilled once, and goes on
+   to the reference log-probs (only where the KL penalty is on), which need no rewards;
+3. `score_completions`: text, stages, rewards and stage masks, on the host meanwhile;
+4. `update`: advantages, stage-wise entropy, one AdamW update (or `num_iterations` of them);
+5. `run_loop` keeps the books: metrics, validation by weighted F1, checkpoints.
+
+The device is asked for the next thing before it is done with the last. The host waits once a step
+for what the device must know from it, the rewards; the metrics of a step are read while the device
+samples for the next one, and completions are written while it trains. Every completion is still
+sampled by the newest weights.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from mental_r1_jax import hosts
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.data.pipeline import make_prompt_iterator
+from mental_r1_jax.jobs.compiled import as_word, compile_together, trace_batch
 from mental_r1_jax.jobs.overview import print_overview
-from mental_r1_jax.jobs.run_loop import run_loop
+from mental_r1_jax.jobs.programs import step_programs
+from mental_r1_jax.jobs.run_loop import Metrics, run_loop
 from mental_r1_jax.jobs.trainer import Trainer, make_trainer, reference_weights
 from mental_r1_jax.rl.advantages import group_advantages
 from mental_r1_jax.rollout.collect import (
@@ -33,17 +40,20 @@ from mental_r1_jax.rollout.collect import (
     assemble_batch,
     completion_rows,
     pad_prompts,
+    prompt_width,
     put_batch,
     render_prompts,
     reward_metrics,
     score_completions,
+    score_table,
 )
-from mental_r1_jax.rollout.sampler import step_key
+from mental_r1_jax.text.prompts import RenderedPrompt
 from mental_r1_jax.training.completions_log import console_table, write_completions
 from mental_r1_jax.training.metrics import scalars
+from mental_r1_jax.training.optimizer import learning_rates
 from mental_r1_jax.training.progress import Progress
 from mental_r1_jax.training.train_step import TrainState
-from mental_r1_jax.types import Batch
+from mental_r1_jax.types import Batch, Completions, PromptBatch
 
 
 def run(config: ExperimentConfig, *, dry_run: bool = False) -> None:
@@ -52,7 +62,7 @@ def run(config: ExperimentConfig, *, dry_run: bool = False) -> None:
     print_overview(trainer, resolved=dry_run)
     if not dry_run:
         run_loop(
-            CrpoWork(trainer),
+            CrpoWork(trainer, ahead=True),
             config,
             trainer.policy,
             trainer.mesh,
@@ -65,20 +75,50 @@ def run(config: ExperimentConfig, *, dry_run: bool = False) -> None:
 SILENT_STEPS = 5
 
 
+def compile_ahead(trainer: Trainer, width: int) -> Callable[[], None]:
+    """Start compiling the programs of a step with prompts of `width` tokens, see `compiled`."""
+    num_updates = trainer.num_steps * trainer.config.crpo.num_iterations
+
+    def calls() -> list[tuple[Any, tuple[Any, ...]]]:
+        programs = step_programs(
+            trainer.config,
+            trainer.policy,
+            trainer.mesh,
+            num_updates,
+            bound=trainer.programs,
+            width=width,
+        )
+        return [(program.function, program.arguments) for program in programs]
+
+    return compile_together(calls)
+
+
 class CrpoWork:
     """The steps of a CRPO run: holds the stream of posts and the reference weights."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-        self._reference = reference_weights(trainer)
-        self._silent_steps = 0
+    def __init__(self, trainer: Trainer, *, ahead: bool = False) -> None:
+        """Open posts and reference; with `ahead`, start compiling the first step meanwhile."""
+        rollout, self._trainer = trainer.config.rollout, trainer
+        self._rows = hosts.local_rows(trainer.mesh, rollout.prompts_per_step)
         self._posts = make_prompt_iterator(
             list(trainer.posts.values()),
-            batch_size=trainer.config.rollout.prompts_per_step,
+            batch_size=rollout.prompts_per_step,
             seed=trainer.config.run.seed,
-            host_index=jax.process_index(),
-            host_count=jax.process_count(),
+            rows=self._rows,
         )
+        self._wait_for_programs = lambda: None
+        if ahead:
+            # A resumed run may begin with shorter prompts than this; then that step compiles.
+            start = self._posts.get_state()
+            width = self._width(self._render(next(self._posts)))
+            self._posts.set_state(start)
+            self._wait_for_programs = compile_ahead(trainer, width)
+        self._reference = reference_weights(trainer)
+        self._rates = learning_rates(
+            trainer.schedule, trainer.num_steps * trainer.config.crpo.num_iterations
+        )
+        self._silent_steps = 0
+        self._trained = 0.0
 
     def position(self) -> dict[str, Any]:
         """Position in the stream of posts."""
@@ -89,35 +129,56 @@ class CrpoWork:
         self._posts.set_state(position)
 
     def step(
-        self, step: int, state: TrainState, progress: Progress
-    ) -> tuple[TrainState, dict[str, float]]:
-        """One step of the method."""
+        self, step: int, state: TrainState, progress: Progress, meanwhile: Callable[[], None]
+    ) -> tuple[TrainState, Metrics]:
+        """One step of the method; see `Work.step`."""
         trainer = self._trainer
-        posts = next(self._posts)
         started = time.perf_counter()
+        posts = next(self._posts)
+        prompts = self._render(posts)
+        self._wait_for_programs()
+        padded = pad_prompts(
+            prompts, self._width(prompts), trainer.policy.tokenizer.pad_id, self._rows
+        )
+        rollout = begin_rollout(trainer, state.params, self._reference, padded, step)
+        meanwhile()
+        started = max(started, self._trained)
         progress.phase("sampling")
-        prompts, batch, groups = collect(trainer, state.params, posts, step)
+        groups, batch = finish_rollout(trainer, rollout, posts)
         sampled = time.perf_counter()
         progress.phase("training")
-        state, metrics = update(trainer, state, self._reference, batch)
-        ended = time.perf_counter()
+        table = hosts.all_rows(trainer.mesh, score_table(groups, trainer.functions))
+        state, device_metrics = update(trainer, state, batch)
+        log_completions(trainer, step, (posts, prompts, groups), table, progress)
+        truncated = float(np.mean([prompt.truncated for prompt in prompts]))
 
-        metrics |= reward_metrics(groups, trainer.functions)
-        metrics |= {
-            "learning_rate": float(
-                trainer.schedule((step - 1) * trainer.config.crpo.num_iterations)
-            ),
-            "prompts/truncated": float(np.mean([prompt.truncated for prompt in prompts])),
-            "time/rollout": sampled - started,
-            "time/train": ended - sampled,
-            "time/step": ended - started,
-            "tokens_per_second": metrics["tokens/completion"] / (ended - started),
-            "compiled_programs": float(trainer.compiled_programs()),
-        }
-        rows = completion_rows(posts, prompts, groups, advantages_of(trainer, groups))
-        log_completions(trainer, step, rows, progress)
-        self._warn_if_silent(metrics, progress)
+        def metrics() -> dict[str, float]:
+            numbers, scores = scalars_of_updates(device_metrics), np.asarray(table)
+            self._trained = time.perf_counter()
+            numbers |= reward_metrics(scores, trainer.functions)
+            self._warn_if_silent(numbers, progress)
+            return numbers | {
+                "learning_rate": float(self._rates[(step - 1) * len(device_metrics)]),
+                "prompts/truncated": truncated,
+                "time/rollout": sampled - started,
+                "time/train": self._trained - sampled,
+                "time/step": self._trained - started,
+                "tokens_per_second": numbers["tokens/completion"] / (self._trained - started),
+                "compiled_programs": float(trainer.programs.compiled()),
+            }
+
         return state, metrics
+
+    def _render(self, posts: Sequence[Any]) -> list[RenderedPrompt]:
+        """Prompts of posts."""
+        longest = self._trainer.config.rollout.max_prompt_length
+        return render_prompts(self._trainer.policy.tokenizer, posts, longest)
+
+    def _width(self, prompts: Sequence[RenderedPrompt]) -> int:
+        """The compiled prompt length that holds the step's prompts, the same on every process."""
+        lengths = self._trainer.config.rollout.prompt_lengths
+        width = prompt_width(prompts, lengths)
+        return hosts.largest(width) if len(lengths) > 1 else width
 
     def _warn_if_silent(self, metrics: Mapping[str, float], progress: Progress) -> None:
         """Say why nothing is learned when all groups have had equal rewards for a while."""
@@ -131,66 +192,102 @@ class CrpoWork:
             )
 
 
-def collect(
-    trainer: Trainer, params: Any, posts: Sequence[Any], step: int
-) -> tuple[Sequence[Any], Batch, ScoredGroups]:
-    """Sample, parse and score this process's share of a step: (prompts, batch, scored groups)."""
-    config, tokenizer = trainer.config, trainer.policy.tokenizer
-    prompts = render_prompts(tokenizer, posts, config.rollout.max_prompt_length)
-    padded = pad_prompts(
-        prompts,
-        config.rollout.prompt_lengths,
-        tokenizer.pad_id,
-        first_index=jax.process_index() * len(posts),
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """What the device has been asked for, and may not have done yet.
+
+    Attributes:
+        prompts: of the step.
+        completions: of the prompts.
+        ref_logprobs: of the completions under the reference, or None where the KL penalty is off.
+        old_logprobs: under the policy that sampled, or None with one update a rollout.
+    """
+
+    prompts: PromptBatch
+    completions: Completions
+    ref_logprobs: jax.Array | None
+    old_logprobs: jax.Array | None
+
+
+def begin_rollout(
+    trainer: Trainer, params: Any, reference: Any, prompts: PromptBatch, step: int
+) -> Rollout:
+    """Ask the device for all of a step that comes before the rewards; returns without waiting."""
+    programs = trainer.programs
+    placed = put_batch(trainer.mesh, prompts)
+    seed = as_word(trainer.config.run.seed)
+    completions = programs.sample(params, placed, seed, as_word(step))
+    traces = trace_batch(placed, completions)
+    moves = trainer.config.crpo.num_iterations > 1
+    return Rollout(
+        prompts=placed,
+        completions=completions,
+        ref_logprobs=None if reference is None else programs.logprobs(reference, traces),
+        old_logprobs=programs.logprobs(params, traces) if moves else None,
     )
-    placed = put_batch(trainer.mesh, padded)
-    completions = trainer.sample(params, placed, step_key(config.run.seed, step))
-    ids, mask, finished = jax.device_get(
-        (completions.completion_ids, completions.completion_mask, completions.finished)
-    )
+
+
+def finish_rollout(
+    trainer: Trainer, rollout: Rollout, posts: Sequence[Any]
+) -> tuple[ScoredGroups, Batch]:
+    """Wait for the completions, parse and score this process's share: (scored groups, batch)."""
+    completions = rollout.completions
+    wanted = (completions.completion_ids, completions.completion_mask, completions.finished)
+    ids, mask, finished = map(hosts.fetch_rows, wanted)
+    tokenizer = trainer.policy.tokenizer
     groups = score_completions(tokenizer, posts, ids, mask, finished, trainer.functions)
     batch = assemble_batch(
-        placed,
+        rollout.prompts,
         completions,
         groups,
         mesh=trainer.mesh,
-        mask_truncated=config.crpo.mask_truncated_completions,
+        mask_truncated=trainer.config.crpo.mask_truncated_completions,
     )
-    return prompts, batch, groups
+    return groups, dataclasses.replace(
+        batch, ref_logprobs=rollout.ref_logprobs, old_logprobs=rollout.old_logprobs
+    )
 
 
 def update(
-    trainer: Trainer, state: TrainState, reference: Any, batch: Batch
-) -> tuple[TrainState, dict[str, float]]:
-    """`num_iterations` updates on one batch: (next state, metrics of the last one)."""
-    iterations = trainer.config.crpo.num_iterations
-    # Both from the same batch: filling one field first would compile a second program.
-    ref_logprobs = None if reference is None else trainer.logprobs(reference, batch)
-    old_logprobs = trainer.logprobs(state.params, batch) if iterations > 1 else None
-    batch = dataclasses.replace(batch, ref_logprobs=ref_logprobs, old_logprobs=old_logprobs)
-    skipped = 0.0
-    for _ in range(iterations):
-        state, device_metrics = trainer.update(state, batch)
-        metrics = scalars(device_metrics)
-        skipped += metrics["updates/skipped"]
-    return state, metrics | {"updates/skipped": skipped}
+    trainer: Trainer, state: TrainState, batch: Batch
+) -> tuple[TrainState, list[dict[str, Any]]]:
+    """Ask for `num_iterations` updates on one batch: (next state, metrics of each)."""
+    device_metrics = []
+    for _ in range(trainer.config.crpo.num_iterations):
+        state, of_update = trainer.programs.update(state, batch)
+        device_metrics.append(of_update)
+    return state, device_metrics
 
 
-def advantages_of(trainer: Trainer, groups: ScoredGroups) -> Float[np.ndarray, "B G"]:
+def scalars_of_updates(device_metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Metrics of the last update, with the skipped ones of all; waits for the device."""
+    numbers = [scalars(of_update) for of_update in device_metrics]
+    return numbers[-1] | {"updates/skipped": sum(one["updates/skipped"] for one in numbers)}
+
+
+def advantages_of(trainer: Trainer, rewards: Float[np.ndarray, "B G"]) -> Float[np.ndarray, "B G"]:
     """The advantages that `train_step` computes for itself, for people to read."""
     crpo = trainer.config.crpo
-    return np.asarray(
-        group_advantages(
-            jnp.asarray(groups.rewards), scale=crpo.scale_rewards, baseline=crpo.advantage_baseline
-        )
-    )
+    return group_advantages(rewards, scale=crpo.scale_rewards, baseline=crpo.advantage_baseline)
 
 
 def log_completions(
-    trainer: Trainer, step: int, rows: Sequence[Mapping[str, Any]], progress: Progress
+    trainer: Trainer,
+    step: int,
+    scored: tuple[Sequence[Any], Sequence[RenderedPrompt], ScoredGroups],
+    table: Any,
+    progress: Progress,
 ) -> None:
     """Every so many steps write all completions, and show the best and the worst one."""
     options = trainer.config.run
-    if options.log_completions_every and step % options.log_completions_every == 0:
-        write_completions(options.output_dir, step, rows, redact=options.redact_completions)
-        progress.print(console_table(rows))
+    if not options.log_completions_every or step % options.log_completions_every:
+        return
+    advantages = advantages_of(trainer, np.asarray(table)[..., 0])
+    rows = hosts.local_rows(trainer.mesh, len(advantages))
+    own = completion_rows(*scored, advantages[rows])
+    # Back into the order of the step, whoever held which prompts.
+    held = zip(np.repeat(rows, advantages.shape[1]).tolist(), own, strict=True)
+    everything = [row for _, row in sorted(hosts.all_items(list(held)), key=lambda item: item[0])]
+    if hosts.is_first():
+        write_completions(options.output_dir, step, everything, redact=options.redact_completions)
+        progress.print(console_table(everything))

@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
 from mental_r1_jax.config import CrpoConfig, ExperimentConfig
 from mental_r1_jax.data.loading import label_counts, load_examples
 from mental_r1_jax.data.pipeline import steps_per_epoch
+from mental_r1_jax.jobs.compiled import Programs, bind_programs
 from mental_r1_jax.jobs.policy import Policy, load_weights, open_mesh, open_policy
 from mental_r1_jax.models import decoder
 from mental_r1_jax.rewards import (
@@ -24,18 +26,14 @@ from mental_r1_jax.rewards import (
     load_reward_function,
 )
 from mental_r1_jax.rl.losses import LossConfig, stage_coefficients
-from mental_r1_jax.rollout.sampler import SamplingConfig, sample_completions
+from mental_r1_jax.rollout.sampler import SamplingConfig
 from mental_r1_jax.text.stages import STAGE_NAMES
-from mental_r1_jax.training.checkpoint import abstract_like
 from mental_r1_jax.training.optimizer import make_optimizer, make_schedule
 from mental_r1_jax.training.train_step import (
     StepConfig,
     TrainState,
     init_state,
-    jit_step,
-    policy_logprobs,
     state_shardings,
-    train_step,
 )
 
 
@@ -52,9 +50,7 @@ class Trainer:
         num_steps: rollouts of the whole run.
         optimizer: clipped AdamW.
         schedule: update number -> learning rate.
-        sample: `(params, prompts, key) -> Completions`.
-        logprobs: `(params, batch) -> [B, G, C]`, of the reference or the sampling policy.
-        update: `(state, batch) -> (state, metrics)`; donates the state.
+        programs: the three compiled functions of a step.
     """
 
     config: ExperimentConfig
@@ -65,13 +61,7 @@ class Trainer:
     num_steps: int
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
-    sample: Any
-    logprobs: Any
-    update: Any
-
-    def compiled_programs(self) -> int:
-        """Programs compiled so far by the three jitted functions."""
-        return sum(function._cache_size() for function in (self.sample, self.logprobs, self.update))
+    programs: Programs
 
 
 def make_trainer(config: ExperimentConfig) -> Trainer:
@@ -81,19 +71,19 @@ def make_trainer(config: ExperimentConfig) -> Trainer:
         UserError: any of them is not as the recipe says.
     """
     per_update = config.rollout.prompts_per_step // config.run.micro_batches
+    policy = open_policy(config.model.path, config)
     mesh = open_mesh(
         config,
         rows={
             "rollout.prompts_per_step / run.micro_batches": per_update,
             "evaluate.batch_size": config.evaluate.batch_size,
         },
+        model=policy.config,
     )
-    policy = open_policy(config.model.path, config)
     posts = load_examples(config, "train")
     num_steps = count_steps(config, posts)
     num_updates = num_steps * config.crpo.num_iterations
     optimizer = make_optimizer(config.optimizer, num_updates)
-    step = step_config(config, policy)
     return Trainer(
         config=config,
         policy=policy,
@@ -103,20 +93,9 @@ def make_trainer(config: ExperimentConfig) -> Trainer:
         num_steps=num_steps,
         optimizer=optimizer,
         schedule=make_schedule(config.optimizer, num_updates),
-        sample=jax.jit(
-            functools.partial(
-                sample_completions, config=policy.config, sampling=sampling_config(config, policy)
-            )
+        programs=bind_programs(
+            sampling_config(config, policy), step_config(config, policy), optimizer, mesh
         ),
-        logprobs=jax.jit(
-            functools.partial(
-                policy_logprobs,
-                config=policy.config,
-                temperature=step.temperature,
-                chunk_size=step.chunk_size,
-            )
-        ),
-        update=jit_step(train_step, config=step, optimizer=optimizer, mesh=mesh),
     )
 
 
@@ -154,6 +133,8 @@ def sampling_config(config: ExperimentConfig, policy: Policy) -> SamplingConfig:
         top_k=rollout.top_k,
         eos_ids=tokenizer.eos_ids,
         pad_id=tokenizer.pad_id,
+        first_cache_length=rollout.first_cache_length,
+        halvings=rollout.halvings,
     )
 
 
@@ -200,7 +181,10 @@ def reference_weights(trainer: Trainer) -> Any:
     """
     if trainer.config.crpo.kl_coef == 0:
         return None
-    return decoder.cast_matrices(load_weights(trainer.policy, trainer.mesh), trainer.policy.config)
+    weights, config = load_weights(trainer.policy, trainer.mesh), trainer.policy.config
+    if config.dtype == jnp.float32:
+        return weights
+    return jax.jit(decoder.cast_matrices, static_argnums=1)(weights, config)
 
 
 def fresh_state(policy: Policy, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -211,13 +195,3 @@ def fresh_state(policy: Policy, optimizer: optax.GradientTransformation, mesh: M
         donate_argnums=0,
     )
     return create(load_weights(policy, mesh))
-
-
-def abstract_state(
-    policy: Policy, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> TrainState:
-    """Shapes and shardings of the state, to restore a checkpoint into."""
-    shapes = jax.eval_shape(
-        functools.partial(init_state, optimizer=optimizer), decoder.abstract_params(policy.config)
-    )
-    return abstract_like(shapes, state_shardings(policy.config, optimizer, mesh))

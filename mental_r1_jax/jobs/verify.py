@@ -33,7 +33,7 @@ def verify_export(folder: Path, policy: Policy, config: ExperimentConfig) -> Non
     params = hf_format.load_params(folder, exact, None)
     post = next(source[0] for source in load_examples(config, "validation").values())
     prompt = render_prompts(policy.tokenizer, [post], config.rollout.max_prompt_length)[0]
-    padded = pad_prompts([prompt], [len(prompt.ids)], policy.tokenizer.pad_id)
+    padded = pad_prompts([prompt], len(prompt.ids), policy.tokenizer.pad_id)
     batch = jax.tree.map(jnp.asarray, padded)
     sampling = SamplingConfig(
         num_generations=1,

@@ -18,15 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from mental_r1_jax.models.attention import (
-    RopeScaling,
-    allowed_own_keys,
-    allowed_prompt_keys,
-    group_attention,
-    prompt_attention,
-    rope_frequencies,
-    rotate,
-)
+from mental_r1_jax.models.attention import prompt_attention, shared_prefix_attention
+from mental_r1_jax.models.rope import RopeScaling, rope_frequencies, rotate
 from mental_r1_jax.sharding import constrain_batch, constrain_looked_up
 
 
@@ -165,55 +158,25 @@ class DecoderLayer(nn.Module):
         """Run the prompts; return their new states, keys and values."""
         positions = jnp.arange(x.shape[1])[None]
         queries, keys, values = self._project(x, positions)
-        keys, values = keys.swapaxes(1, 2), values.swapaxes(1, 2)
         mixed = prompt_attention(queries, keys, values, window)
-        return self._finish(x, mixed), keys, values
+        return self._finish(x, mixed), keys.swapaxes(1, 2), values.swapaxes(1, 2)
 
-    def completions(
+    def group(
         self,
-        x: Float[Array, "B G T D"],
-        positions: Int[Array, "B T"],
-        prompt: tuple[Float[Array, "B K P h"], Float[Array, "B K P h"], Bool[Array, "B P"]],
-        own_mask: Bool[Array, "B G T"],
+        x: Float[Array, "B P D"],
+        y: Float[Array, "B G T D"],
+        prompt_mask: Bool[Array, "B P"],
+        completion_mask: Bool[Array, "B G T"],
         window: Int[Array, ""] | None,
-    ) -> Float[Array, "B G T D"]:
-        """Run whole completions against their prompt's keys, values and mask."""
-        queries, keys, values = self._project(x, positions[:, None])
-        keys, values = keys.swapaxes(2, 3), values.swapaxes(2, 3)
-        length = x.shape[2]
-        own_allowed = allowed_own_keys(jnp.arange(length), length, window)[None, None]
-        mixed = group_attention(
-            queries,
-            prompt[0],
-            prompt[1],
-            keys,
-            values,
-            allowed_prompt_keys(prompt[2], positions, window),
-            own_allowed & own_mask[:, :, None, :],
+    ) -> tuple[Float[Array, "B P D"], Float[Array, "B G T D"]]:
+        """Run prompts and their whole completions; the completions attend to both."""
+        first = prompt_mask.sum(-1, dtype=jnp.int32)[:, None, None]
+        prompt = self._project(x, jnp.arange(x.shape[1])[None])
+        completions = self._project(y, first + jnp.arange(y.shape[2])[None, None])
+        of_x, of_y = shared_prefix_attention(
+            prompt, completions, prompt_mask, completion_mask, window
         )
-        return self._finish(x, mixed)
-
-    def decode(
-        self,
-        x: Float[Array, "B G 1 D"],
-        index: Int[Array, ""],
-        prompt: tuple[Float[Array, "B K P h"], Float[Array, "B K P h"], Bool[Array, "B P"]],
-        own: tuple[Float[Array, "B G K C h"], Float[Array, "B G K C h"]],
-        window: Int[Array, ""] | None,
-    ) -> tuple[Float[Array, "B G 1 D"], Float[Array, "B G K C h"], Float[Array, "B G K C h"]]:
-        """Run one token of every completion, written into slot `index` of its keys and values."""
-        positions = prompt[2].sum(-1, dtype=jnp.int32)[:, None] + index
-        queries, key, value = self._project(x, positions[:, None])
-        zero = jnp.zeros_like(index)
-        at = (zero, zero, zero, index, zero)
-        keys = jax.lax.dynamic_update_slice(own[0], key.swapaxes(2, 3), at)
-        values = jax.lax.dynamic_update_slice(own[1], value.swapaxes(2, 3), at)
-        own_allowed = allowed_own_keys(index[None], keys.shape[3], window)[None, None]
-        prompt_allowed = allowed_prompt_keys(prompt[2], positions, window)
-        mixed = group_attention(
-            queries, prompt[0], prompt[1], keys, values, prompt_allowed, own_allowed
-        )
-        return self._finish(x, mixed), keys, values
+        return self._finish(x, of_x), self._finish(y, of_y)
 
     def _project(self, x: Array, positions: Array) -> tuple[Array, Array, Array]:
         """Make rotated queries `[*tokens, K, R, h]` and keys, values `[*tokens, K, h]`."""
@@ -288,15 +251,10 @@ class Decoder(nn.Module):
         Both streams share one scan, so a sharded layer is gathered once for the two of them and no
         cache of all layers is held.
         """
-        steps = jnp.arange(completion_ids.shape[-1])[None]
-        positions = prompt_mask.sum(-1, dtype=jnp.int32)[:, None] + steps
 
         def body(layer: DecoderLayer, carry: tuple, window: Array | None) -> tuple:
             x, y = carry
-            x, keys, values = layer.prompt(x, window)
-            prompt = (keys, values, prompt_mask)
-            y = layer.completions(y, positions, prompt, completion_mask, window)
-            return (x, y), None
+            return layer.group(x, y, prompt_mask, completion_mask, window), None
 
         streams = self.embed(prompt_ids), self.embed(completion_ids)
         return self._scan(body, streams)[0]

@@ -10,13 +10,20 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from mental_r1_jax.models.architecture import Decoder, DecoderConfig, DecoderLayer, RMSNorm
-from mental_r1_jax.sharding import constrain_looked_up
+from mental_r1_jax.models import decode
+from mental_r1_jax.models.architecture import Decoder, DecoderConfig
+from mental_r1_jax.models.decode import (
+    CompletionCache,
+    PromptCache,
+    cast_matrices,
+    decode_step,
+    grow_completion_cache,
+    init_completion_cache,
+)
 
 __all__ = [
     "CompletionCache",
@@ -27,6 +34,7 @@ __all__ = [
     "decode_step",
     "decoding_params",
     "forward",
+    "grow_completion_cache",
     "init_completion_cache",
     "init_params",
     "param_logical_axes",
@@ -34,37 +42,6 @@ __all__ = [
     "unembed",
     "unembed_matrix",
 ]
-
-
-@flax.struct.dataclass
-class PromptCache:
-    """Keys and values of prompts, one copy a prompt.
-
-    Attributes:
-        keys: one array a layer (L of them), in the compute dtype.
-        values: like `keys`.
-        mask: true on real prompt tokens.
-    """
-
-    keys: tuple[Float[Array, "B K P h"], ...]
-    values: tuple[Float[Array, "B K P h"], ...]
-    mask: Bool[Array, "B P"]
-
-
-@flax.struct.dataclass
-class CompletionCache:
-    """Keys and values of the completions' own tokens.
-
-    One array a layer, not one stacked array: a decoding loop then updates each in place and reads
-    it without cutting it out first (a stacked cache is copied whole at every token on CPU).
-
-    Attributes:
-        keys: one array a layer (L of them), in the compute dtype.
-        values: like `keys`.
-    """
-
-    keys: tuple[Float[Array, "B G K C h"], ...]
-    values: tuple[Float[Array, "B G K C h"], ...]
 
 
 def init_params(config: DecoderConfig, key: Key[Array, ""]) -> PyTree[Array]:
@@ -100,7 +77,9 @@ def prefill(
     hidden = _apply(network, params, "normalize", _last_real(states, prompt_mask))
     each = range(config.num_layers)
     cache = PromptCache(
-        keys=tuple(keys[i] for i in each), values=tuple(values[i] for i in each), mask=prompt_mask
+        keys=tuple(keys[i].swapaxes(-1, -2) for i in each),
+        values=tuple(values[i] for i in each),
+        mask=prompt_mask,
     )
     return hidden, cache
 
@@ -133,83 +112,9 @@ def forward(
     return _apply(network, params, "normalize", jnp.concatenate([first, states], axis=2))
 
 
-def init_completion_cache(
-    config: DecoderConfig, num_prompts: int, num_completions: int, max_length: int
-) -> CompletionCache:
-    """Return an empty cache for B x G completions of up to `max_length` (C) tokens."""
-    shape = (num_prompts, num_completions, config.num_kv_heads, max_length, config.head_dim)
-
-    def empty() -> tuple[Array, ...]:
-        return tuple(jnp.zeros(shape, config.dtype) for _ in range(config.num_layers))
-
-    return CompletionCache(keys=empty(), values=empty())
-
-
-def cast_matrices(params: PyTree, config: DecoderConfig) -> PyTree:
-    """Round matrices and biases to the compute dtype; RMSNorm computes with float32 scales."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf if path[-1].key == "scale" else leaf.astype(config.dtype), params
-    )
-
-
 def decoding_params(params: PyTree, config: DecoderConfig) -> PyTree:
-    """Lay the parameters out for `decode_step`: matrices in the compute dtype, one tree a layer.
-
-    Call it once, outside the decoding loop; inside, slicing and casting the stacked float32 master
-    parameters would cost as much as the matrix products.
-    """
-    cast = cast_matrices(params, config)
-    leaves, tree = jax.tree.flatten(cast["layers"])
-    each = range(config.num_layers)
-    layers = tuple(jax.tree.unflatten(tree, [leaf[i] for leaf in leaves]) for i in each)
-    return {**cast, "layers": layers}
-
-
-def decode_step(
-    params: PyTree,
-    config: DecoderConfig,
-    token_ids: Int[Array, "B G"],
-    index: Int[Array, ""] | int,
-    prompt_cache: PromptCache,
-    completion_cache: CompletionCache,
-) -> tuple[Float[Array, "B G D"], CompletionCache]:
-    """Run one token of every completion.
-
-    Args:
-        params: from `init_params`, or faster in a loop, from `decoding_params`.
-        config: of the decoder.
-        token_ids: the token in slot `index` of each completion.
-        index: slot of the token, the same for all; its position is the prompt's length + index.
-        prompt_cache: from `prefill`.
-        completion_cache: holds the slots before `index`.
-
-    Returns:
-        The final-normed state that predicts the token of slot ``index + 1``, and the cache with
-        slot `index` filled.
-    """
-    if not isinstance(params["layers"], tuple):
-        params = decoding_params(params, config)
-    index = jnp.asarray(index, jnp.int32)
-    windows = config.windows()
-    layer, norm = DecoderLayer(config), RMSNorm(config.rms_norm_eps, config.dtype)
-    x = jnp.take(params["embedding"], token_ids[:, :, None], axis=0).astype(config.dtype)
-    x = constrain_looked_up(x)
-    all_keys, all_values = [], []
-    for i, layer_params in enumerate(params["layers"]):
-        x, keys, values = _apply(
-            layer,
-            layer_params,
-            "decode",
-            x,
-            index,
-            (prompt_cache.keys[i], prompt_cache.values[i], prompt_cache.mask),
-            (completion_cache.keys[i], completion_cache.values[i]),
-            None if windows is None else jnp.asarray(windows[i]),
-        )
-        all_keys.append(keys)
-        all_values.append(values)
-    hidden = _apply(norm, params["final_norm"], "__call__", x[:, :, 0])
-    return hidden, CompletionCache(keys=tuple(all_keys), values=tuple(all_values))
+    """Lay the parameters out for `decode_step`; call it once, outside the decoding loop."""
+    return decode.decoding_params(params, config, param_logical_axes(config))
 
 
 def unembed_matrix(params: PyTree, config: DecoderConfig) -> Float[Array, "D V"]:
@@ -222,14 +127,10 @@ def unembed(
     params: PyTree, config: DecoderConfig, hidden: Float[Array, "*batch D"]
 ) -> Float[Array, "*batch V"]:
     """Return float32 logits of final-normed states."""
-    # The embedding is not transposed first: a decoding loop would copy it at every token.
-    tied = config.tie_embeddings
-    return jnp.einsum(
-        "...d,vd->...v" if tied else "...d,dv->...v",
-        hidden.astype(config.dtype),
-        params["embedding" if tied else "unembedding"].astype(config.dtype),
-        preferred_element_type=jnp.float32,
-    )
+    # From `decoding_params` the matrix comes ready; a decoding loop would make it at every token.
+    matrix = params["head"] if "head" in params else unembed_matrix(params, config)
+    hidden = hidden.astype(config.dtype)
+    return jnp.einsum("...d,dv->...v", hidden, matrix, preferred_element_type=jnp.float32)
 
 
 def _apply(module: nn.Module, params: PyTree, method: str, *args: Any) -> Any:

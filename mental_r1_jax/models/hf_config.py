@@ -14,7 +14,7 @@ from typing import Any
 
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.models.architecture import DecoderConfig
-from mental_r1_jax.models.attention import RopeScaling
+from mental_r1_jax.models.rope import RopeScaling
 
 
 @dataclass(frozen=True)

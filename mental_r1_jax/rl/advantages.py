@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 
 def group_advantages(
-    rewards: Float[Array, "B G"],
+    rewards: Float[Any, "B G"],
     *,
     scale: Literal["group", "batch", "none"] = "group",
     baseline: Literal["mean", "leave_one_out"] = "mean",
     epsilon: float = 1e-4,
-) -> Float[Array, "B G"]:
+) -> Float[Any, "B G"]:
     """Compare every completion's reward with the rest of its group.
 
         A_bg = (r_bg - baseline_bg) / (s_b + epsilon)
@@ -23,7 +23,8 @@ def group_advantages(
     no division. Standard deviations are unbiased (n - 1). Groups of equal rewards get exact zeros.
 
     Args:
-        rewards: all rewards of the step; advantages are computed before micro-batching.
+        rewards: all rewards of the step; advantages are computed before micro-batching. Arrays of
+            JAX or of NumPy; the advantages are of the same kind.
         scale: what the differences are divided by.
         baseline: what the rewards are compared with.
         epsilon: keeps the division finite, in units of reward.

@@ -156,6 +156,7 @@ def loss_denominators(batch: Batch, loss_config: LossConfig) -> Denominators:
     )
 
 
+@jax.named_scope("crpo_loss")
 def crpo_loss(
     logprobs: Float[Array, "B G C"],
     entropies: Float[Array, "B G C"],
@@ -208,6 +209,7 @@ def crpo_loss(
     return loss, jax.lax.stop_gradient(metrics)
 
 
+@jax.named_scope("policy_loss")
 def _policy_term(
     ratio: Array,
     advantages: Array,
@@ -233,6 +235,7 @@ def _policy_term(
     }
 
 
+@jax.named_scope("kl_penalty")
 def _kl_term(
     logprobs: Array, batch: Batch, denominators: Denominators, loss_config: LossConfig
 ) -> tuple[Array, dict[str, Metric]]:
@@ -252,6 +255,7 @@ def _kl_term(
     return loss, {"loss/kl": Sum(loss), "kl": mean_over(per_token, mask)}
 
 
+@jax.named_scope("stage_entropy")
 def _stage_term(
     entropies: Array, batch: Batch, denominators: Denominators, loss_config: LossConfig
 ) -> tuple[Array, dict[str, Metric]]:

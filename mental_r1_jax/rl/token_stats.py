@@ -1,21 +1,32 @@
 """Log-probability and entropy of every token, without ever holding all tokens' logits.
 
-With a vocabulary of 150,000 the logits of 8 x 1024 tokens take 5 GB in float32. Here a scan walks
-along the token axis; each turn multiplies one chunk of hidden states with the unembedding matrix
-and keeps two numbers a token. The backward pass makes each chunk's logits anew from the same
-hidden states, so beyond one chunk no `[tokens, V]` array exists in either direction.
+With a vocabulary of 150,000 the logits of 8 x 1024 tokens take 5 GB in float32. Here a loop walks
+along the vocabulary; each turn multiplies the hidden states with a few hundred columns of the
+unembedding matrix and folds these logits into three numbers a token (an online softmax). The
+backward pass walks the same way and makes each block of logits anew, so beyond one block no
+`[tokens, V]` array exists in either direction, and a block is no larger than the hidden states.
 
-Only the token axis is cut. Batch axes stay whole, so hidden states sharded over prompts need no
-communication to be chunked.
+Why along the vocabulary and not along the tokens: every turn then finishes its own columns of the
+matrix' gradient. Cut along the tokens, each turn would add to all of that gradient, which is the
+largest array here, and under a mesh would reduce it over devices.
+
+On a mesh each device works on its own prompts and its own columns, and the devices meet once a
+pass: forward to merge the three numbers over `tensor`, backward to sum the two gradients.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from mental_r1_jax.head_sharding import HeadCut
+
+# Below every logit. Not -inf: `_shift` multiplies the distance to it with s = 0.
+LOWEST = -3e38
 
 
 def token_stats(
@@ -32,13 +43,14 @@ def token_stats(
         logprob = log p[target]                            entropy H = -sum_v p_v log p_v
 
     Args:
-        hidden: final hidden states; `hidden[..., i, :]` predicts `target_ids[..., i]`.
+        hidden: final hidden states; `hidden[..., i, :]` predicts `target_ids[..., i]`. On a mesh
+            the first axis is cut over the batch axes where they divide it.
         target_ids: the sampled tokens.
         unembed_matrix: the output projection. The product runs in its dtype and is accumulated in
-            float32; everything after it is float32.
+            float32; everything after it is float32. On a mesh V is cut over `tensor`.
         temperature: divides the logits, as in sampling.
-        chunk_size: positions of the last token axis done at a time. With `target_ids [B, G, C]` one
-            chunk of logits takes `4 * B * G * chunk_size * V` bytes.
+        chunk_size: vocabulary entries done at a time. Their logits take `4 * chunk_size` bytes a
+            token of this device: at 512 half of what float32 hidden states with D = 1024 take.
 
     Returns:
         (logprobs, entropies) in float32, shaped as `target_ids`.
@@ -69,19 +81,15 @@ def _token_stats(
 def _forward(
     temperature: float, chunk_size: int, hidden: Array, target_ids: Array, unembed_matrix: Array
 ) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
-    def one_chunk(_: None, chunk: tuple[Array, Array]) -> tuple[None, tuple[Array, ...]]:
-        chunk_hidden, chunk_targets = chunk
-        logp = _log_probabilities(chunk_hidden, unembed_matrix, temperature)
-        # A comparison and a sum, not a gather: it stays local when V is sharded.
-        logprob = jnp.sum(jnp.where(_is_target(logp, chunk_targets), logp, 0.0), axis=-1)
-        entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)
-        return None, (logprob, entropy)
-
-    axis, length = target_ids.ndim - 1, target_ids.shape[-1]
-    chunks = (_split(hidden, axis, chunk_size), _split(target_ids, axis, chunk_size))
-    _, stacked = jax.lax.scan(one_chunk, None, chunks)
-    logprobs, entropies = (_join(x, axis, length) for x in stacked)
-    return (logprobs, entropies), (hidden, target_ids, unembed_matrix, entropies)
+    cut = HeadCut.of(hidden, unembed_matrix)
+    logprobs, entropies, log_sums = cut.run(
+        partial(_local_forward, cut, temperature, chunk_size),
+        (hidden, target_ids, unembed_matrix),
+        in_specs=(cut.tokens, cut.tokens, cut.matrix),
+        out_specs=(cut.tokens, cut.tokens, cut.tokens),
+    )
+    # Saved a token: what turns logits made anew into probabilities without a second reduction.
+    return (logprobs, entropies), (hidden, target_ids, unembed_matrix, log_sums, entropies)
 
 
 def _backward(
@@ -90,71 +98,136 @@ def _backward(
     residuals: tuple[Array, ...],
     cotangents: tuple[Array, Array],
 ) -> tuple[Array, None, Array]:
-    """Pull the cotangents (g, h) of (logprob, entropy) back to hidden states and matrix.
-
-    dz_v = g (1[v = target] - p_v) - h p_v (log p_v + H)
-    """
-    hidden, target_ids, unembed_matrix, entropies = residuals
-    dtype = jnp.result_type(unembed_matrix)
-
-    def one_chunk(grad_matrix: Array, chunk: tuple[Array, ...]) -> tuple[Array, Array]:
-        chunk_hidden, targets, entropy, grad_logprob, grad_entropy = chunk
-        logp = _log_probabilities(chunk_hidden, unembed_matrix, temperature)
-        grad_logits = jnp.where(_is_target(logp, targets), grad_logprob[..., None], 0.0)
-        grad_logits -= jnp.exp(logp) * (
-            grad_logprob[..., None] + grad_entropy[..., None] * (logp + entropy[..., None])
-        )
-        grad_logits = (grad_logits / temperature).astype(dtype)
-        grad_hidden = jnp.einsum(
-            "...v,dv->...d", grad_logits, unembed_matrix, preferred_element_type=jnp.float32
-        )
-        grad_matrix += jnp.einsum(
-            "...d,...v->dv",
-            chunk_hidden.astype(dtype),
-            grad_logits,
-            preferred_element_type=jnp.float32,
-        )
-        return grad_matrix, grad_hidden.astype(hidden.dtype)
-
-    # The matrix' gradient is summed over chunks in float32 also when the matrix is bfloat16.
-    start = jnp.zeros(unembed_matrix.shape, jnp.float32)
-    axis, length = target_ids.ndim - 1, target_ids.shape[-1]
-    per_token = (target_ids, entropies, *cotangents)
-    chunks = tuple(_split(x, axis, chunk_size) for x in (hidden, *per_token))
-    grad_matrix, grad_hidden = jax.lax.scan(one_chunk, start, chunks)
-    return _join(grad_hidden, axis, length), None, grad_matrix.astype(dtype)
+    hidden, target_ids, unembed_matrix, log_sums, entropies = residuals
+    cut = HeadCut.of(hidden, unembed_matrix)
+    # Hidden from the compiler, a cotangent that is always zero gives the same program, and so the
+    # same bits, as one that happens to be: the stage term with coefficient 0 is none at all.
+    per_token = (log_sums, entropies, *jax.lax.optimization_barrier(cotangents))
+    grad_hidden, grad_matrix = cut.run(
+        partial(_local_backward, cut, temperature, chunk_size),
+        (hidden, target_ids, unembed_matrix, *per_token),
+        in_specs=(cut.tokens, cut.tokens, cut.matrix, *(cut.tokens for _ in per_token)),
+        out_specs=(cut.tokens, cut.matrix_gradient),
+    )
+    return grad_hidden, None, grad_matrix
 
 
 _token_stats.defvjp(_forward, _backward)
 
 
-def _log_probabilities(hidden: Array, unembed_matrix: Array, temperature: float) -> Array:
-    logits = jnp.einsum(
-        "...d,dv->...v",
-        hidden.astype(unembed_matrix.dtype),
-        unembed_matrix,
-        preferred_element_type=jnp.float32,
-    )
-    return jax.nn.log_softmax(logits / temperature, axis=-1)
+def _local_forward(
+    cut: HeadCut,
+    temperature: float,
+    chunk_size: int,
+    hidden: Array,
+    target_ids: Array,
+    unembed_matrix: Array,
+) -> tuple[Array, Array, Array]:
+    """Return (logprob, entropy, log-sum-exp) of this device's tokens.
+
+    Kept while walking: m, the largest z so far; with y_v = z_v - m, s = sum_v exp(y_v) and
+    u = sum_v exp(y_v) y_v; and the target's logit. At the end H = log s - u / s, which stays exact
+    where one logit towers above the rest.
+    """
+    shape, hidden, table = target_ids.shape, _flat(hidden, unembed_matrix), unembed_matrix.T
+    local_targets = target_ids.reshape(-1) - cut.first_entry(len(table))
+
+    def one_block(stats: tuple[Array, ...], start: Array | int, size: int) -> tuple[Array, ...]:
+        m, s, u, target_logit = stats
+        logits = _logits(hidden, _rows(table, start, size))
+        higher = jnp.maximum(m, logits.max(axis=-1) / temperature)
+        s, u = _shift(m - higher, s, u)
+        y = logits / temperature - higher[:, None]
+        x = jnp.exp(y)
+        index = local_targets - start
+        picked = jnp.take_along_axis(logits, jnp.clip(index, 0, size - 1)[:, None], axis=-1)
+        target_logit = jnp.where((index >= 0) & (index < size), picked[:, 0], target_logit)
+        return higher, s + x.sum(axis=-1), u + (x * y).sum(axis=-1), target_logit
+
+    zeros = jnp.zeros(local_targets.shape, jnp.float32)
+    lowest = jnp.full_like(zeros, LOWEST)
+    stats = (lowest, zeros, zeros, zeros)
+    m, s, u, target_logit = _walk(one_block, stats, len(table), chunk_size)
+    highest = cut.max_over_vocabulary(m)
+    s, u = _shift(m - highest, s, u)
+    s, u, target_logit = cut.sum_over_vocabulary(jnp.stack([s, u, target_logit]))
+    logprob = (target_logit / temperature - highest) - jnp.log(s)
+    entropy, log_sum = jnp.log(s) - u / s, highest + jnp.log(s)
+    return logprob.reshape(shape), entropy.reshape(shape), log_sum.reshape(shape)
 
 
-def _is_target(logp: Array, target_ids: Array) -> Array:
-    vocabulary = jax.lax.broadcasted_iota(target_ids.dtype, logp.shape, logp.ndim - 1)
-    return vocabulary == target_ids[..., None]
+def _local_backward(
+    cut: HeadCut,
+    temperature: float,
+    chunk_size: int,
+    hidden: Array,
+    target_ids: Array,
+    unembed_matrix: Array,
+    *per_token: Array,
+) -> tuple[Array, Array]:
+    """Pull the cotangents (g, h) of (logprob, entropy) back to hidden states and matrix.
+
+    dz_v = g 1[v = target] - p_v (g + h H + h log p_v)
+    """
+    shape, dtype = hidden.shape, hidden.dtype
+    hidden, table = _flat(hidden, unembed_matrix), unembed_matrix.T
+    local_targets = target_ids.reshape(-1, 1) - cut.first_entry(len(table))
+    log_sum, entropy, g, h = (x.reshape(-1, 1) for x in per_token)
+    at_target, constant, slope = g / temperature, (g + h * entropy) / temperature, h / temperature
+    # Summed over devices in float32 also when the matrix is bfloat16; on one device it is done.
+    gradient_dtype = jnp.float32 if cut.batch else table.dtype
+
+    def one_block(
+        gradients: tuple[Array, Array], start: Array | int, size: int
+    ) -> tuple[Array, Array]:
+        grad_hidden, grad_table = gradients
+        rows = _rows(table, start, size)
+        logp = _logits(hidden, rows) / temperature - log_sum
+        hit = jax.lax.broadcasted_iota(jnp.int32, logp.shape, 1) == local_targets - start
+        grad_logits = jnp.where(hit, at_target, 0.0) - jnp.exp(logp) * (constant + slope * logp)
+        grad_logits = grad_logits.astype(table.dtype)
+        grad_rows = jnp.einsum("nv,nd->vd", grad_logits, hidden, preferred_element_type=jnp.float32)
+        grad_rows = grad_rows.astype(gradient_dtype)
+        grad_hidden += jnp.einsum(
+            "nv,vd->nd", grad_logits, rows, preferred_element_type=jnp.float32
+        )
+        return grad_hidden, jax.lax.dynamic_update_slice_in_dim(
+            grad_table, grad_rows, start, axis=0
+        )
+
+    start = jnp.zeros(hidden.shape, jnp.float32), jnp.zeros(table.shape, gradient_dtype)
+    grad_hidden, grad_table = _walk(one_block, start, len(table), chunk_size)
+    grad_hidden = cut.sum_over_vocabulary(grad_hidden)
+    grad_matrix = cut.sum_over_tokens(grad_table.T)
+    return grad_hidden.reshape(shape).astype(dtype), grad_matrix.astype(table.dtype)
 
 
-def _split(x: Array, axis: int, chunk_size: int) -> Array:
-    """Cut `axis` into chunks, padded with zeros to whole ones, and bring the chunk index first."""
-    chunk_size = min(chunk_size, x.shape[axis])
-    padding = [(0, 0)] * x.ndim
-    padding[axis] = (0, -x.shape[axis] % chunk_size)
-    x = jnp.pad(x, padding)
-    shape = (*x.shape[:axis], -1, chunk_size, *x.shape[axis + 1 :])
-    return jnp.moveaxis(x.reshape(shape), axis, 0)
+def _walk(
+    one_block: Callable[..., tuple[Array, ...]], state: tuple[Array, ...], length: int, size: int
+) -> tuple[Array, ...]:
+    """Fold `one_block(state, start, size)` over `length` entries; the last block may be shorter."""
+    whole = length // size * size
+    if whole:
+        starts = jnp.arange(0, whole, size)
+        state, _ = jax.lax.scan(lambda x, start: (one_block(x, start, size), None), state, starts)
+    return one_block(state, whole, length - whole) if whole < length else state
 
 
-def _join(chunks: Array, axis: int, length: int) -> Array:
-    """Undo `_split`."""
-    x = jnp.moveaxis(chunks, 0, axis)
-    x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
-    return jax.lax.slice_in_dim(x, 0, length, axis=axis)
+def _flat(hidden: Array, unembed_matrix: Array) -> Array:
+    """[..., D] -> [tokens, D] in the dtype of the products: a plain matrix for a plain product."""
+    return hidden.reshape(-1, hidden.shape[-1]).astype(unembed_matrix.dtype)
+
+
+def _rows(table: Array, start: Array | int, size: int) -> Array:
+    return jax.lax.dynamic_slice_in_dim(table, start, size, axis=0)
+
+
+def _logits(hidden: Array, rows: Array) -> Array:
+    """Logits before the temperature, which later passes over them divide by at no cost."""
+    return jnp.einsum("nd,vd->nv", hidden, rows, preferred_element_type=jnp.float32)
+
+
+def _shift(step: Array, s: Array, u: Array) -> tuple[Array, Array]:
+    """Rewrite the sums s and u for a reference point that lies `-step` higher."""
+    factor = jnp.exp(step)
+    return s * factor, (u + s * step) * factor

@@ -12,12 +12,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
-from mental_r1_jax import sharding
+from mental_r1_jax.hosts import put_batch
 from mental_r1_jax.rewards import RewardFunction, score_completion, total_reward
 from mental_r1_jax.rollout.stage_masks import stage_mask
 from mental_r1_jax.text.prompts import RenderedPrompt, render_prompt
@@ -76,26 +75,33 @@ def render_prompts(
     return [render_prompt(tokenizer, p.question, p.text, max_prompt_length) for p in posts]
 
 
+def prompt_width(prompts: Sequence[RenderedPrompt], lengths: Sequence[int]) -> int:
+    """The smallest of the compiled `lengths` (tokens) that holds the longest prompt."""
+    longest = max(len(prompt.ids) for prompt in prompts)
+    return min(length for length in lengths if length >= longest)
+
+
 def pad_prompts(
-    prompts: Sequence[RenderedPrompt], lengths: Sequence[int], pad_id: int, first_index: int = 0
+    prompts: Sequence[RenderedPrompt],
+    width: int,
+    pad_id: int,
+    rows: Sequence[int] | np.ndarray | None = None,
 ) -> PromptBatch:
-    """Pad prompts to the smallest of the compiled `lengths` that holds the longest of them.
+    """Pad prompts to `width` tokens, as arrays on the host.
 
     Args:
         prompts: B rendered prompts.
-        lengths: the fixed set of prompt lengths, in tokens.
+        width: P, from `prompt_width`.
         pad_id: fills the places after a prompt.
-        first_index: position of the first prompt in the global step.
+        rows: positions of the prompts in the global step; from 0 on when None.
     """
-    longest = max(len(prompt.ids) for prompt in prompts)
-    width = min(length for length in lengths if length >= longest)
     # Any, because the containers say jax.Array: `put_batch` makes these host arrays such.
     ids: Any = np.full((len(prompts), width), pad_id, np.int32)
     mask: Any = np.zeros((len(prompts), width), bool)
     for row, prompt in enumerate(prompts):
         ids[row, : len(prompt.ids)] = prompt.ids
         mask[row, : len(prompt.ids)] = True
-    index: Any = first_index + np.arange(len(prompts), dtype=np.int32)
+    index: Any = np.asarray(range(len(prompts)) if rows is None else rows, np.int32)
     return PromptBatch(prompt_ids=ids, prompt_mask=mask, prompt_index=index)
 
 
@@ -136,28 +142,53 @@ def score_completions(
     return ScoredGroups(completions=tuple(scored), rewards=rewards, stage_mask=masks)
 
 
-def reward_metrics(groups: ScoredGroups, functions: Sequence[RewardFunction]) -> dict[str, float]:
+# Columns of `score_table` before those of the reward functions.
+_COLUMNS = ("reward", "num_tokens", "finished", "well_formed", "correct")
+
+
+def score_table(
+    groups: ScoredGroups, functions: Sequence[RewardFunction]
+) -> Float[np.ndarray, "B G K"]:
+    """All numbers of a step's completions in one array, which processes can exchange.
+
+    The K columns are the total reward, tokens, whether it ended, whether it is well formed, whether
+    the answer earned a reward, and the value of each function.
+    """
+    return np.array(
+        [
+            [
+                [c.total, c.num_tokens, c.finished, c.parsed.well_formed]
+                + [c.rewards.get("answer", 0.0) > 0]
+                + [c.rewards[function.name] for function in functions]
+                for c in row
+            ]
+            for row in groups.completions
+        ],
+        np.float32,
+    )
+
+
+def reward_metrics(
+    table: Float[np.ndarray, "B G K"], functions: Sequence[RewardFunction]
+) -> dict[str, float]:
     """Reward and completion statistics of a step, under the keys that TRL uses."""
-    flat = [completion for row in groups.completions for completion in row]
-    lengths = np.array([completion.num_tokens for completion in flat], np.float64)
-    finished = np.array([completion.finished for completion in flat])
-    within = groups.rewards.std(axis=1, ddof=1)
+    columns = np.moveaxis(table.astype(np.float64), -1, 0)
+    rewards, lengths, finished, well_formed, correct = columns[: len(_COLUMNS)]
+    within = rewards.std(axis=1, ddof=1)
+    ended = lengths[finished > 0]
     metrics: dict[str, float] = {
-        "reward": float(groups.rewards.mean()),
+        "reward": float(rewards.mean()),
         "reward_std": float(within.mean()),
         "frac_reward_zero_std": float((within < 1e-6).mean()),
-        "accuracy": float(np.mean([c.rewards.get("answer", 0.0) > 0 for c in flat])),
-        "well_formed": float(np.mean([c.parsed.well_formed for c in flat])),
+        "accuracy": float(correct.mean()),
+        "well_formed": float(well_formed.mean()),
         "completions/mean_length": float(lengths.mean()),
         "completions/min_length": float(lengths.min()),
         "completions/max_length": float(lengths.max()),
         "completions/clipped_ratio": float(1.0 - finished.mean()),
-        "completions/mean_terminated_length": (
-            float(lengths[finished].mean()) if finished.any() else 0.0
-        ),
+        "completions/mean_terminated_length": float(ended.mean()) if ended.size else 0.0,
     }
-    for function in functions:
-        values = np.array([completion.rewards[function.name] for completion in flat])
+    for function, values in zip(functions, columns[len(_COLUMNS) :], strict=True):
         metrics[f"rewards/{function.name}/mean"] = float(values.mean())
         metrics[f"rewards/{function.name}/std"] = float(values.std(ddof=1))
         metrics[f"rewards/{function.name}/weight"] = float(function.weight)
@@ -205,32 +236,26 @@ def assemble_batch(
     Args:
         prompts: the step's prompts, on the device.
         completions: the sampler's output, on the device.
-        groups: the host's part.
+        groups: the host's part, of this process's rows.
         mesh: where the host's arrays go, split over prompts.
         mask_truncated: leave completions that hit the length limit out of the loss.
     """
     mask, stages = completions.completion_mask, groups.stage_mask
     if mask_truncated:
-        finished = np.array([[c.finished for c in row] for row in groups.completions])
-        mask = mask & put_batch(mesh, finished)[..., None]
-        stages = stages & finished[..., None, None]
+        lengths = np.array(
+            [[c.num_tokens if c.finished else 0 for c in row] for row in groups.completions]
+        )
+        # Made on the host: an operation outside a compiled function would be a program of its own.
+        counted = np.arange(stages.shape[-1])[None, None] < lengths[..., None]
+        mask, stages = put_batch(mesh, counted), stages & counted[:, :, None]
+    stages, rewards = put_batch(mesh, (stages, groups.rewards))
     return Batch(
         prompt_ids=prompts.prompt_ids,
         prompt_mask=prompts.prompt_mask,
         completion_ids=completions.completion_ids,
         completion_mask=mask,
-        stage_mask=put_batch(mesh, stages),
-        rewards=put_batch(mesh, groups.rewards),
+        stage_mask=stages,
+        rewards=rewards,
         sampler_logprobs=completions.sampler_logprobs,
         decode_logprobs=completions.decode_logprobs,
-    )
-
-
-def put_batch(mesh: Mesh, tree: Any) -> Any:
-    """Make global arrays, split over prompts, of this process's rows of `tree`."""
-    return jax.tree.map(
-        lambda leaf: jax.make_array_from_process_local_data(
-            sharding.batch_sharding(mesh, leaf.ndim), leaf
-        ),
-        tree,
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
 from mental_r1_jax.models import decoder
 from mental_r1_jax.rollout.sampling import greedy_token, sample_token
@@ -29,6 +30,8 @@ class SamplingConfig:
         eos_ids: any of these ends a completion.
         pad_id: fills the places after the end.
         greedy: take the likeliest token and ignore temperature, top-p and top-k.
+        first_cache_length: slots of the cache at the start; it doubles as completions grow.
+        halvings: how often a group may shrink to half its rows once as many have ended.
     """
 
     num_generations: int
@@ -39,6 +42,56 @@ class SamplingConfig:
     eos_ids: tuple[int, ...]
     pad_id: int
     greedy: bool = False
+    first_cache_length: int = 256
+    halvings: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stretch of the decoding loop with arrays of one size, and so one compiled body.
+
+    Attributes:
+        rows: completions of each prompt that are still run.
+        cache_length: slots of their cache; the stage ends before `index` reaches it.
+        rows_after: the stage also ends once no group has more unfinished completions than this.
+    """
+
+    rows: int
+    cache_length: int
+    rows_after: int
+
+
+def decoding_stages(sampling: SamplingConfig) -> tuple[Stage, ...]:
+    """The stages of the decoding loop, in order.
+
+    First the cache grows, by doubling, with all G rows: attention then reads at most twice the live
+    slots. Then come stages with half the rows, a quarter, ..., each entered once every group has so
+    many completions ended. Any stage may pass without a single turn.
+    """
+    group, length = sampling.num_generations, sampling.max_completion_length
+    halved = [group]
+    while len(halved) <= sampling.halvings and halved[-1] > 1:
+        halved.append((halved[-1] + 1) // 2)
+    lengths = [min(sampling.first_cache_length, length)]
+    while lengths[-1] < length:
+        lengths.append(min(2 * lengths[-1], length))
+    sizes = [(group, cache_length) for cache_length in lengths]
+    sizes += [(rows, length) for rows in halved[1:]]
+    after = dict(zip(halved, [*halved[1:], 0], strict=True))
+    return tuple(Stage(rows, cache_length, after[rows]) for rows, cache_length in sizes)
+
+
+@flax.struct.dataclass
+class _Rows:
+    """What every completion that is still run carries; g counts the rows of the stage."""
+
+    hidden: Float[Array, "B g D"]
+    finished: Bool[Array, "B g"]
+    lengths: Int[Array, "B g"]
+    noise: Float[Array, "B g C"]
+    ids: Int[Array, "B g C"]
+    sampler_logprobs: Float[Array, "B g C"]
+    decode_logprobs: Float[Array, "B g C"]
 
 
 @flax.struct.dataclass
@@ -46,12 +99,7 @@ class _DecodeState:
     """Carry of the decoding loop; `hidden` predicts the token at `index`."""
 
     index: Int[Array, ""]
-    hidden: Float[Array, "B G D"]
-    finished: Bool[Array, "B G"]
-    lengths: Int[Array, "B G"]
-    ids: Int[Array, "B G C"]
-    sampler_logprobs: Float[Array, "B G C"]
-    decode_logprobs: Float[Array, "B G C"]
+    rows: _Rows
     cache: Any
 
 
@@ -76,43 +124,108 @@ def sample_completions(
         config: the decoder's architecture.
         sampling: static knobs; `jit` compiles one program for each and each shape of `prompts`.
     """
-    num_prompts = prompts.prompt_ids.shape[0]
-    group, length = sampling.num_generations, sampling.max_completion_length
-    noise = _uniform_noise(step_key, prompts.prompt_index, group, length)
-    hidden, prompt_cache = decoder.prefill(params, config, prompts.prompt_ids, prompts.prompt_mask)
+    with jax.named_scope("prefill"):
+        hidden, prompt_cache = decoder.prefill(
+            params, config, prompts.prompt_ids, prompts.prompt_mask
+        )
     weights = decoder.decoding_params(params, config)
 
     def advance(state: _DecodeState) -> _DecodeState:
-        logits = decoder.unembed(weights, config, state.hidden)
-        uniform = jax.lax.dynamic_index_in_dim(noise, state.index, axis=2, keepdims=False)
-        token, *logprobs = _draw(logits, uniform, sampling)
-        token = jnp.where(state.finished, sampling.pad_id, token)
+        rows = state.rows
+        with jax.named_scope("head"):
+            logits = decoder.unembed(weights, config, rows.hidden)
+        with jax.named_scope("draw"):
+            uniform = jax.lax.dynamic_index_in_dim(rows.noise, state.index, axis=2, keepdims=False)
+            token, *logprobs = _draw(logits, uniform, sampling)
+            token = jnp.where(rows.finished, sampling.pad_id, token)
         hidden, cache = decoder.decode_step(
             weights, config, token, state.index, prompt_cache, state.cache
         )
-        state = _record(state, token, logprobs, sampling.eos_ids)
-        return dataclasses.replace(state, hidden=hidden, cache=cache)
+        rows = _record(rows, state.index, token, logprobs, sampling.eos_ids)
+        return _DecodeState(state.index + 1, dataclasses.replace(rows, hidden=hidden), cache)
 
-    shape = (num_prompts, group, length)
-    start = _DecodeState(
-        index=jnp.zeros((), jnp.int32),
-        hidden=jnp.broadcast_to(hidden[:, None], (num_prompts, group, hidden.shape[-1])),
-        finished=jnp.zeros(shape[:2], bool),
-        lengths=jnp.zeros(shape[:2], jnp.int32),
-        ids=jnp.full(shape, sampling.pad_id, jnp.int32),
-        sampler_logprobs=jnp.zeros(shape, jnp.float32),
-        decode_logprobs=jnp.zeros(shape, jnp.float32),
-        cache=decoder.init_completion_cache(config, *shape),
+    noise = _uniform_noise(
+        step_key,
+        prompts.prompt_index,
+        sampling.num_generations,
+        sampling.max_completion_length,
     )
-    last = jax.lax.while_loop(
-        lambda state: (state.index < length) & ~state.finished.all(), advance, start
-    )
+    with jax.named_scope("decode"):
+        done = _run_stages(advance, _first_rows(hidden, noise, sampling), config, sampling)
     return Completions(
-        completion_ids=last.ids,
-        completion_mask=jnp.arange(length)[None, None, :] < last.lengths[..., None],
-        sampler_logprobs=last.sampler_logprobs,
-        decode_logprobs=last.decode_logprobs,
-        finished=last.finished,
+        completion_ids=done.ids,
+        completion_mask=jnp.arange(noise.shape[2])[None, None, :] < done.lengths[..., None],
+        sampler_logprobs=done.sampler_logprobs,
+        decode_logprobs=done.decode_logprobs,
+        finished=done.finished,
+    )
+
+
+def _first_rows(
+    hidden: Float[Array, "B D"], noise: Float[Array, "B G C"], sampling: SamplingConfig
+) -> _Rows:
+    """G empty completions of each prompt."""
+    num_prompts, group, _ = noise.shape
+    return _Rows(
+        hidden=jnp.broadcast_to(hidden[:, None], (num_prompts, group, hidden.shape[-1])),
+        finished=jnp.zeros((num_prompts, group), bool),
+        lengths=jnp.zeros((num_prompts, group), jnp.int32),
+        noise=noise,
+        ids=jnp.full(noise.shape, sampling.pad_id, jnp.int32),
+        sampler_logprobs=jnp.zeros(noise.shape, jnp.float32),
+        decode_logprobs=jnp.zeros(noise.shape, jnp.float32),
+    )
+
+
+def _run_stages(
+    advance: Callable[[_DecodeState], _DecodeState],
+    rows: _Rows,
+    config: decoder.DecoderConfig,
+    sampling: SamplingConfig,
+) -> _Rows:
+    """Run the loop through all stages and return all G rows of every prompt."""
+    stages = decoding_stages(sampling)
+    num_prompts, group = rows.finished.shape
+    cache = decoder.init_completion_cache(config, num_prompts, group, stages[0].cache_length)
+    state = _DecodeState(jnp.zeros((), jnp.int32), rows, cache)
+    everything = rows
+    places = jnp.broadcast_to(jnp.arange(group, dtype=jnp.int32)[None], (num_prompts, group))
+    for stage in stages:
+        if stage.rows < state.rows.finished.shape[1]:
+            everything = _put_rows(everything, places, state.rows)
+            places, state = _keep_unfinished(places, state, stage.rows)
+        state = dataclasses.replace(
+            state, cache=decoder.grow_completion_cache(state.cache, stage.cache_length)
+        )
+        state = jax.lax.while_loop(functools.partial(_goes_on, stage=stage), advance, state)
+    return _put_rows(everything, places, state.rows)
+
+
+def _goes_on(state: _DecodeState, *, stage: Stage) -> Bool[Array, ""]:
+    """Whether the stage makes another turn."""
+    unfinished = (~state.rows.finished).sum(axis=1).max()
+    return (state.index < stage.cache_length) & (unfinished > stage.rows_after)
+
+
+def _keep_unfinished(
+    places: Int[Array, "B g"], state: _DecodeState, count: int
+) -> tuple[Int[Array, "B n"], _DecodeState]:
+    """Keep `count` rows of each group, unfinished ones first; `places` says where they belong."""
+    order = jnp.argsort(state.rows.finished, axis=1, stable=True)[:, :count]
+
+    def keep(array: Array) -> Array:
+        return jax.vmap(lambda rows, kept: rows[kept])(array, order)
+
+    rows, cache = jax.tree.map(keep, (state.rows, state.cache))
+    return keep(places), _DecodeState(state.index, rows, cache)
+
+
+def _put_rows(everything: _Rows, places: Int[Array, "B g"], rows: _Rows) -> _Rows:
+    """Write the rows of a stage back to their places among all G."""
+    return jax.tree.map(
+        lambda whole, part: jax.vmap(lambda w, p, at: w.at[at].set(p))(whole, part, places),
+        everything,
+        rows,
     )
 
 
@@ -132,30 +245,30 @@ def _draw(
 
 
 def _record(
-    state: _DecodeState,
-    token: Int[Array, "B G"],
-    logprobs: Sequence[Float[Array, "B G"]],
+    rows: _Rows,
+    index: Int[Array, ""],
+    token: Int[Array, "B g"],
+    logprobs: Sequence[Float[Array, "B g"]],
     eos_ids: tuple[int, ...],
-) -> _DecodeState:
+) -> _Rows:
     """Write the token at `index`; completions that had ended before keep pads and zeros."""
     ends = (token[..., None] == jnp.asarray(eos_ids, jnp.int32)[None, None, :]).any(axis=-1)
 
     def put(row: Array, value: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(row, value[..., None], state.index, axis=2)
+        return jax.lax.dynamic_update_slice_in_dim(row, value[..., None], index, axis=2)
 
-    sampler, decode = (jnp.where(state.finished, 0.0, logprob) for logprob in logprobs)
+    sampler, decode = (jnp.where(rows.finished, 0.0, logprob) for logprob in logprobs)
     return dataclasses.replace(
-        state,
-        index=state.index + 1,
-        finished=state.finished | ends,
-        lengths=state.lengths + ~state.finished,
-        ids=put(state.ids, token),
-        sampler_logprobs=put(state.sampler_logprobs, sampler),
-        decode_logprobs=put(state.decode_logprobs, decode),
+        rows,
+        finished=rows.finished | ends,
+        lengths=rows.lengths + ~rows.finished,
+        ids=put(rows.ids, token),
+        sampler_logprobs=put(rows.sampler_logprobs, sampler),
+        decode_logprobs=put(rows.decode_logprobs, decode),
     )
 
 
-def step_key(seed: int, step: int) -> Key[Array, ""]:
+def step_key(seed: int | Integer[Array, ""], step: int | Integer[Array, ""]) -> Key[Array, ""]:
     """The random key of one step: a function of seed and step, so a resumed run draws the same."""
     return jax.random.fold_in(jax.random.key(seed), step)
 

@@ -58,22 +58,25 @@ def _number(name: str, metric: Any) -> float:
 
 
 class JsonlWriter:
-    """Appends one JSON object a line, flushed at once; a line torn by a crash is mended first."""
+    """Appends one JSON object a line, on disk at once; a line torn by a crash is mended first.
+
+    The file is closed after every line: on a mounted bucket only a closed file is stored.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Open `path` for appending."""
+        """Make `path` ready for appending."""
         path.parent.mkdir(parents=True, exist_ok=True)
         _mend_last_line(path)
-        self._file = path.open("a", encoding="utf-8")
+        path.touch()
+        self._path = path
 
     def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
         """Append the line of one step."""
-        self._file.write(_encode(step, metrics) + "\n")
-        self._file.flush()
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(_encode(step, metrics) + "\n")
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Nothing to do: the file is closed after every line."""
 
 
 class TensorboardWriter:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import numpy as np
 import optax
+from jaxtyping import Float
 
 from mental_r1_jax.config import OptimizerConfig
 
@@ -26,6 +28,11 @@ def make_schedule(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
         return decays[config.schedule]
     ramp = optax.linear_schedule(rate / warmup, rate, max(1, warmup - 1))
     return optax.join_schedules([ramp, decays[config.schedule]], [warmup])
+
+
+def learning_rates(schedule: optax.Schedule, num_updates: int) -> Float[np.ndarray, " updates"]:
+    """The rate of every update, for people to read, from one program instead of one each."""
+    return np.asarray(jax.jit(jax.vmap(schedule))(np.arange(num_updates)))
 
 
 def make_optimizer(config: OptimizerConfig, num_updates: int) -> optax.GradientTransformation:

@@ -62,7 +62,7 @@ class StepConfig:
         scale_rewards: see `group_advantages`.
         advantage_baseline: see `group_advantages`.
         temperature: divides the logits, as in sampling.
-        chunk_size: completion positions whose logits exist at the same time.
+        chunk_size: vocabulary entries whose logits exist at the same time, see `token_stats`.
         micro_batches: gradient accumulation; divides the number of prompts.
     """
 
@@ -91,25 +91,32 @@ def policy_stats(
     chunk_size: int,
 ) -> tuple[Float[Array, "B G C"], Float[Array, "B G C"]]:
     """Log-probs and entropies (nats) of every completion token, prompts run once a group."""
-    hidden = decoder.forward(
-        params,
-        config,
-        batch.prompt_ids,
-        batch.prompt_mask,
-        batch.completion_ids,
-        batch.completion_mask,
-    )
-    return token_stats(
-        hidden,
-        batch.completion_ids,
-        decoder.unembed_matrix(params, config),
-        temperature=temperature,
-        chunk_size=chunk_size,
-    )
+    with jax.named_scope("forward"):
+        hidden = decoder.forward(
+            params,
+            config,
+            batch.prompt_ids,
+            batch.prompt_mask,
+            batch.completion_ids,
+            batch.completion_mask,
+        )
+    with jax.named_scope("token_stats"):
+        return token_stats(
+            hidden,
+            batch.completion_ids,
+            decoder.unembed_matrix(params, config),
+            temperature=temperature,
+            chunk_size=chunk_size,
+        )
 
 
 def policy_logprobs(
-    params: Any, batch: Batch, *, config: decoder.DecoderConfig, temperature: float, chunk_size: int
+    params: Any,
+    batch: Batch | TraceBatch,
+    *,
+    config: decoder.DecoderConfig,
+    temperature: float,
+    chunk_size: int,
 ) -> Float[Array, "B G C"]:
     """Log-probs (nats) under `params`: of the reference policy, or of the policy that sampled."""
     return policy_stats(
@@ -209,6 +216,7 @@ def interleave(tree: Any, micro_batches: int) -> Any:
     )
 
 
+@jax.named_scope("apply_gradient")
 def apply_gradient(
     state: TrainState, gradient: Any, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, dict[str, Any]]:

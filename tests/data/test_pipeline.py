@@ -51,23 +51,12 @@ def test_order_follows_the_seed_and_nothing_else() -> None:
     assert texts(stream(), 4) == texts(stream(batch_size=8), 3)
 
 
-@pytest.mark.parametrize("host_count", [2, 3])
-def test_hosts_together_read_what_one_host_reads(host_count: int) -> None:
-    hosts = [stream(host_index=h, host_count=host_count) for h in range(host_count)]
-    together = [
-        e.text
-        for shares in itertools.islice(zip(*hosts, strict=True), 9)
-        for s in shares
-        for e in s
-    ]
-    assert together == texts(stream(), 9)
-
-
-def test_four_hosts() -> None:
-    hosts = [stream(batch_size=8, host_index=h, host_count=4) for h in range(4)]
-    shares = [[e.text for e in next(host)] for host in hosts]
-    assert all(len(share) == 2 for share in shares)
-    assert sum(shares, []) == texts(stream(batch_size=8), 1)
+@pytest.mark.parametrize("shares", [([0, 1, 2], [3, 4, 5]), ([0, 1, 4], [2, 3, 5]), ([5], [0])])
+def test_hosts_read_their_rows_of_the_batches_of_one_host(shares: tuple[list[int], ...]) -> None:
+    hosts = [(rows, stream(rows=rows)) for rows in shares]
+    for whole in itertools.islice(stream(), 9):
+        for rows, host in hosts:
+            assert next(host) == [whole[row] for row in rows]
 
 
 @pytest.mark.parametrize("stop", [0, 1, 3, 4, 17])
@@ -84,7 +73,7 @@ def test_resume_at_any_position_is_exact(stop: int) -> None:
     assert resumed.position == stop
     assert texts(resumed, 8) == expected
 
-    one_of_two = stream(host_index=1, host_count=2)
+    one_of_two = stream(rows=[3, 4, 5])
     one_of_two.set_state(state)
     assert [e.text for e in next(one_of_two)] == expected[3:6]
 
@@ -111,15 +100,10 @@ def test_one_post_alone_fills_every_batch() -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [
-        {"batch_size": 0},
-        {"host_count": 4},
-        {"host_index": 2, "host_count": 2},
-        {"host_index": -1},
-    ],
+    [{"batch_size": 0}, {"rows": [6]}, {"rows": [-1, 2]}],
 )
 def test_impossible_shares_are_refused(bad: dict) -> None:
-    with pytest.raises(UserError, match="cannot take its share"):
+    with pytest.raises(ValueError, match="expected rows of a batch"):
         stream(**bad)
 
 

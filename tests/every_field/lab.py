@@ -37,6 +37,7 @@ BASE = {
     "rollout.max_completion_length": 64,
     "evaluate.batch_size": 8,
     "sft.batch_size": 8,
+    "run.compilation_cache": None,
 }
 
 

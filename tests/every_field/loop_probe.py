@@ -20,9 +20,10 @@ from tests.every_field.lab import Lab
 class TwoNumbers:
     """Work that adds one to its weights."""
 
-    def step(self, step: int, state: Any, progress: Any) -> Any:
+    def step(self, step: int, state: Any, progress: Any, meanwhile: Any) -> Any:
         """Do one step."""
-        return state.replace(params={"w": state.params["w"] + 1.0}), {"reward": float(step)}
+        meanwhile()
+        return state.replace(params={"w": state.params["w"] + 1.0}), lambda: {"reward": step}
 
     def position(self) -> dict[str, Any]:
         """Nothing to remember."""

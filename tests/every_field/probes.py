@@ -7,6 +7,7 @@ import functools
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -18,14 +19,17 @@ import pytest
 from jax.sharding import Mesh
 from rich.console import Console
 
+from mental_r1_jax import compilation_cache
+from mental_r1_jax.cli import main
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.data import loading
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.jobs import evaluate, export, overview, predict, sft, train, trainer, verify
+from mental_r1_jax.jobs.compiled import Programs, as_word
 from mental_r1_jax.jobs.policy import open_mesh, open_policy
 from mental_r1_jax.models import decoder
+from mental_r1_jax.recipe import dump_config
 from mental_r1_jax.rollout import sampler
-from mental_r1_jax.rollout.sampler import step_key
 from mental_r1_jax.sharding import make_mesh
 from mental_r1_jax.text.tokenizer import Tokenizer
 from mental_r1_jax.training import train_step as updates
@@ -98,13 +102,16 @@ def make_toy_trainer(lab: Lab, config: ExperimentConfig) -> tuple[Any, toys.ToyS
     real = trainer.make_trainer(config)
     sample = toys.ToySampler(real)
     step = trainer.step_config(config, real.policy)
+    first = params0(real)
     update = functools.partial(updates.train_step, config=step, optimizer=real.optimizer)
     return dataclasses.replace(
         real,
         mesh=one_device(),
-        sample=toys.Counted(sample),
-        logprobs=toys.Counted(lambda params, batch: toys.toy_old_logprobs(params0(real), batch)),
-        update=toys.Counted(update),
+        programs=Programs(
+            sample=toys.Counted(sample),
+            logprobs=toys.Counted(lambda params, traces: toys.toy_old_logprobs(first, traces)),
+            update=toys.Counted(update),
+        ),
     ), sample
 
 
@@ -135,7 +142,8 @@ def one_step(lab: Lab, config: ExperimentConfig) -> dict[str, Any]:
     shown = io.StringIO()
     state = updates.init_state(params0(toy), toy.optimizer)
     with Progress(1, console=Console(file=shown, width=200)) as progress:
-        state, metrics = train.CrpoWork(toy).step(1, state, progress)
+        state, read = train.CrpoWork(toy).step(1, state, progress, lambda: None)
+        metrics = read()
     files = sorted((lab.tmp / "run").rglob("*.parquet"))
     return {
         "params": {name: np.asarray(leaf).tolist() for name, leaf in state.params.items()},
@@ -160,22 +168,40 @@ def updated_weights(lab: Lab, config: ExperimentConfig) -> Any:
     return one_step(lab, config)["params"]
 
 
+def decoding_loops(lab: Lab, config: ExperimentConfig) -> Any:
+    """Rows and cache of every loop that the compiled sampler has."""
+    policy = open_policy(config.model.path, config)
+    sampling = trainer.sampling_config(config, policy)
+    weights = decoder.abstract_params(policy.config)
+    words = jax.ShapeDtypeStruct((8, 16), jnp.int32)
+    prompts = PromptBatch(
+        prompt_ids=words,
+        prompt_mask=words.update(dtype=bool),
+        prompt_index=words.update(shape=(8,)),
+    )
+    sample = functools.partial(sampler.sample_completions, config=policy.config, sampling=sampling)
+    lowered = jax.make_jaxpr(sample)(weights, prompts, jax.eval_shape(lambda: jax.random.key(0)))
+    loops = [eqn for eqn in lowered.jaxpr.eqns if eqn.primitive.name == "while"]
+    return [sorted({str(v.aval) for v in loop.outvars}) for loop in loops]
+
+
 def asked_prompts(lab: Lab, config: ExperimentConfig) -> Any:
-    """What the sampler is asked for: prompts and random key. The step ends there."""
+    """What the sampler is asked for: prompts, seed and step. The step ends there."""
     toy, sample = make_toy_trainer(lab, config)
 
-    def stop(params: Any, prompts: PromptBatch, key: Any) -> Any:
-        sample.prompts, sample.key = prompts, key
+    def stop(params: Any, prompts: PromptBatch, *randomness: Any) -> Any:
+        sample.prompts, sample.randomness = prompts, randomness
         raise InterruptedError
 
-    work = train.CrpoWork(dataclasses.replace(toy, sample=stop))
+    programs = dataclasses.replace(toy.programs, sample=stop)
+    work = train.CrpoWork(dataclasses.replace(toy, programs=programs))
     state = updates.init_state(params0(toy), toy.optimizer)
     with pytest.raises(InterruptedError), Progress(1, console=Console(file=io.StringIO())) as shown:
-        work.step(1, state, shown)
+        work.step(1, state, shown, lambda: None)
     assert sample.prompts is not None
     return (
         np.asarray(sample.prompts.prompt_ids).tolist(),
-        np.asarray(jax.random.key_data(sample.key)).tolist(),
+        [int(number) for number in sample.randomness],
     )
 
 
@@ -206,7 +232,7 @@ def sampled(lab: Lab, config: ExperimentConfig) -> Any:
     patch_sampler(lab, real.policy.tokenizer)
     ids = jnp.zeros((8, 2), jnp.int32)
     prompts = PromptBatch(ids, ids == 0, jnp.arange(8, dtype=jnp.int32))
-    completions = real.sample({}, prompts, step_key(0, 1))
+    completions = real.programs.sample({}, prompts, as_word(0), as_word(1))
     return np.asarray(completions.completion_ids).tolist()
 
 
@@ -233,11 +259,11 @@ def cold_start(lab: Lab, config: ExperimentConfig) -> dict[str, Any]:
     def catch(
         work: Any, config: Any, policy: Any, mesh: Any, optimizer: Any, num_steps: int
     ) -> None:
-        batch = sft.trace_batch(config, policy, work._traces, 1)
+        batch = sft.trace_batch(config, policy, work._traces, 1, range(config.sft.batch_size))
         caught["optimizer"] = trained_weights(optimizer)
         caught["num_steps"] = num_steps
         caught["batch"] = np.asarray(batch.completion_ids).shape
-        caught["rates"] = [float(work._schedule(step)) for step in range(4)]
+        caught["rates"] = work._rates[:4].tolist()
 
     lab.patch.setattr(sft, "run_loop", catch)
     sft.run(config)
@@ -297,6 +323,20 @@ def exported_weights(lab: Lab, config: ExperimentConfig) -> Any:
     """The weight files alone, which quote no recipe."""
     _, files, _ = exported(lab, config)
     return {name: content for name, content in files.items() if name.endswith(".safetensors")}
+
+
+def program_cache(lab: Lab, config: ExperimentConfig) -> Any:
+    """JAX's settings after the command line has read the recipe."""
+    settings: dict[str, Any] = {"jax_compilation_cache_dir": None}
+    fake = SimpleNamespace(
+        config=SimpleNamespace(jax_compilation_cache_dir=None, update=settings.__setitem__)
+    )
+    lab.patch.setattr(compilation_cache, "jax", fake)
+    lab.patch.setattr(train, "run", lambda *_, **__: None)
+    file = lab.tmp / "recipe.yaml"
+    file.write_text(dump_config(config), encoding="utf-8")
+    assert main(["train", str(file)]) == 0
+    return settings
 
 
 def mesh(lab: Lab, config: ExperimentConfig) -> Any:

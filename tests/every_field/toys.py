@@ -65,6 +65,7 @@ def scripted_decoder(tokenizer: Tokenizer) -> Any:
         decode_step=decode_step,
         decoding_params=lambda params, config: params,
         init_completion_cache=lambda config, *sizes: jnp.zeros(()),
+        grow_completion_cache=lambda cache, length: cache,
         unembed=lambda params, config, hidden: hidden,
     )
 
@@ -92,7 +93,7 @@ def toy_stats(
 
 
 class Counted:
-    """A function that looks like a jitted one to `Trainer.compiled_programs`."""
+    """A function that looks like a jitted one to `Programs.compiled`."""
 
     def __init__(self, function: Any) -> None:
         self._function = function
@@ -106,15 +107,15 @@ class Counted:
 
 @dataclasses.dataclass
 class ToySampler:
-    """`Trainer.sample` of the toy policy; remembers what it was asked for."""
+    """`Programs.sample` of the toy policy; remembers what it was asked for."""
 
     trainer: Trainer
     prompts: PromptBatch | None = None
-    key: Any = None
+    randomness: tuple[Any, ...] = ()
 
-    def __call__(self, params: Any, prompts: PromptBatch, key: Any) -> Completions:
+    def __call__(self, params: Any, prompts: PromptBatch, *randomness: Any) -> Completions:
         """Give the completions in turn, the last of them cut off at the length limit."""
-        self.prompts, self.key = prompts, key
+        self.prompts, self.randomness = prompts, randomness
         rollout, tokenizer = self.trainer.config.rollout, self.trainer.policy.tokenizer
         b, g, c = (
             prompts.prompt_ids.shape[0],
@@ -134,7 +135,7 @@ class ToySampler:
             lengths.flat[place] = len(tokens)
         mask = np.arange(c)[None, None] < lengths[..., None]
         logprobs = jnp.where(mask, -1.0, 0.0)
-        return Completions(jnp.asarray(ids), jnp.asarray(mask), logprobs, logprobs, finished)
+        return Completions(*map(jnp.asarray, (ids, mask, logprobs, logprobs, finished)))
 
 
 def toy_old_logprobs(params: Any, batch: Batch) -> jax.Array:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from mental_r1_jax.models.attention import (
-    RopeScaling,
+from mental_r1_jax.models.attention import kernel_for
+from mental_r1_jax.models.attention_plain import (
     allowed_own_keys,
     allowed_prompt_keys,
     group_attention,
     prompt_attention,
-    rope_frequencies,
-    rotate,
 )
+from mental_r1_jax.models.rope import RopeScaling, rope_frequencies, rotate
+from mental_r1_jax.sharding import MESH_AXES
 
 B, G, P, T, K, R, WIDTH = 2, 3, 5, 4, 2, 3, 6
 
@@ -108,3 +110,31 @@ def test_rotation_turns_each_pair_by_position_times_frequency() -> None:
     half, root = 0.5, np.sqrt(3) / 2
     expected = [-3.0, 2 * half - 4 * root, 1.0, 4 * half + 2 * root]
     np.testing.assert_allclose(turned.ravel(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("platform", "kind", "dtype", "width", "window", "expected"),
+    [
+        ("cpu", "cpu", "bfloat16", 128, None, "plain"),
+        ("tpu", "TPU v5 lite", "float32", 64, None, "tpu"),
+        ("tpu", "TPU v5 lite", "float32", 64, 512, "plain"),
+        ("gpu", "NVIDIA H100 80GB HBM3", "bfloat16", 128, None, "gpu"),
+        ("gpu", "NVIDIA H100 80GB HBM3", "bfloat16", 96, None, "gpu"),
+        ("gpu", "NVIDIA H100 80GB HBM3", "float32", 128, None, "plain"),
+        ("gpu", "NVIDIA H100 80GB HBM3", "bfloat16", 256, None, "plain"),
+        ("gpu", "NVIDIA H100 80GB HBM3", "bfloat16", 128, 512, "plain"),
+        ("gpu", "AMD Instinct MI300X", "bfloat16", 128, None, "plain"),
+    ],
+)
+def test_the_devices_of_the_arguments_choose_the_kernel(
+    platform: str, kind: str, dtype: str, width: int, window: int | None, expected: str
+) -> None:
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform=platform)
+    axes = (AxisType.Auto,) * len(MESH_AXES)
+    mesh = AbstractMesh((1, 1, 1), MESH_AXES, axes, abstract_device=device)
+    where = NamedSharding(mesh, PartitionSpec())
+    queries = jax.ShapeDtypeStruct((2, 3, width), jnp.dtype(dtype), sharding=where)
+    limit = None if window is None else jnp.int32(window)
+    chosen: list[str] = []
+    jax.eval_shape(lambda x: chosen.append(kernel_for(x, limit)), queries)
+    assert chosen == [expected]

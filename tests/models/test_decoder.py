@@ -24,13 +24,16 @@ def test_prefill_gives_the_state_that_predicts_the_first_token(params, inputs, h
         np.testing.assert_allclose(state, hidden[:, g, 0], **CLOSE)
 
 
-@pytest.mark.parametrize("prepared", [False, True], ids=["master_params", "decoding_params"])
-def test_decoding_token_by_token_equals_the_forward_pass(params, inputs, hidden, prepared) -> None:
+@pytest.mark.parametrize("first", [1, 3, COMPLETION], ids=["grows_often", "grows", "whole"])
+def test_decoding_token_by_token_equals_the_forward_pass(params, inputs, hidden, first) -> None:
+    """Whatever length the cache starts with: it is grown when it is full."""
     _, prompt_cache = jax.jit(decoder.prefill, static_argnums=1)(params, CONFIG, *inputs[:2])
-    cache = decoder.init_completion_cache(CONFIG, NUM_PROMPTS, GROUP, COMPLETION)
-    weights = decoder.decoding_params(params, CONFIG) if prepared else params
+    cache = decoder.init_completion_cache(CONFIG, NUM_PROMPTS, GROUP, first)
+    weights = jax.jit(decoder.decoding_params, static_argnums=1)(params, CONFIG)
     step = jax.jit(decoder.decode_step, static_argnums=1)
     for i in range(COMPLETION - 1):
+        length = cache.values[0].shape[3]
+        cache = decoder.grow_completion_cache(cache, length + (2 if i == length else 0))
         state, cache = step(weights, CONFIG, inputs.completion_ids[:, :, i], i, prompt_cache, cache)
         real = np.asarray(inputs.completion_mask[:, :, i])
         np.testing.assert_allclose(np.asarray(state)[real], hidden[:, :, i + 1][real], **CLOSE)

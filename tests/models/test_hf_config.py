@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from mental_r1_jax.errors import UserError
-from mental_r1_jax.models.attention import RopeScaling
 from mental_r1_jax.models.hf_config import decoder_config_from_hf, read_hf_config
+from mental_r1_jax.models.rope import RopeScaling
 
 SIZES = {
     "vocab_size": 100,

@@ -15,10 +15,12 @@ from mental_r1_jax.rl.losses import crpo_loss, loss_denominators
 from mental_r1_jax.rollout.collect import (
     assemble_batch,
     pad_prompts,
+    prompt_width,
     put_batch,
     render_prompts,
     reward_metrics,
     score_completions,
+    score_table,
 )
 from mental_r1_jax.text.prompts import RenderedPrompt
 from mental_r1_jax.text.stages import GRAMMAR
@@ -91,14 +93,17 @@ def test_prompts_take_the_smallest_length_that_holds_the_longest():
 
     lengths = (4, 8, 16)
     for longest, width in ((3, 4), (4, 4), (5, 8), (8, 8), (9, 16), (16, 16)):
-        batch = pad_prompts([prompt(2), prompt(longest)], lengths, 99, first_index=6)
+        prompts = [prompt(2), prompt(longest)]
+        assert prompt_width(prompts, lengths) == width
+        batch = pad_prompts(prompts, width, 99, rows=[6, 9])
         assert batch.prompt_ids.shape == (2, width)
         np.testing.assert_array_equal(batch.prompt_mask.sum(1), [2, longest])
         assert batch.prompt_ids[0].tolist() == [1, 2] + [99] * (width - 2)
-        np.testing.assert_array_equal(batch.prompt_index, [6, 7])
+        np.testing.assert_array_equal(batch.prompt_index, [6, 9])
     # A real token that equals the pad stays real.
-    batch = pad_prompts([prompt(3)], lengths, 2)
+    batch = pad_prompts([prompt(3)], 4, 2)
     assert batch.prompt_mask[0].tolist() == [True, True, True, False]
+    assert batch.prompt_index.tolist() == [0]
 
 
 def test_prompts_end_in_the_prefill_and_fit(tokenizer: Tokenizer):
@@ -132,7 +137,7 @@ def test_stage_masks_hold_the_text_of_the_stages(tokenizer, groups, completions)
 
 
 def test_reward_metrics_by_hand(groups, completions):
-    metrics = reward_metrics(groups, FUNCTIONS)
+    metrics = reward_metrics(score_table(groups, FUNCTIONS), FUNCTIONS)
     lengths = completions.completion_mask.sum(-1).ravel()
     rewards = [2.0, -1.0, 5.5, -6.5]
     expected = {
@@ -159,12 +164,13 @@ def test_reward_metrics_by_hand(groups, completions):
 
 
 def test_equal_rewards_in_a_group_are_counted(groups):
-    flat = dataclasses.replace(groups, rewards=np.array([[1, 1], [1, 2]], np.float32))
-    assert reward_metrics(flat, FUNCTIONS)["frac_reward_zero_std"] == 0.5
+    table = score_table(groups, FUNCTIONS)
+    table[..., 0] = [[1, 1], [1, 2]]
+    assert reward_metrics(table, FUNCTIONS)["frac_reward_zero_std"] == 0.5
     unfinished = tuple(
         tuple(dataclasses.replace(c, finished=False) for c in row) for row in groups.completions
     )
-    never = dataclasses.replace(groups, completions=unfinished)
+    never = score_table(dataclasses.replace(groups, completions=unfinished), FUNCTIONS)
     assert reward_metrics(never, FUNCTIONS)["completions/mean_terminated_length"] == 0
 
 
@@ -173,7 +179,7 @@ def test_truncated_completions_leave_the_loss_but_not_the_rewards(
     tokenizer, groups, completions, mask_truncated
 ):
     mesh = sharding.make_mesh(2, 1, 1, jax.devices()[:2])
-    prompts = put_batch(mesh, pad_prompts(render_prompts(tokenizer, POSTS, 400), [400], 0))
+    prompts = put_batch(mesh, pad_prompts(render_prompts(tokenizer, POSTS, 400), 400, 0))
     batch = assemble_batch(
         prompts, put_batch(mesh, completions), groups, mesh=mesh, mask_truncated=mask_truncated
     )

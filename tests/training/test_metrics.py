@@ -2,6 +2,7 @@ import json
 import math
 import sys
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +102,9 @@ def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
     writers = open_jsonl(tmp_path)
     writers.write(1, {"reward": 1.0})
     assert steps(tmp_path / m.METRICS_FILE) == [1]
+    # A mounted bucket stores a file when it is closed.
+    opened = {Path(link).resolve() for link in Path("/proc/self/fd").iterdir()}
+    assert (tmp_path / m.METRICS_FILE).resolve() not in opened
     writers.close()
 
 

@@ -152,7 +152,7 @@ def test_metrics_of_the_step(batch):
     advantages = (rewards - rewards.mean(1, keepdims=True)) / (std + 1e-4)
     assert values["advantages/abs_mean"] == pytest.approx(np.abs(advantages).mean(), rel=1e-5)
     params = jax.tree.map(jnp.asarray, random_params())
-    logprobs = np.asarray(stub_trainer(1, None).logprobs(params, batch))
+    logprobs = np.asarray(stub_trainer(1, None).programs.logprobs(params, batch))
     drift = np.abs(logprobs - np.asarray(batch.decode_logprobs))[mask]
     assert values["sampler_drift/max"] == pytest.approx(drift.max(), rel=1e-5)
     assert values["entropy"] == pytest.approx(numpy_entropies(params, batch)[mask].mean(), rel=1e-5)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mental_r1_jax.jobs.train import update
+from mental_r1_jax.jobs.train import scalars_of_updates, update
 from mental_r1_jax.training.train_step import (
     interleave,
 )
@@ -27,6 +27,7 @@ from tests.training.updates import (
     assert_same,
     compiled,
     place,
+    roll_out,
     start,
     stub_trainer,
     two_updates,
@@ -143,13 +144,16 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(batch, reference, 
 def test_two_iterations_use_the_log_probs_of_the_policy_that_sampled(batch):
     trainer = stub_trainer(2, compiled())
     frozen = jax.tree.map(lambda leaf: 1.1 * leaf, random_params())
-    state, metrics = update(trainer, start(), frozen, batch.replace(ref_logprobs=None))
+    state = start()
+    rolled_out = roll_out(trainer, state.params, frozen, batch.replace(ref_logprobs=None))
+    state, device_metrics = update(trainer, state, rolled_out)
+    metrics = scalars_of_updates(device_metrics)
     assert int(state.num_updates) == 2
     assert metrics["updates/skipped"] == 0
     # By hand: both updates see the log-probs from before the first one.
     by_hand = start()
-    old = trainer.logprobs(by_hand.params, batch)
-    full = batch.replace(old_logprobs=old, ref_logprobs=trainer.logprobs(frozen, batch))
+    old, ref = (trainer.programs.logprobs(params, batch) for params in (by_hand.params, frozen))
+    full = batch.replace(old_logprobs=old, ref_logprobs=ref)
     for iteration in range(2):
         by_hand, expected = compiled()(by_hand, full)
         ratio = float(expected["importance_ratio/max"].value)
@@ -163,7 +167,9 @@ def test_one_iteration_without_kl_asks_for_no_log_probs(batch):
         raise AssertionError("log-probs were computed")
 
     trainer = stub_trainer(1, compiled(kl_coef=0.0))
-    trainer.logprobs = never
-    _, metrics = update(trainer, start(), None, batch.replace(ref_logprobs=None))
+    trainer.programs.logprobs = never
+    state = start()
+    rolled_out = roll_out(trainer, state.params, None, batch.replace(ref_logprobs=None))
+    metrics = scalars_of_updates(update(trainer, state, rolled_out)[1])
     assert "kl" not in metrics and metrics["loss/kl"] == 0
     assert metrics["importance_ratio/max"] == metrics["importance_ratio/min"] == 1

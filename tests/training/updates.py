@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from mental_r1_jax import sharding
+from mental_r1_jax.jobs.train import begin_rollout
 from mental_r1_jax.models import decoder
 from mental_r1_jax.training.train_step import (
     TrainState,
@@ -21,7 +22,7 @@ from mental_r1_jax.training.train_step import (
     state_shardings,
     train_step,
 )
-from mental_r1_jax.types import Batch, TraceBatch
+from mental_r1_jax.types import Batch, Completions, PromptBatch, TraceBatch
 from tests.tiny_decoder import (
     CONFIG,
     TEMPERATURE,
@@ -124,11 +125,23 @@ def numpy_entropies(params: Any, batch: Batch) -> np.ndarray:
 
 
 def stub_trainer(num_iterations: int, step: Any) -> Any:
-    """As much of a `Trainer` as `jobs.train.update` uses."""
+    """As much of a `Trainer` as jobs.train uses for a step; it cannot sample."""
     logprobs = functools.partial(
         policy_logprobs, config=CONFIG, temperature=TEMPERATURE, chunk_size=3
     )
     crpo = types.SimpleNamespace(num_iterations=num_iterations)
-    return types.SimpleNamespace(
-        config=types.SimpleNamespace(crpo=crpo), logprobs=jax.jit(logprobs), update=step
-    )
+    config = types.SimpleNamespace(crpo=crpo, run=types.SimpleNamespace(seed=0))
+    programs = types.SimpleNamespace(logprobs=jax.jit(logprobs), update=step)
+    return types.SimpleNamespace(config=config, mesh=mesh_of(), programs=programs)
+
+
+def roll_out(trainer: Any, params: Any, reference: Any, batch: Batch) -> Batch:
+    """`batch` with the log-probs that a rollout adds, had the policy sampled its completions."""
+    nothing = jnp.zeros(batch.rewards.shape)
+    tokens = (batch.completion_ids, batch.completion_mask)
+    sampled = Completions(*tokens, batch.sampler_logprobs, batch.decode_logprobs, nothing)
+    trainer.programs.sample = lambda *_: sampled
+    index = np.arange(len(batch.prompt_ids), dtype=np.int32)
+    prompts = jax.tree.map(np.asarray, (batch.prompt_ids, batch.prompt_mask))
+    rollout = begin_rollout(trainer, params, reference, PromptBatch(*prompts, index), 1)
+    return batch.replace(ref_logprobs=rollout.ref_logprobs, old_logprobs=rollout.old_logprobs)

@@ -1,0 +1,376 @@
+"""How fast is one CRPO step? Rollout, reference and update of a real or random model, measured.
+
+    python benchmarks/step.py --model HF_DIR --prompts 4 --group 8 --prompt-len 384 \
+        --completion-len 256 --kl-coef 0.01 --steps 8 --json step.json
+
+Each step samples `prompts` x `group` completions of random prompts, decodes, parses and scores
+their text on the host, computes reference log-probs (unless the KL coefficient is 0) and makes one
+AdamW update: the functions that `mental-r1 train` calls, in its order. No token ends a completion,
+so every completion has its full length, unless `--mean-length` asks for a geometric law.
+
+Phases are timed with a wait after each, so the step is their sum and overlap is not credited.
+benchmarks/README.md explains the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jaxlib
+import numpy as np
+from machine import copy_bytes_per_second, matmul_flops_per_second
+
+from mental_r1_jax.config import ExperimentConfig
+from mental_r1_jax.jobs.compiled import as_word, jit_sampler
+from mental_r1_jax.jobs.policy import Policy, load_weights, open_mesh, open_policy
+from mental_r1_jax.jobs.trainer import fresh_state, sampling_config, step_config
+from mental_r1_jax.models import decoder
+from mental_r1_jax.rewards import RewardFunction
+from mental_r1_jax.rollout.collect import assemble_batch, put_batch, score_completions
+from mental_r1_jax.training.metrics import scalars
+from mental_r1_jax.training.optimizer import make_optimizer
+from mental_r1_jax.training.train_step import jit_step, policy_logprobs, train_step
+from mental_r1_jax.types import PromptBatch
+
+PHASES = ("rollout", "reference", "train")
+
+
+@dataclasses.dataclass(frozen=True)
+class Post:
+    """A stand-in for a labelled post; the text plays no part in the work."""
+
+    set_name: str = "benchmark"
+    row: int = 0
+    text: str = ""
+    label: str = "yes"
+    question: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """The compiled functions and what they work on.
+
+    Attributes:
+        options: the command line.
+        config: the recipe that the command line amounts to.
+        policy: the model without its weights.
+        mesh: the devices.
+        sample: `(params, prompts, key) -> Completions`.
+        logprobs: `(params, batch) -> [B, G, C]`.
+        update: `(state, batch) -> (state, metrics)`; donates the state.
+        reward: share of a letter in the text, so that rewards differ within a group.
+    """
+
+    options: argparse.Namespace
+    config: ExperimentConfig
+    policy: Policy
+    mesh: jax.sharding.Mesh
+    sample: Callable[..., Any]
+    logprobs: Callable[..., Any]
+    update: Callable[..., Any]
+    optimizer: Any
+    reward: tuple[RewardFunction, ...]
+
+
+class CompileLog:
+    """Counts the programs that XLA compiles from now on, and their seconds."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, duration: float, **_: Any) -> None:
+        if event.endswith("backend_compile_duration"):
+            self.seconds.append(duration)
+
+
+def recipe(options: argparse.Namespace) -> ExperimentConfig:
+    """The recipe of a step as the command line describes it; everything else is the default."""
+    return ExperimentConfig.model_validate(
+        {
+            "model": {
+                "path": str(options.model),
+                "compute_dtype": options.dtype,
+                "remat": options.remat,
+                "logprob_chunk_size": options.chunk,
+            },
+            "data": {"sets": ["benchmark"]},
+            "rollout": {
+                "prompts_per_step": options.prompts,
+                "num_generations": options.group,
+                "max_prompt_length": options.prompt_len,
+                "max_completion_length": options.completion_len,
+                "temperature": 1.0,
+                "top_p": options.top_p,
+            },
+            "crpo": {"kl_coef": options.kl_coef},
+            "optimizer": {"learning_rate": 1e-4, "schedule": "constant"},
+            "evaluate": {"batch_size": options.prompts},
+            "mesh": {"fsdp": options.fsdp, "tensor": options.tensor},
+            "run": {
+                "output_dir": "unused",
+                "num_steps": 1,
+                "micro_batches": options.micro_batches,
+            },
+        }
+    )
+
+
+def make_bench(options: argparse.Namespace) -> Bench:
+    """Open the model and bind the functions of a step; nothing is compiled yet."""
+    config = recipe(options)
+    mesh = open_mesh(config, rows={"--prompts": options.prompts})
+    policy = open_policy(config.model.path, config)
+    sampling = dataclasses.replace(
+        sampling_config(config, policy), eos_ids=end_ids(policy, options.mean_length)
+    )
+    step = step_config(config, policy)
+    optimizer = make_optimizer(config.optimizer, 1)
+    stats = {"temperature": step.temperature, "chunk_size": step.chunk_size}
+    return Bench(
+        options=options,
+        config=config,
+        policy=policy,
+        mesh=mesh,
+        sample=jit_sampler(policy.config, sampling, mesh),
+        logprobs=jax.jit(functools.partial(policy_logprobs, config=policy.config, **stats)),
+        update=jit_step(train_step, config=step, optimizer=optimizer, mesh=mesh),
+        optimizer=optimizer,
+        reward=(RewardFunction("letter", 1.0, lambda text, *_: text.count("a") / (len(text) + 1)),),
+    )
+
+
+def end_ids(policy: Policy, mean_length: float | None) -> tuple[int, ...]:
+    """Tokens that end a completion: none, or so many that lengths are geometric.
+
+    A random model draws every token with nearly the same probability, so V / mean tokens of the
+    vocabulary end a completion after `mean_length` tokens on average.
+    """
+    if mean_length is None:
+        return ()
+    return tuple(range(max(1, round(policy.config.vocab_size / mean_length))))
+
+
+def random_prompts(bench: Bench, step: int) -> PromptBatch:
+    """Prompts of random tokens, all of the full length, placed on the mesh."""
+    shape = (bench.options.prompts, bench.options.prompt_len)
+    rng = np.random.default_rng(step)
+    ids = rng.integers(0, bench.policy.config.vocab_size, shape, dtype=np.int32)
+    batch: Any = (ids, np.ones(shape, bool), np.arange(shape[0], dtype=np.int32))
+    ids, mask, index = put_batch(bench.mesh, batch)
+    return PromptBatch(prompt_ids=ids, prompt_mask=mask, prompt_index=index)
+
+
+def one_step(
+    bench: Bench, step: int, state: Any, reference: Any
+) -> tuple[Any, dict[str, float], int]:
+    """One whole step: (next state, seconds by phase and of the whole, completion tokens)."""
+    start = time.perf_counter()
+    prompts = random_prompts(bench, step)
+    completions = bench.sample(state.params, prompts, as_word(0), as_word(step))
+    ids, mask, finished = jax.device_get(
+        (completions.completion_ids, completions.completion_mask, completions.finished)
+    )
+    sampled = time.perf_counter()
+    posts = [Post()] * len(ids)
+    groups = score_completions(bench.policy.tokenizer, posts, ids, mask, finished, bench.reward)
+    batch = assemble_batch(prompts, completions, groups, mesh=bench.mesh, mask_truncated=False)
+    scored = time.perf_counter()
+    if reference is not None:
+        batch = dataclasses.replace(batch, ref_logprobs=bench.logprobs(reference, batch))
+        batch.ref_logprobs.block_until_ready()
+    referred = time.perf_counter()
+    state, metrics = bench.update(state, batch)
+    scalars(metrics)
+    jax.block_until_ready(state)
+    end = time.perf_counter()
+    seconds = {
+        "rollout": sampled - start,
+        "host": scored - sampled,
+        "reference": referred - scored,
+        "train": end - referred,
+        "step": end - start,
+    }
+    return state, seconds, int(mask.sum())
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Run the steps and return every figure."""
+    compiles = CompileLog()
+    bench = make_bench(options)
+    state = fresh_state(bench.policy, bench.optimizer, bench.mesh)
+    reference = None
+    if options.kl_coef:
+        weights = load_weights(bench.policy, bench.mesh)
+        reference = decoder.cast_matrices(weights, bench.policy.config)
+    times: list[dict[str, float]] = []
+    tokens: list[int] = []
+    first_step = compiled = 0.0
+    for step in range(options.steps + 1):
+        state, seconds, completion_tokens = one_step(bench, step, state, reference)
+        if step == 0:
+            first_step, compiled = process_age(), len(compiles.seconds)
+            continue  # it compiles
+        times.append(seconds)
+        tokens.append(completion_tokens)
+    peak = peak_bytes()  # before the rates are measured, which takes memory of its own
+    report = {
+        "setting": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()},
+        "machine": machine(),
+        "parameters": parameters(bench),
+        "seconds": {name: summary([t[name] for t in times]) for name in times[0]},
+        "completion_tokens": statistics.median(tokens),
+        "first_step_seconds": first_step,
+        "compile_seconds": sum(compiles.seconds),
+        "compiles_in_first_step": compiled,
+        "compiles_after": len(compiles.seconds) - compiled,
+        "peak_memory_bytes": peak,
+    }
+    return report | rates(bench, report)
+
+
+def parameters(bench: Bench) -> dict[str, int]:
+    """Number of parameters that multiply a prompt token, and a completion token (with the head)."""
+    shapes = decoder.abstract_params(bench.policy.config)
+    body = sum(leaf.size for leaf in jax.tree.leaves(shapes["layers"]))
+    head = bench.policy.config.vocab_size * bench.policy.config.hidden_size
+    return {"layers": body, "head": head}
+
+
+def rates(bench: Bench, report: Mapping[str, Any]) -> dict[str, Any]:
+    """Throughputs, and utilisation against the machine's measured rates.
+
+    Training FLOPs are ``6 N`` a token that is run, N without an embedding that only looks up;
+    prompt tokens count once a group, and not at all in the head. Decoding must read the weights
+    and the filled part of the cache once for every token.
+    """
+    options, config = bench.options, bench.policy.config
+    seconds = {name: value["median"] for name, value in report["seconds"].items()}
+    layers, head = report["parameters"]["layers"], report["parameters"]["head"]
+    completion = report["completion_tokens"]
+    prompt = options.prompts * options.prompt_len
+    flops = 6 * (layers * (prompt + completion) + head * completion)
+    simple = 6 * (layers + head) * (prompt + completion)
+    dtype = config.dtype
+    matmul = matmul_flops_per_second(dtype) * len(jax.devices())
+    copy = copy_bytes_per_second() * len(jax.devices())
+    slot = 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
+    turns = options.completion_len
+    moved = turns * ((layers + head) * dtype.itemsize + prompt * slot)
+    moved += slot * completion * (completion / (options.prompts * options.group) + 1) / 2
+    return {
+        "tokens_per_second": {
+            "step": completion / seconds["step"],
+            "rollout": completion / seconds["rollout"],
+            "train": (prompt + completion) / seconds["train"],
+        },
+        "measured_matmul_flops_per_second": matmul,
+        "measured_copy_bytes_per_second": copy,
+        "train_flops_per_second": flops / seconds["train"],
+        "model_flops_utilisation": flops / seconds["train"] / matmul,
+        "model_flops_utilisation_6N_all_tokens": simple / seconds["train"] / matmul,
+        "decode_bytes_per_second": moved / seconds["rollout"],
+        "decode_bandwidth_utilisation": moved / seconds["rollout"] / copy,
+    }
+
+
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """Median and minimum of some seconds."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def process_age() -> float:
+    """Seconds since this process started, the interpreter and all imports included (Linux)."""
+    fields = Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return float(Path("/proc/uptime").read_text(encoding="ascii").split()[0]) - started
+
+
+def peak_bytes() -> int:
+    """Peak memory: of the process on CPU, of the fullest device elsewhere."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    on_device = max(stat.get("peak_bytes_in_use", 0) for stat in stats)
+    return on_device or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def machine() -> dict[str, Any]:
+    """Where the figures come from."""
+    return {
+        "devices": len(jax.devices()),
+        "device_kind": jax.devices()[0].device_kind,
+        "cpu_cores": len(os.sched_getaffinity(0)),
+        "load_average": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+    }
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The figures for people."""
+    rows = [
+        f"{name:10} {value['median']:9.3f} s median {value['min']:9.3f} s min"
+        for name, value in report["seconds"].items()
+    ]
+    per_second = report["tokens_per_second"]
+    rows += [f"{name:10} {value:9.0f} tokens/s" for name, value in per_second.items()]
+    rows += [
+        f"first step {report['first_step_seconds']:9.1f} s from the start of the process",
+        f"compiles   {report['compiles_in_first_step']:9d} in step 1, {report['compiles_after']} "
+        f"later; {report['compile_seconds']:.1f} s",
+        f"memory     {report['peak_memory_bytes'] / 2**20:9.0f} MiB peak",
+        f"training   {report['train_flops_per_second'] / 1e9:9.1f} GFLOP/s, "
+        f"{report['model_flops_utilisation']:.0%} of the measured "
+        f"{report['measured_matmul_flops_per_second'] / 1e9:.0f}",
+        f"decoding   {report['decode_bytes_per_second'] / 1e9:9.1f} GB/s, "
+        f"{report['decode_bandwidth_utilisation']:.0%} of the measured "
+        f"{report['measured_copy_bytes_per_second'] / 1e9:.1f}",
+    ]
+    return "\n".join(rows)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Measure one CRPO step.")
+    parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder")
+    parser.add_argument("--prompts", type=int, default=4, help="B, prompts a step")
+    parser.add_argument("--group", type=int, default=8, help="G, completions of a prompt")
+    parser.add_argument("--prompt-len", type=int, default=384, help="P, tokens")
+    parser.add_argument("--completion-len", type=int, default=256, help="C, tokens")
+    parser.add_argument("--mean-length", type=float, help="geometric completion lengths, tokens")
+    parser.add_argument("--kl-coef", type=float, default=0.01, help="0: no reference policy")
+    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus share")
+    parser.add_argument("--steps", type=int, default=8, help="measured steps, after the first")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--remat", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--chunk", type=int, default=512, help="vocabulary entries a logits chunk")
+    parser.add_argument("--micro-batches", type=int, default=1)
+    parser.add_argument("--fsdp", type=int, default=1)
+    parser.add_argument("--tensor", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="where to write all figures")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print and write."""
+    options = parse(arguments)
+    report = measure(options)
+    print(table(report))
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

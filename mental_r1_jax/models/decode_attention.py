@@ -1,0 +1,63 @@
+"""Attention of one new token of every completion, for the decoding loop.
+
+Keys are kept transposed, ``[..., h, tokens]``, and values as ``[..., tokens, h]``: then both matrix
+products have their right operand in the order in which matrix units and vector units want it, and
+no cache is transposed at every token. On CPU that makes the products up to three times as fast.
+
+Axes beside those of `mental_r1_jax.types`: R query heads of one key/value head, h head width, S
+slots of the completion's own cache.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from mental_r1_jax.models.attention_plain import HIDDEN_LOGIT
+
+
+def decode_attention(
+    queries: Float[Array, "B G K R h"],
+    prompt_keys: Float[Array, "B K h P"],
+    prompt_values: Float[Array, "B K P h"],
+    own_keys: Float[Array, "B G K h S"],
+    own_values: Float[Array, "B G K S h"],
+    prompt_allowed: Bool[Array, "B P"],
+    own_allowed: Bool[Array, " S"],
+) -> Float[Array, "B G K R h"]:
+    """Attend from one token of each completion to its prompt's one copy and to its own tokens.
+
+    One softmax over both key sets, ``softmax([q k_prompt, q k_own] / sqrt(h)) [v_prompt; v_own]``,
+    without joining them: with the common maximum ``m`` and ``e = exp(logit - m)``,
+    ``(e_prompt v_prompt + e_own v_own) / (sum e_prompt + sum e_own)``. The G completions are rows
+    of one matrix product with the prompt's keys. Logits, exponentials and sums are float32.
+    """
+    num_prompts, group, kv_heads, repeats, width = queries.shape
+    queries = queries * jnp.asarray(width**-0.5, queries.dtype)
+    rows = queries.swapaxes(1, 2).reshape(num_prompts, kv_heads, group * repeats, width)
+    to_prompt = _dot("bkmh,bkhp->bkmp", rows, prompt_keys)
+    to_own = _dot("bgkrh,bgkhs->bgkrs", queries, own_keys)
+    to_prompt = jnp.where(prompt_allowed[:, None, None, :], to_prompt, HIDDEN_LOGIT)
+    to_own = jnp.where(own_allowed[None, None, None, None, :], to_own, HIDDEN_LOGIT)
+    top_prompt = _by_completion(to_prompt.max(-1), group)
+    top = jnp.maximum(top_prompt, to_own.max(-1))
+    top_rows = top.swapaxes(1, 2).reshape(num_prompts, kv_heads, group * repeats)
+    from_prompt = jnp.exp(to_prompt - top_rows[..., None])
+    from_own = jnp.exp(to_own - top[..., None])
+    total = _by_completion(from_prompt.sum(-1), group) + from_own.sum(-1)
+    mixed = _by_completion(_dot("bkmp,bkph->bkmh", from_prompt, prompt_values), group)
+    mixed += _dot("bgkrs,bgksh->bgkrh", from_own, own_values)
+    return (mixed / total[..., None]).astype(queries.dtype)
+
+
+def _dot(subscripts: str, left: Array, right: Array) -> Array:
+    """Matrix product in the dtype of the cache, accumulated in float32."""
+    left = left.astype(right.dtype)
+    return jnp.einsum(subscripts, left, right, preferred_element_type=jnp.float32)
+
+
+def _by_completion(rows: Array, group: int) -> Array:
+    """``[B, K, G * R, ...] -> [B, G, K, R, ...]``."""
+    num_prompts, kv_heads, count, *rest = rows.shape
+    split = rows.reshape(num_prompts, kv_heads, group, count // group, *rest)
+    return split.swapaxes(1, 2)

@@ -1,0 +1,238 @@
+"""Reading a compiled program: its computations, how often each runs, and the arrays in it.
+
+XLA prints the program that one device runs. A loop stands there once, so whatever is counted must
+be multiplied by the number of its turns, which the loop's condition tells.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_BYTES = {
+    **{"pred": 1, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "s16": 2, "u16": 2, "f16": 2},
+    **{"bf16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16},
+}
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_CALLED = re.compile(r"\b(?:calls|to_apply)=%?([\w.\-]+)|\bbranch_computations=\{([^}]*)\}")
+
+
+@dataclass(frozen=True)
+class Array:
+    """One array of a program, as large as it is on one device."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size without the padding of its layout."""
+        return math.prod(self.shape) * _BYTES.get(self.dtype, 0)
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line of a computation.
+
+    Attributes:
+        name: unique in the program.
+        opcode: `fusion`, `all-gather`, `while` and so on.
+        arrays: what it returns; several for a tuple.
+        operands: names of its inputs.
+        rest: everything after the operands.
+        is_root: whether the computation returns it.
+        literal: what stands between the parentheses, the value of a constant.
+    """
+
+    name: str
+    opcode: str
+    arrays: tuple[Array, ...]
+    operands: tuple[str, ...]
+    rest: str
+    is_root: bool
+    literal: str
+
+    def attribute(self, name: str) -> str | None:
+        """The value of `name=value`, up to the next comma, or None."""
+        found = re.search(rf"\b{name}=%?([^,\s]+)", self.rest)
+        return found[1] if found else None
+
+    @property
+    def source(self) -> str:
+        """Where in our code it comes from: names of scopes and of the operation."""
+        found = re.search(r'op_name="([^"]*)"', self.rest)
+        return found[1] if found else ""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """An instruction at one place in the tree of calls.
+
+    Attributes:
+        instruction: the line.
+        times: how often it runs in one run of the program.
+        loops: the loops around it, outermost first.
+        fused: whether it is part of a fusion, so that its result never is a buffer.
+    """
+
+    instruction: Instruction
+    times: int
+    loops: tuple[str, ...]
+    fused: bool
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled program.
+
+    Attributes:
+        computations: name -> its lines.
+        entry: name of the computation that runs first.
+        header: the line with the aliases of inputs and outputs.
+    """
+
+    computations: dict[str, tuple[Instruction, ...]]
+    entry: str
+    header: str
+
+    def visits(self) -> Iterator[Visit]:
+        """Every instruction of the program with the number of times it runs."""
+        yield from self._visit(self.entry, 1, (), fused=False)
+
+    def _visit(self, name: str, times: int, loops: tuple[str, ...], fused: bool) -> Iterator[Visit]:
+        for line in self.computations[name]:
+            yield Visit(line, times, loops, fused)
+            if line.opcode == "while":
+                turns, body = self.turns(name, line), line.attribute("body")
+                inside = (*loops, line.name)
+                yield from self._visit(str(body), times * turns, inside, fused)
+                condition = str(line.attribute("condition"))
+                yield from self._visit(condition, times * (turns + 1), inside, fused)
+                continue
+            in_fusion = fused or line.opcode == "fusion"
+            for called in _called(line):
+                yield from self._visit(called, times, loops, in_fusion)
+
+    def turns(self, computation: str, loop: Instruction) -> int:
+        """Turns of a loop: as the compiler noted, or from its counter; the most it can take.
+
+        Raises:
+            ValueError: neither tells.
+        """
+        noted = re.search(r"known_trip_count\D+(\d+)", loop.rest)
+        if noted:
+            return int(noted[1])
+        index, bound = self._counter(loop)
+        start = self._value(computation, loop.operands[0], index)
+        return max(0, bound - start)
+
+    def _counter(self, loop: Instruction) -> tuple[int, int]:
+        """(place of the counter in the loop's state, value at which the loop ends)."""
+        lines = {x.name: x for x in self.computations[str(loop.attribute("condition"))]}
+        for line in lines.values():
+            if line.opcode != "compare" or "direction=LT" not in line.rest:
+                continue
+            counter, bound = (lines[name] for name in line.operands)
+            if counter.opcode == "get-tuple-element" and bound.opcode == "constant":
+                return int(str(counter.attribute("index"))), int(bound.literal)
+        raise ValueError(f"loop {loop.name} ({loop.source}): its condition bounds no counter")
+
+    def _value(self, computation: str, name: str, index: int) -> int:
+        """The integer at `index` of a loop's initial state: a constant, or an earlier loop's end.
+
+        What is computed at run time counts as 0, so that the loop's length is an upper bound.
+        """
+        lines = {x.name: x for x in self.computations[computation]}
+        state = lines.get(name)
+        if state is None or state.opcode != "tuple":
+            return 0
+        line = lines.get(state.operands[index])
+        while line is not None and line.opcode in ("copy", "bitcast"):
+            line = lines.get(line.operands[0])
+        if line is None:
+            return 0
+        if line.opcode == "constant":
+            return int(line.literal)
+        source = lines.get(line.operands[0]) if line.opcode == "get-tuple-element" else None
+        if source is not None and source.opcode == "while":
+            place, end = self._counter(source)
+            return end if place == int(str(line.attribute("index"))) else 0
+        return 0
+
+    @functools.cached_property
+    def aliases(self) -> int:
+        """Number of outputs that take over the memory of an input."""
+        return len(re.findall(r"\{[\d, ]*\}: \(\d+, \{[\d, ]*\}", self.header))
+
+
+def parse_program(text: str) -> Program:
+    """Read the text that XLA prints for a compiled program.
+
+    Raises:
+        ValueError: there is no entry computation in it.
+    """
+    computations: dict[str, tuple[Instruction, ...]] = {}
+    entry, name, lines = "", "", list[Instruction]()
+    for raw in text.splitlines():
+        if found := _HEADER.match(raw):
+            name, lines = found[2], []
+            entry = name if found[1] else entry
+        elif raw.startswith("}"):
+            computations[name] = tuple(lines)
+        elif found := _LINE.match(raw):
+            lines.append(_instruction(found[2], found[3], is_root=bool(found[1])))
+    if not entry:
+        raise ValueError("no entry computation in the program's text")
+    return Program(computations, entry, text.lstrip().partition("\n")[0])
+
+
+def arrays_in(shape: str) -> tuple[Array, ...]:
+    """The arrays that a shape names, in order."""
+    return tuple(
+        Array(dtype, tuple(int(n) for n in dims.split(",") if n))
+        for dtype, dims in _ARRAY.findall(re.sub(r"/\*.*?\*/|\{[^{}]*\}", "", shape))
+    )
+
+
+def _instruction(name: str, text: str, is_root: bool) -> Instruction:
+    """Take `SHAPE opcode(operands), attributes` apart."""
+    end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
+    shape, text = text[:end], text[end:].lstrip()
+    opcode, _, _ = text.partition("(")
+    close = _closing(text, len(opcode))
+    inside = text[len(opcode) + 1 : close]
+    operands = tuple(re.findall(r"%([\w.\-]+)", inside))
+    return Instruction(
+        name, opcode, arrays_in(shape), operands, text[close + 1 :], is_root, inside.strip()
+    )
+
+
+def _closing(text: str, start: int) -> int:
+    """Index of the parenthesis that closes the one at `start`."""
+    depth = 0
+    for i in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[i], 0)
+        if depth == 0:
+            return i
+    raise ValueError(f"unbalanced parentheses in {text[:80]!r}")
+
+
+def _called(line: Instruction) -> list[str]:
+    """Computations that an instruction calls once, other than those that combine two numbers."""
+    if line.opcode in (
+        "all-reduce",
+        "all-reduce-start",
+        "reduce",
+        "reduce-scatter",
+        "reduce-window",
+    ):
+        return []
+    if line.opcode in ("scatter", "select-and-scatter", "sort", "map"):
+        return []
+    found = ", ".join(one or several for one, several in _CALLED.findall(line.rest))
+    return re.findall(r"[\w.\-]+", found)

@@ -1,0 +1,50 @@
+"""The `config.json` facts of the models in our recipes, so that planning needs no download.
+
+Public values, as the models' own files on the hub state them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_LLAMA: dict[str, Any] = {
+    **{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu"},
+    **{"rms_norm_eps": 1e-5, "tie_word_embeddings": True},
+}
+_SMOLLM2 = _LLAMA | {
+    **{"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "head_dim": 64},
+    **{"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3},
+    **{"rope_theta": 100000.0, "max_position_embeddings": 8192},
+}
+_LLAMA_32_1B = _LLAMA | {
+    **{"vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "head_dim": 64},
+    **{"num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8},
+    **{"rope_theta": 500000.0, "max_position_embeddings": 131072},
+    "rope_scaling": {
+        **{"rope_type": "llama3", "factor": 32.0, "original_max_position_embeddings": 8192},
+        **{"low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    },
+}
+_QWEN3: dict[str, Any] = {
+    **{"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "hidden_act": "silu"},
+    **{"vocab_size": 151936, "num_key_value_heads": 8, "head_dim": 128, "rope_theta": 1000000.0},
+    **{"rms_norm_eps": 1e-6, "attention_bias": False, "max_position_embeddings": 40960},
+}
+
+
+def _qwen3(width: int, hidden: int, layers: int, heads: int, tied: bool) -> dict[str, Any]:
+    """One size of the family."""
+    return _QWEN3 | {
+        **{"hidden_size": width, "intermediate_size": hidden, "num_hidden_layers": layers},
+        **{"num_attention_heads": heads, "tie_word_embeddings": tied},
+    }
+
+
+KNOWN_CONFIGS: dict[str, dict[str, Any]] = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": _SMOLLM2,
+    "meta-llama/Llama-3.2-1B-Instruct": _LLAMA_32_1B,
+    "Qwen/Qwen3-0.6B": _qwen3(1024, 3072, 28, 16, tied=True),
+    "Qwen/Qwen3-1.7B": _qwen3(2048, 6144, 28, 16, tied=True),
+    "Qwen/Qwen3-8B": _qwen3(4096, 12288, 36, 32, tied=False),
+    "Qwen/Qwen3-32B": _qwen3(5120, 25600, 64, 64, tied=False),
+}

@@ -1,0 +1,141 @@
+"""What is known about a run before it has run: the result of planning, to print or to keep."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mental_r1_jax.planning.chips import Chip
+from mental_r1_jax.planning.memory import peak
+from mental_r1_jax.planning.roofline import ASSUMPTIONS, PhaseTime
+from mental_r1_jax.planning.workload import Workload
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """One program of a step.
+
+    Attributes:
+        phase: `rollout`, `reference` or `update`.
+        parts: bytes of a chip by part while it runs; None where it did not compile.
+        needed: bytes that the compiler asked for where they were too many.
+        traffic: kind of collective -> {times, ici_bytes, dcn_bytes} of a chip, in one run.
+        time: None where it did not compile.
+        compile_seconds: on this machine.
+    """
+
+    phase: str
+    parts: Mapping[str, float] | None
+    needed: float | None
+    traffic: Mapping[str, Mapping[str, float]]
+    time: PhaseTime | None
+    compile_seconds: float
+
+    @property
+    def peak(self) -> float:
+        """Bytes of a chip while the phase runs."""
+        return peak(self.parts) if self.parts is not None else float(self.needed or 0.0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe on a topology.
+
+    Attributes:
+        recipe: its name.
+        topology: as people write it.
+        chip: every chip of it.
+        mesh: axis -> size.
+        mesh_reason: why these sizes.
+        work: sizes of a step.
+        phases: in the order in which a step runs them.
+        reshard_bytes: bytes that a chip sends to bring the weights into their decoding layout.
+        steps: of the whole run.
+        steps_reason: where that number comes from.
+        remedy: the smallest change found with which it fits; empty where it fits.
+    """
+
+    recipe: str
+    topology: str
+    chip: Chip
+    mesh: Mapping[str, int]
+    mesh_reason: str
+    work: Workload
+    phases: tuple[PhasePlan, ...]
+    reshard_bytes: float
+    steps: int
+    steps_reason: str
+    remedy: str = ""
+
+    @property
+    def peak(self) -> float:
+        """The most bytes that a chip holds in any phase."""
+        return max(phase.peak for phase in self.phases)
+
+    @property
+    def fits(self) -> bool:
+        """Whether every program compiled, and none needs more than a chip has."""
+        return self.peak <= self.chip.memory and all(p.parts is not None for p in self.phases)
+
+    @property
+    def bound(self) -> float:
+        """Seconds that a step takes at least."""
+        return sum(phase.time.bound for phase in self.phases if phase.time)
+
+    @property
+    def expected(self) -> float:
+        """Seconds that a step will take by the assumptions."""
+        return sum(phase.time.expected for phase in self.phases if phase.time)
+
+    @property
+    def hours(self) -> float:
+        """Of the whole run, as expected."""
+        return self.steps * self.expected / 3600
+
+    @property
+    def chip_hours(self) -> float:
+        """Hours times chips, which is what is paid for."""
+        return self.hours * self.work.devices
+
+    def with_remedy(self, remedy: str) -> Plan:
+        """The same plan with a word on how to make it fit."""
+        return dataclasses.replace(self, remedy=remedy)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, with the derived figures, as plain values."""
+        phases = [
+            dataclasses.asdict(phase)
+            | {"peak_bytes": phase.peak}
+            | {
+                "bound_seconds": phase.time.bound if phase.time else None,
+                "expected_seconds": phase.time.expected if phase.time else None,
+            }
+            for phase in self.phases
+        ]
+        return {
+            "recipe": self.recipe,
+            "topology": self.topology,
+            "chips": self.work.devices,
+            "chip": dataclasses.asdict(self.chip),
+            "mesh": dict(self.mesh),
+            "mesh_reason": self.mesh_reason,
+            "fits": self.fits,
+            "remedy": self.remedy,
+            "peak_bytes": self.peak,
+            "phases": phases,
+            "reshard_bytes": self.reshard_bytes,
+            "step_bound_seconds": self.bound,
+            "step_expected_seconds": self.expected,
+            "prompts_per_hour": 3600 * self.work.prompts / self.expected if self.expected else None,
+            "completion_tokens_per_hour": (
+                3600 * self.work.completion_tokens / self.expected if self.expected else None
+            ),
+            "steps": self.steps,
+            "steps_reason": self.steps_reason,
+            "hours": self.hours,
+            "chip_hours": self.chip_hours,
+            "compile_seconds": sum(phase.compile_seconds for phase in self.phases),
+            "assumptions": list(ASSUMPTIONS),
+        }

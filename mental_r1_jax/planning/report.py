@@ -1,0 +1,140 @@
+"""Plans as tables to read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from mental_r1_jax.planning.chips import GIB
+from mental_r1_jax.planning.memory import PARTS
+from mental_r1_jax.planning.plan import Plan
+from mental_r1_jax.planning.roofline import ASSUMPTIONS
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """Print memory, traffic, time and cost of one plan."""
+    mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
+    console.print(f"{plan.recipe} on {plan.topology} ({plan.work.devices} x {plan.chip.name})")
+    console.print(f"mesh {mesh}: {plan.mesh_reason}")
+    console.print(memory_table(plan))
+    console.print(f"[bold]{verdict(plan)}[/bold]")
+    console.print(traffic_table(plan))
+    console.print(
+        f"weights for decoding: {plan.reshard_bytes / GIB:.3f} GiB sent by each chip, once a step"
+    )
+    console.print(time_table(plan))
+    console.print(cost_line(plan))
+    console.print("Assumptions: " + "; ".join(ASSUMPTIONS) + ".")
+
+
+def verdict(plan: Plan) -> str:
+    """Whether it fits, and if not, what would make it fit."""
+    peak, room = plan.peak / GIB, plan.chip.memory / GIB
+    if plan.fits:
+        return f"fits: {peak:.2f} of {room:.2f} GiB a chip"
+    return f"does not fit: {peak:.2f} of {room:.2f} GiB a chip. {plan.remedy}"
+
+
+def memory_table(plan: Plan) -> Table:
+    """GiB of a chip by part and phase."""
+    table = Table(title="memory of a chip, GiB", title_justify="left")
+    table.add_column("part")
+    for phase in plan.phases:
+        table.add_column(phase.phase, justify="right")
+    compiled = [phase.parts or {} for phase in plan.phases]
+    for part in PARTS:
+        if any(parts.get(part) for parts in compiled):
+            cells = [f"{parts[part] / GIB:.3f}" if parts else "-" for parts in compiled]
+            table.add_row(part, *cells)
+    table.add_section()
+    table.add_row("peak", *(f"{phase.peak / GIB:.3f}" for phase in plan.phases))
+    return table
+
+
+def traffic_table(plan: Plan) -> Table:
+    """Collectives of each phase by kind."""
+    table = Table(title="collectives of one step, a chip", title_justify="left")
+    for name in ("phase", "kind", "times", "over ICI, GiB", "over DCN, GiB"):
+        table.add_column(name, justify="left" if name in ("phase", "kind") else "right")
+    for phase in plan.phases:
+        for kind, row in phase.traffic.items():
+            ici, dcn = (f"{row[key] / GIB:.3f}" for key in ("ici_bytes", "dcn_bytes"))
+            table.add_row(phase.phase, kind, f"{row['times']:,.0f}", ici, dcn)
+    return table
+
+
+def time_table(plan: Plan) -> Table:
+    """Seconds of each phase by what they are spent on."""
+    table = Table(title="time of a step, seconds", title_justify="left")
+    columns = ("model FLOPs", "compute", "memory", "ICI", "DCN", "at best", "expected")
+    table.add_column("phase")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for phase in plan.phases:
+        time = phase.time
+        if time is None:
+            table.add_row(phase.phase, *("-",) * len(columns))
+            continue
+        seconds = (time.compute, time.memory, time.ici, time.dcn, time.bound, time.expected)
+        table.add_row(
+            phase.phase, f"{time.model_flops:.3g}", *(f"{value:.3f}" for value in seconds)
+        )
+    table.add_section()
+    table.add_row("step", *("",) * 5, f"{plan.bound:.3f}", f"{plan.expected:.3f}")
+    return table
+
+
+def cost_line(plan: Plan) -> str:
+    """Throughput, length and price of the run."""
+    if not plan.expected or any(phase.time is None for phase in plan.phases):
+        return "no times: not every program compiled"
+    hourly = 3600 / plan.expected
+    return (
+        f"{hourly * plan.work.prompts:,.0f} prompts and "
+        f"{hourly * plan.work.completion_tokens:,.0f} completion tokens an hour; "
+        f"{plan.steps} steps ({plan.steps_reason}): {plan.hours:.2f} hours, "
+        f"{plan.chip_hours:.1f} chip-hours"
+    )
+
+
+def sweep_table(plans: Sequence[Plan]) -> Table:
+    """Plans of several meshes, the best first."""
+    table = Table(title="meshes, fastest first", title_justify="left")
+    names = ("data", "fsdp", "tensor", "peak GiB", "fits", "at best s", "expected s")
+    for name in (*names, "chip-hours"):
+        table.add_column(name, justify="right")
+    for plan in plans:
+        table.add_row(
+            *(str(size) for size in plan.mesh.values()),
+            f"{plan.peak / GIB:.2f}",
+            "yes" if plan.fits else "no",
+            f"{plan.bound:.2f}",
+            f"{plan.expected:.2f}",
+            f"{plan.chip_hours:.1f}",
+        )
+    return table
+
+
+def markdown_rows(plans: Sequence[Plan]) -> str:
+    """One row of a Markdown table a plan, for the documentation."""
+    head = (
+        "| recipe | topology | mesh (data x fsdp x tensor) | peak of a chip, GiB | fits "
+        "| sent by a chip a step, GiB (ICI / DCN) | step, s (at best / expected) | chip-hours "
+        "| compiled in, s |"
+    )
+    rows = [head, "|" + "---|" * 9]
+    for plan in plans:
+        sent = [
+            sum(row[key] for phase in plan.phases for row in phase.traffic.values()) / GIB
+            for key in ("ici_bytes", "dcn_bytes")
+        ]
+        rows.append(
+            f"| `{plan.recipe}` | {plan.topology} | {' x '.join(map(str, plan.mesh.values()))} "
+            f"| {plan.peak / GIB:.1f} of {plan.chip.memory / GIB:.1f} "
+            f"| {'yes' if plan.fits else 'no'} | {sent[0]:.1f} / {sent[1]:.1f} "
+            f"| {plan.bound:.1f} / {plan.expected:.1f} | {plan.chip_hours:.1f} "
+            f"| {sum(phase.compile_seconds for phase in plan.phases):.0f} |"
+        )
+    return "\n".join(rows) + "\n"

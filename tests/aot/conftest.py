@@ -1,0 +1,33 @@
+"""Programs compiled for TPUs; the tests here need libtpu and no TPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import pytest
+
+from tests.aot.tiny_step import MODEL, TOPOLOGY, TinyStep, tiny_step
+
+
+@pytest.fixture(autouse=True, scope="session")
+def as_users_have_it() -> Iterator[None]:
+    """The suite's full matrix precision is for comparing numbers; TPU kernels refuse it."""
+    with jax.default_matmul_precision("default"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with nothing but a `config.json`."""
+    folder = tmp_path_factory.mktemp("tiny_model")
+    (folder / "config.json").write_text(json.dumps(MODEL), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_model: Path) -> TinyStep:
+    """The tiny step on `v5e:2x4`, compiled once; without a reference, whose pass is half of it."""
+    return tiny_step(tiny_model, TOPOLOGY, "crpo.kl_coef=0")
