@@ -49,6 +49,11 @@ typecheck: $(VENV)/.installed-test  ## mypy on the package; strict, and no ignor
 	$(BIN)/mypy
 	@! grep -rn "type: ignore" mental_r1_jax/rl
 
+.PHONY: tpu-table
+tpu-table: $(VENV)/.installed-test  ## plan every recipe for its TPUs and rewrite the tables of docs/tpu.md
+	@$(BIN)/python -c 'import libtpu' || $(PIP) install --quiet libtpu
+	$(BIN)/python -m mental_r1_jax.jobs.tpu_table docs "$(ONLY)"
+
 .PHONY: ci
 ci:  ## what continuous integration runs
 	bash .ci/run

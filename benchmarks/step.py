@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
 import os
 import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +31,28 @@ import jaxlib
 import numpy as np
 from machine import copy_bytes_per_second, matmul_flops_per_second
 
+from mental_r1_jax import compilation_cache
 from mental_r1_jax.config import ExperimentConfig
-from mental_r1_jax.jobs.compiled import as_word, jit_sampler
-from mental_r1_jax.jobs.policy import Policy, load_weights, open_mesh, open_policy
-from mental_r1_jax.jobs.trainer import fresh_state, sampling_config, step_config
+from mental_r1_jax.jobs.compiled import Wait, bind_programs, no_wait
+from mental_r1_jax.jobs.policy import open_mesh, open_policy
+from mental_r1_jax.jobs.train import (
+    begin_rollout,
+    compile_ahead,
+    finish_rollout,
+    scalars_of_updates,
+    update,
+)
+from mental_r1_jax.jobs.trainer import (
+    Trainer,
+    fresh_state,
+    reference_weights,
+    sampling_config,
+    step_config,
+)
 from mental_r1_jax.models import decoder
 from mental_r1_jax.rewards import RewardFunction
-from mental_r1_jax.rollout.collect import assemble_batch, put_batch, score_completions
-from mental_r1_jax.training.metrics import scalars
-from mental_r1_jax.training.optimizer import make_optimizer
-from mental_r1_jax.training.train_step import jit_step, policy_logprobs, train_step
+from mental_r1_jax.training.optimizer import make_optimizer, make_schedule
 from mental_r1_jax.types import PromptBatch
-
-PHASES = ("rollout", "reference", "train")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,32 +64,6 @@ class Post:
     text: str = ""
     label: str = "yes"
     question: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Bench:
-    """The compiled functions and what they work on.
-
-    Attributes:
-        options: the command line.
-        config: the recipe that the command line amounts to.
-        policy: the model without its weights.
-        mesh: the devices.
-        sample: `(params, prompts, key) -> Completions`.
-        logprobs: `(params, batch) -> [B, G, C]`.
-        update: `(state, batch) -> (state, metrics)`; donates the state.
-        reward: share of a letter in the text, so that rewards differ within a group.
-    """
-
-    options: argparse.Namespace
-    config: ExperimentConfig
-    policy: Policy
-    mesh: jax.sharding.Mesh
-    sample: Callable[..., Any]
-    logprobs: Callable[..., Any]
-    update: Callable[..., Any]
-    optimizer: Any
-    reward: tuple[RewardFunction, ...]
 
 
 class CompileLog:
@@ -114,6 +96,8 @@ def recipe(options: argparse.Namespace) -> ExperimentConfig:
                 "max_completion_length": options.completion_len,
                 "temperature": 1.0,
                 "top_p": options.top_p,
+                "first_cache_length": options.first_cache_length,
+                "halvings": options.halvings,
             },
             "crpo": {"kl_coef": options.kl_coef},
             "optimizer": {"learning_rate": 1e-4, "schedule": "constant"},
@@ -123,36 +107,37 @@ def recipe(options: argparse.Namespace) -> ExperimentConfig:
                 "output_dir": "unused",
                 "num_steps": 1,
                 "micro_batches": options.micro_batches,
+                "compilation_cache": options.compilation_cache,
             },
         }
     )
 
 
-def make_bench(options: argparse.Namespace) -> Bench:
-    """Open the model and bind the functions of a step; nothing is compiled yet."""
+def make_trainer(options: argparse.Namespace) -> Trainer:
+    """What `mental-r1 train` would open, with random prompts in place of posts."""
     config = recipe(options)
-    mesh = open_mesh(config, rows={"--prompts": options.prompts})
     policy = open_policy(config.model.path, config)
+    mesh = open_mesh(config, rows={"--prompts": options.prompts}, model=policy.config)
     sampling = dataclasses.replace(
-        sampling_config(config, policy), eos_ids=end_ids(policy, options.mean_length)
+        sampling_config(config, policy), eos_ids=end_ids(policy.config, options.mean_length)
     )
-    step = step_config(config, policy)
     optimizer = make_optimizer(config.optimizer, 1)
-    stats = {"temperature": step.temperature, "chunk_size": step.chunk_size}
-    return Bench(
-        options=options,
+    # The share of a letter: cheap, and different within a group, so that there is a gradient.
+    reward = RewardFunction("letter", 1.0, lambda text, *_: text.count("a") / (len(text) + 1))
+    return Trainer(
         config=config,
         policy=policy,
         mesh=mesh,
-        sample=jit_sampler(policy.config, sampling, mesh),
-        logprobs=jax.jit(functools.partial(policy_logprobs, config=policy.config, **stats)),
-        update=jit_step(train_step, config=step, optimizer=optimizer, mesh=mesh),
+        posts={},
+        functions=(reward,),
+        num_steps=1,
         optimizer=optimizer,
-        reward=(RewardFunction("letter", 1.0, lambda text, *_: text.count("a") / (len(text) + 1)),),
+        schedule=make_schedule(config.optimizer, 1),
+        programs=bind_programs(sampling, step_config(config, policy), optimizer, mesh),
     )
 
 
-def end_ids(policy: Policy, mean_length: float | None) -> tuple[int, ...]:
+def end_ids(config: decoder.DecoderConfig, mean_length: float | None) -> tuple[int, ...]:
     """Tokens that end a completion: none, or so many that lengths are geometric.
 
     A random model draws every token with nearly the same probability, so V / mean tokens of the
@@ -160,76 +145,70 @@ def end_ids(policy: Policy, mean_length: float | None) -> tuple[int, ...]:
     """
     if mean_length is None:
         return ()
-    return tuple(range(max(1, round(policy.config.vocab_size / mean_length))))
+    return tuple(range(max(1, round(config.vocab_size / mean_length))))
 
 
-def random_prompts(bench: Bench, step: int) -> PromptBatch:
-    """Prompts of random tokens, all of the full length, placed on the mesh."""
-    shape = (bench.options.prompts, bench.options.prompt_len)
+def random_prompts(trainer: Trainer, step: int) -> PromptBatch:
+    """Prompts of random tokens, all of the full length."""
+    rollout = trainer.config.rollout
+    shape = (rollout.prompts_per_step, rollout.max_prompt_length)
     rng = np.random.default_rng(step)
-    ids = rng.integers(0, bench.policy.config.vocab_size, shape, dtype=np.int32)
-    batch: Any = (ids, np.ones(shape, bool), np.arange(shape[0], dtype=np.int32))
-    ids, mask, index = put_batch(bench.mesh, batch)
+    ids: Any = rng.integers(0, trainer.policy.config.vocab_size, shape, dtype=np.int32)
+    mask: Any = np.ones(shape, bool)
+    index: Any = np.arange(shape[0], dtype=np.int32)
     return PromptBatch(prompt_ids=ids, prompt_mask=mask, prompt_index=index)
 
 
 def one_step(
-    bench: Bench, step: int, state: Any, reference: Any
+    trainer: Trainer, step: int, state: Any, reference: Any, wait: Wait = no_wait
 ) -> tuple[Any, dict[str, float], int]:
-    """One whole step: (next state, seconds by phase and of the whole, completion tokens)."""
+    """One whole step: (next state, seconds by phase and of the whole, completion tokens).
+
+    The host parses and scores while the device computes the reference, as in training.
+    """
+    posts = [Post()] * trainer.config.rollout.prompts_per_step
     start = time.perf_counter()
-    prompts = random_prompts(bench, step)
-    completions = bench.sample(state.params, prompts, as_word(0), as_word(step))
-    ids, mask, finished = jax.device_get(
-        (completions.completion_ids, completions.completion_mask, completions.finished)
-    )
+    prompts = random_prompts(trainer, step)
+    rollout = begin_rollout(trainer, state.params, reference, prompts, step, wait)
+    jax.block_until_ready(rollout.completions)
     sampled = time.perf_counter()
-    posts = [Post()] * len(ids)
-    groups = score_completions(bench.policy.tokenizer, posts, ids, mask, finished, bench.reward)
-    batch = assemble_batch(prompts, completions, groups, mesh=bench.mesh, mask_truncated=False)
+    _, batch = finish_rollout(trainer, rollout, posts)
+    jax.block_until_ready(batch)
     scored = time.perf_counter()
-    if reference is not None:
-        batch = dataclasses.replace(batch, ref_logprobs=bench.logprobs(reference, batch))
-        batch.ref_logprobs.block_until_ready()
-    referred = time.perf_counter()
-    state, metrics = bench.update(state, batch)
-    scalars(metrics)
+    state, metrics = update(trainer, state, batch)
+    tokens = scalars_of_updates(metrics)["tokens/completion"]
     jax.block_until_ready(state)
     end = time.perf_counter()
     seconds = {
         "rollout": sampled - start,
-        "host": scored - sampled,
-        "reference": referred - scored,
-        "train": end - referred,
+        "reference": scored - sampled,
+        "train": end - scored,
         "step": end - start,
     }
-    return state, seconds, int(mask.sum())
+    return state, seconds, int(tokens)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Run the steps and return every figure."""
-    compiles = CompileLog()
-    bench = make_bench(options)
-    state = fresh_state(bench.policy, bench.optimizer, bench.mesh)
-    reference = None
-    if options.kl_coef:
-        weights = load_weights(bench.policy, bench.mesh)
-        reference = decoder.cast_matrices(weights, bench.policy.config)
+    load, compiles = os.getloadavg()[0], CompileLog()
+    trainer = make_trainer(options)
+    compilation_cache.use_cache(trainer.config.run)
+    wait = compile_ahead(trainer, options.prompt_len)
+    state = fresh_state(trainer.policy, trainer.optimizer, trainer.mesh)
+    reference = reference_weights(trainer)
     times: list[dict[str, float]] = []
     tokens: list[int] = []
-    first_step = compiled = 0.0
-    for step in range(options.steps + 1):
-        state, seconds, completion_tokens = one_step(bench, step, state, reference)
-        if step == 0:
-            first_step, compiled = process_age(), len(compiles.seconds)
-            continue  # it compiles
+    state, _, _ = one_step(trainer, 0, state, reference, wait)
+    first_step, compiled = process_age(), len(compiles.seconds)
+    for step in range(1, options.steps + 1):
+        state, seconds, completion_tokens = one_step(trainer, step, state, reference)
         times.append(seconds)
         tokens.append(completion_tokens)
     peak = peak_bytes()  # before the rates are measured, which takes memory of its own
     report = {
         "setting": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()},
-        "machine": machine(),
-        "parameters": parameters(bench),
+        "machine": machine() | {"load_average_before": load},
+        "parameters": parameters(trainer.policy.config),
         "seconds": {name: summary([t[name] for t in times]) for name in times[0]},
         "completion_tokens": statistics.median(tokens),
         "first_step_seconds": first_step,
@@ -238,25 +217,26 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "compiles_after": len(compiles.seconds) - compiled,
         "peak_memory_bytes": peak,
     }
-    return report | rates(bench, report)
+    return report | rates(options, trainer.policy.config, report)
 
 
-def parameters(bench: Bench) -> dict[str, int]:
+def parameters(config: decoder.DecoderConfig) -> dict[str, int]:
     """Number of parameters that multiply a prompt token, and a completion token (with the head)."""
-    shapes = decoder.abstract_params(bench.policy.config)
+    shapes = decoder.abstract_params(config)
     body = sum(leaf.size for leaf in jax.tree.leaves(shapes["layers"]))
-    head = bench.policy.config.vocab_size * bench.policy.config.hidden_size
+    head = config.vocab_size * config.hidden_size
     return {"layers": body, "head": head}
 
 
-def rates(bench: Bench, report: Mapping[str, Any]) -> dict[str, Any]:
+def rates(
+    options: argparse.Namespace, config: decoder.DecoderConfig, report: Mapping[str, Any]
+) -> dict[str, Any]:
     """Throughputs, and utilisation against the machine's measured rates.
 
     Training FLOPs are ``6 N`` a token that is run, N without an embedding that only looks up;
     prompt tokens count once a group, and not at all in the head. Decoding must read the weights
     and the filled part of the cache once for every token.
     """
-    options, config = bench.options, bench.policy.config
     seconds = {name: value["median"] for name, value in report["seconds"].items()}
     layers, head = report["parameters"]["layers"], report["parameters"]["head"]
     completion = report["completion_tokens"]
@@ -311,7 +291,6 @@ def machine() -> dict[str, Any]:
         "devices": len(jax.devices()),
         "device_kind": jax.devices()[0].device_kind,
         "cpu_cores": len(os.sched_getaffinity(0)),
-        "load_average": os.getloadavg()[0],
         "python": platform.python_version(),
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
@@ -356,7 +335,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--remat", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--chunk", type=int, default=512, help="vocabulary entries a logits chunk")
+    parser.add_argument("--first-cache-length", type=int, default=256, help="tokens")
+    parser.add_argument("--halvings", type=int, default=0, help="of groups as completions end")
     parser.add_argument("--micro-batches", type=int, default=1)
+    parser.add_argument("--compilation-cache", type=Path, help="keep compiled programs here")
     parser.add_argument("--fsdp", type=int, default=1)
     parser.add_argument("--tensor", type=int, default=1)
     parser.add_argument("--json", type=Path, help="where to write all figures")

@@ -46,6 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+# What runs on many processes at the same time; the others need one.
+JOINING = ("sft", "train", "evaluate")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser, one sub-command a verb."""
     parser = argparse.ArgumentParser(prog="mental-r1", description=__doc__.split("\n\n")[0])
@@ -73,7 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
             )
         if verb == "plan":
             command.add_argument(
-                "--topology", required=True, help="one slice: v5p:2x2x4, or by its type, v5p-32"
+                "--topology", help="one slice (needed): v5p:2x2x4, or by its type, v5p-32"
             )
             command.add_argument(
                 "--slices", type=int, default=1, help="slices joined by the data-centre network"
@@ -101,6 +105,17 @@ def _run(options: argparse.Namespace, config: ExperimentConfig) -> None:
         from mental_r1_jax import compilation_cache
 
         compilation_cache.use_cache(config.run)
+    if options.verb in JOINING:
+        from mental_r1_jax import hosts
+
+        with hosts.joined(stops_between_steps=options.verb != "evaluate"):
+            _run_job(options, config)
+    else:
+        _run_job(options, config)
+
+
+def _run_job(options: argparse.Namespace, config: ExperimentConfig) -> None:
+    """Run the verb's job in this process, alone or one of several."""
     match options.verb:
         case "data":
             from mental_r1_jax.jobs import data

@@ -113,5 +113,8 @@ class HeadCut:
         """Sum over all devices' tokens; of a stored matrix' gradient each keeps its own part."""
         if self.model is not None:
             gradient = jax.lax.psum_scatter(gradient, self.model, scatter_dimension=0, tiled=True)
+            # The TPU compiler moves sums of gradients out of the loop over micro-batches, and fails
+            # on this one (a check in while_loop_all_reduce_code_motion): it must not see it.
+            gradient = jax.lax.optimization_barrier(gradient)
         copies = tuple(axis for axis in self.batch if axis != self.model)
         return jax.lax.psum(gradient, copies) if copies else gradient

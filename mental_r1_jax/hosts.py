@@ -7,9 +7,13 @@ prompt, a request to stop) is exchanged here; with one process every exchange is
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import json
-from collections.abc import Sequence
+import os
+import pickle
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,11 +22,132 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from mental_r1_jax import sharding
+from mental_r1_jax.errors import UserError
+
+# Seconds without a sign of life after which a process counts as dead, and the others end.
+DEAD_AFTER_SECONDS = 50
+
+# All three, or none.
+VARIABLES = ("MENTAL_R1_COORDINATOR", "MENTAL_R1_NUM_PROCESSES", "MENTAL_R1_PROCESS_ID")
+
+
+@contextlib.contextmanager
+def joined(*, stops_between_steps: bool) -> Iterator[None]:
+    """Run the body as one of the processes of this run, which may be the only one.
+
+    An error of one process ends all of them: it ends at once, where the ordinary way out would wait
+    for the others, who wait for it in the middle of a step.
+
+    Args:
+        stops_between_steps: SIGTERM is left to `multihost_utils.reached_preemption_sync_point`, on
+            which the body calls; otherwise it ends the process, as usual.
+    """
+    join(stops_between_steps=stops_between_steps)
+    try:
+        yield
+    except (UserError, jax.errors.JaxRuntimeError) as error:
+        if jax.process_count() == 1:
+            raise
+        if not isinstance(error, UserError):
+            error = _lost(error)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(2)
+    except Exception:
+        if jax.process_count() == 1:
+            raise
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _lost(error: Exception) -> UserError:
+    """What to say when devices fail, which with several processes is mostly another one's end."""
+    reason = str(error).strip().splitlines()
+    return UserError(
+        what=f"process {jax.process_index()} of {jax.process_count()} cannot go on",
+        expected="all processes to be there until the end",
+        got=reason[0] if reason else type(error).__name__,
+        remedy="look for the one that ended first and why; the same command on all resumes",
+    )
+
+
+def join(*, stops_between_steps: bool) -> None:
+    """Join the other processes of this run, if there are any; call it before any device is used.
+
+    From then on only the first process writes to standard output; all may write errors.
+
+    Raises:
+        UserError: only some of `VARIABLES` are set, or to no sensible values.
+    """
+    arguments = cluster_arguments(os.environ)
+    if arguments is None:
+        return
+    jax.config.update("jax_enable_preemption_service", stops_between_steps)
+    jax.distributed.initialize(heartbeat_timeout_seconds=DEAD_AFTER_SECONDS, **arguments)
+    index, count = jax.process_index(), jax.process_count()
+    if count > 1:
+        print(f"process {index} of {count}, {jax.local_device_count()} devices", flush=True)
+    if index > 0:
+        # Progress, tables and reports are the same everywhere; one copy is enough.
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  until the end
+
+
+def cluster_arguments(environment: Mapping[str, str]) -> dict[str, Any] | None:
+    """Arguments of `jax.distributed.initialize`, or None where this process is alone.
+
+    In this order: our own `VARIABLES`; Slurm with several tasks; a TPU whose workers are listed in
+    the environment, as on GKE; a Cloud TPU VM, where JAX asks the metadata server. Where JAX finds
+    everything by itself there are no arguments.
+
+    Raises:
+        UserError: see `join`.
+    """
+    if any(name in environment for name in VARIABLES):
+        return _plain_arguments(environment)
+    if int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in environment:
+        return {}
+    if environment.get("JAX_PLATFORMS") == "cpu":
+        return None
+    workers = environment.get("TPU_PROCESS_ADDRESSES", environment.get("TPU_WORKER_HOSTNAMES"))
+    if workers is not None:
+        # Notebook services list the one machine that they have.
+        several = "," in workers or int(environment.get("MEGASCALE_NUM_SLICES", 1)) > 1
+        return {} if several else None
+    # JAX sets this variable when it is imported on a machine without TPU.
+    return None if "TPU_SKIP_MDS_QUERY" in environment else {}
+
+
+def _plain_arguments(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Arguments from our own variables."""
+    values = {name: environment.get(name, "") for name in VARIABLES}
+    address, count, index = values.values()
+    numbers = count.isdecimal() and index.isdecimal() and int(index) < int(count)
+    if not numbers or not address.rpartition(":")[2].isdecimal():
+        raise UserError(
+            what="the variables that join processes do not fit together",
+            expected=f"{VARIABLES[0]}=HOST:PORT of the first process, and {VARIABLES[2]} from 0 to "
+            f"{VARIABLES[1]} - 1, on every process",
+            got=", ".join(f"{name}={value}" for name, value in values.items()),
+            remedy="set all three, or none for a run of one process",
+        )
+    return {
+        "coordinator_address": address,
+        "num_processes": int(count),
+        "process_id": int(index),
+        # Nothing is left to be found out, so JAX need not look around.
+        "cluster_detection_method": "deactivate",
+    }
 
 
 def is_first() -> bool:
     """Whether this process is the one that writes files and talks to the user."""
     return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+    """Return when every process has come to this point, named `what`."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
 
 
 def local_rows(mesh: Mesh, total: int) -> np.ndarray:
@@ -65,6 +190,8 @@ def fetch_rows(array: jax.Array) -> np.ndarray:
     shards = {
         shard.index[0].indices(array.shape[0])[0]: shard for shard in array.addressable_shards
     }
+    for shard in shards.values():
+        shard.data.copy_to_host_async()
     return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])
 
 
@@ -88,14 +215,18 @@ def largest(value: int) -> int:
     return int(multihost_utils.process_allgather(np.array([value], np.int32)).max())
 
 
-def all_items(items: Sequence[Any]) -> list[Any]:
-    """JSON-able items of all processes, one process after the other, on every process; all wait."""
-    if jax.process_count() == 1:
-        return list(items)
-    encoded = np.frombuffer(json.dumps(list(items)).encode(), np.uint8)
-    size = largest(len(encoded))
-    # Sizes are rounded up to a power of two, so that few programs are compiled.
-    padded = np.full(1 << max(0, size - 1).bit_length(), ord(" "), np.uint8)
-    padded[: len(encoded)] = encoded
-    texts = multihost_utils.process_allgather(padded)
-    return [item for text in texts for item in json.loads(text.tobytes().decode())]
+def all_items(items: Iterable[tuple[int, Any]]) -> list[Any]:
+    """Numbered items of all processes, in the order of their numbers, on every process; all wait.
+
+    Items with one number are the same thing, held by several processes, and come once.
+    """
+    own = list(items)
+    if jax.process_count() > 1:
+        encoded = np.frombuffer(pickle.dumps(own), np.uint8)
+        size = largest(len(encoded))
+        # Sizes are rounded up to a power of two, so that few programs are compiled.
+        padded = np.zeros(1 << max(0, size - 1).bit_length(), np.uint8)
+        padded[: len(encoded)] = encoded
+        gathered = multihost_utils.process_allgather(padded)
+        own = [item for one in gathered for item in pickle.loads(one.tobytes())]
+    return [item for _, item in sorted(dict(own).items())]

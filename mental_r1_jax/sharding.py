@@ -71,7 +71,11 @@ def make_mesh(
     auto = (AxisType.Auto,) * len(MESH_AXES)
     slices = count_slices(devices)
     if slices == 1:
-        return jax.make_mesh((copies, fsdp, tensor), MESH_AXES, axis_types=auto, devices=devices)
+        # A logical axis may take a part of an axis of the torus: 2 x 8 x 2 on 4 x 8 chips.
+        ordered = mesh_utils.create_device_mesh(
+            (copies, fsdp, tensor), devices, allow_split_physical_axes=True
+        )
+        return Mesh(ordered, MESH_AXES, axis_types=auto)
     if copies % slices:
         raise UserError(
             what=f"a copy of the model would lie in more than one of {slices} slices",
@@ -80,7 +84,9 @@ def make_mesh(
             remedy="make mesh.fsdp or mesh.tensor smaller",
         )
     inside, across = (copies // slices, fsdp, tensor), (slices, 1, 1)
-    ordered = mesh_utils.create_hybrid_device_mesh(inside, across, devices)
+    ordered = mesh_utils.create_hybrid_device_mesh(
+        inside, across, devices, allow_split_physical_axes=True
+    )
     return Mesh(ordered, MESH_AXES, axis_types=auto)
 
 
@@ -169,6 +175,21 @@ def constrain_looked_up(rows: jax.Array) -> jax.Array:
     """
     between = ("data", *(None,) * (rows.ndim - 2), LOGICAL_RULES["embed"])
     return constrain_batch(_constrain(rows, between))
+
+
+def constrain_logits(logits: jax.Array) -> jax.Array:
+    """Give every device whole rows of the logits `[B, G, V]` of a decoding step.
+
+    They come with the vocabulary cut over `tensor`, and drawing a token from that takes dozens of
+    exchanges. One exchange makes the rows whole: each prompt's completions are cut over `tensor`,
+    or where their number does not divide, every device of the axis draws for all of them.
+    """
+    mesh = jax.typeof(logits).sharding.mesh
+    # Left to itself, the compiler would rather gather the whole head than exchange its products.
+    logits = _constrain(logits, (BATCH_AXES, None, "tensor"))
+    if "tensor" in mesh.axis_names and logits.shape[1] % mesh.shape["tensor"] == 0:
+        return _constrain(logits, (BATCH_AXES, "tensor", None))
+    return _constrain(logits, (BATCH_AXES, None, None))
 
 
 def constrain_for_decoding(

@@ -1,6 +1,6 @@
 """Every recipe in configs/ loads, is explained, and its rollout and update fit together.
 
-The models themselves are not needed: shapes follow from the public `config.json` values below, and
+The models themselves are not needed: shapes follow from the public `config.json` values, and
 `jax.eval_shape` runs the real functions without any array.
 """
 
@@ -26,9 +26,13 @@ from mental_r1_jax.jobs.policy import Policy
 from mental_r1_jax.jobs.trainer import sampling_config, step_config
 from mental_r1_jax.models import decoder, hf_format
 from mental_r1_jax.models.architecture import parameter_count
+from mental_r1_jax.planning.chips import CHIPS
+from mental_r1_jax.planning.known_models import KNOWN_CONFIGS
+from mental_r1_jax.planning.mesh_choice import choose_mesh
 from mental_r1_jax.recipe import load_config
 from mental_r1_jax.rollout.sampler import sample_completions
 from mental_r1_jax.text.stages import STAGE_NAMES
+from mental_r1_jax.topologies import parse_topology
 from mental_r1_jax.training.optimizer import make_optimizer
 from mental_r1_jax.training.train_step import init_state, train_step
 from mental_r1_jax.types import Batch, PromptBatch
@@ -36,47 +40,36 @@ from mental_r1_jax.types import Batch, PromptBatch
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
 
-SMOLLM2: dict[str, Any] = {
-    **{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu"},
-    **{"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "head_dim": 64},
-    **{"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3},
-    **{"rope_theta": 100000.0, "rms_norm_eps": 1e-5, "tie_word_embeddings": True},
-    "max_position_embeddings": 8192,
+# model.path -> parameters as their model cards state them, in millions
+MODELS = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": 135,
+    "meta-llama/Llama-3.2-1B-Instruct": 1236,
+    "Qwen/Qwen3-0.6B": 596,
+    "Qwen/Qwen3-1.7B": 1721,
+    "Qwen/Qwen3-8B": 8190,
+    "Qwen/Qwen3-32B": 32762,
+    "runs/quickstart/tiny_model": 0.46,
 }
-QWEN3: dict[str, Any] = {
-    **{"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "hidden_act": "silu"},
-    **{"vocab_size": 151936, "num_key_value_heads": 8, "head_dim": 128, "rope_theta": 1000000.0},
-    **{"rms_norm_eps": 1e-6, "attention_bias": False, "max_position_embeddings": 40960},
+# The one model that no hub has: the quickstart makes it.
+TINY = KNOWN_CONFIGS["Qwen/Qwen3-0.6B"] | {
+    **{"vocab_size": 512, "hidden_size": 128, "intermediate_size": 384, "head_dim": 32},
+    **{"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
 }
-# model.path -> (config.json, parameters as their model cards state them, in millions)
-MODELS: dict[str, tuple[dict[str, Any], float]] = {
-    "HuggingFaceTB/SmolLM2-135M-Instruct": (SMOLLM2, 135),
-    "Qwen/Qwen3-8B": (
-        QWEN3
-        | {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36}
-        | {"num_attention_heads": 32, "tie_word_embeddings": False},
-        8190,
-    ),
-    "Qwen/Qwen3-0.6B": (
-        QWEN3
-        | {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28}
-        | {"num_attention_heads": 16, "tie_word_embeddings": True},
-        596,
-    ),
-    "runs/quickstart/tiny_model": (
-        QWEN3
-        | {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 384, "head_dim": 32}
-        | {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-        | {"tie_word_embeddings": True},
-        0.46,
-    ),
+# What the headers name, beside one device of any kind.
+HARDWARE = {
+    "qwen3_0p6b_crpo": ("v5e-8", "v6e-8"),
+    "qwen3_1p7b_crpo": ("v5e-8", "v6e-8"),
+    "llama3p2_1b_crpo": ("v5e-8", "v6e-8"),
+    "qwen3_8b_crpo": ("v5p-32", "v5p-64", "v6e-32", "v5e-64"),
+    "qwen3_8b_grpo": ("v5p-32", "v5p-64", "v6e-32", "v5e-64"),
+    "qwen3_32b_crpo": ("v5p-128",),
 }
 on_every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 
 
 def policy_of(config: ExperimentConfig) -> Policy:
     """The recipe's model without a file: known shape, stand-in for the tokenizer."""
-    hf_config, _ = MODELS[config.model.path]
+    hf_config = KNOWN_CONFIGS.get(config.model.path, TINY)
     return Policy(
         folder=Path(),
         run_folder=None,
@@ -113,17 +106,30 @@ def test_its_sets_are_known_and_its_folder_is_its_own(recipe: Path) -> None:
 
 @on_every_recipe
 def test_its_batches_divide_over_its_mesh(recipe: Path) -> None:
+    """On one device, and on the slices that its header names, whose memory chooses the mesh."""
     config = load_config(recipe)
-    shards = config.mesh.fsdp * (config.mesh.data or 1)
-    assert config.rollout.prompts_per_step % (shards * config.run.micro_batches) == 0
-    assert config.evaluate.batch_size % shards == 0
+    model = policy_of(config).config
+    for kind in HARDWARE.get(recipe.stem, ()):
+        slice_ = parse_topology(kind)
+        assert kind in recipe.read_text(encoding="utf-8") or recipe.stem == "qwen3_8b_grpo"
+        choice = choose_mesh(
+            model,
+            slice_.chips,
+            CHIPS[slice_.generation].memory,
+            fsdp=config.mesh.fsdp,
+            tensor=config.mesh.tensor,
+        )
+        shards = slice_.chips // choice.tensor
+        assert shards % choice.fsdp == 0
+        assert config.rollout.prompts_per_step % (shards * config.run.micro_batches) == 0
+        assert config.evaluate.batch_size % shards == 0
 
 
 @on_every_recipe
 def test_its_update_abstract_evaluates(recipe: Path) -> None:
     config = load_config(recipe)
     policy = policy_of(config)
-    millions = MODELS[config.model.path][1]
+    millions = MODELS[config.model.path]
     assert parameter_count(policy.config) == pytest.approx(millions * 1e6, rel=0.02)
 
     rollout = config.rollout

@@ -83,12 +83,12 @@ def test_on_a_tpu_the_third_notebook_takes_the_qwen_recipe_and_all_devices(
     """The cell that chooses sizes, told that it is on a TPU; nothing is loaded or computed."""
     path = next(path for path in NOTEBOOKS if path.stem.startswith("03_"))
     monkeypatch.chdir(path.parents[1])
-    (cell,) = [cell for cell in read(path).cells if "run.micro_batches=16" in cell.source]
+    (cell,) = [cell for cell in read(path).cells if "run.micro_batches=8" in cell.source]
     names = {"on_tpu": True, "devices": devices, "Path": Path, "load_config": load_config}
     exec(cell.source, names)
     config = names["cold"]
     assert isinstance(config, ExperimentConfig)
     assert config.model.path == "Qwen/Qwen3-0.6B"
     assert (config.mesh.fsdp, config.rollout.prompts_per_step) == (devices, 16 * devices)
-    assert config.rollout.prompts_per_step // config.run.micro_batches == devices
+    assert config.rollout.prompts_per_step // config.run.micro_batches == 2 * devices
     assert config.sft.batch_size % devices == config.evaluate.batch_size % devices == 0

@@ -63,3 +63,14 @@ def test_slices_are_the_outer_part_of_data() -> None:
     assert slices == [[0] * 4, [0] * 4, [1] * 4, [1] * 4]
     with pytest.raises(UserError, match="in more than one of 2 slices"):
         sharding.make_mesh(1, 8, 2, devices)
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("kind", "sizes"), [("v6e-32", (2, 8, 2)), ("v5e-64", (2, 8, 4)), ("v5p-128", (2, 8, 4))]
+)
+def test_axes_may_take_parts_of_the_torus(kind: str, sizes: tuple[int, int, int]) -> None:
+    """No axis of 4 x 8 chips is a mesh axis of two."""
+    mesh = sharding.make_mesh(*sizes, topology_devices(parse_topology(kind)))
+    assert mesh.devices.shape == sizes
+    assert len({device.id for device in mesh.devices.flat}) == mesh.size

@@ -1,12 +1,13 @@
-"""The compiled programs of a step, and compiling them at the same time, before they are needed.
+"""The compiled programs of a step, and compiling them before they are needed.
 
-`sample`, `logprobs` and `update` do not need each other's results to be compiled, only shapes. So
-they are compiled side by side in threads, while the main thread reads weights; the first step waits
-for what is not ready.
+`sample`, `logprobs` and `update` do not need each other's results to be compiled, only shapes. So a
+thread compiles them while the main thread reads weights, and goes on while the device samples; the
+first step waits for what is not ready.
 """
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -117,27 +118,49 @@ def trace_batch(prompts: PromptBatch | Batch, completions: Completions | Batch) 
     )
 
 
-def compile_together(
-    calls: Callable[[], Sequence[tuple[Any, tuple[Any, ...]]]],
-) -> Callable[[], None]:
-    """Start compiling in threads; the function returned waits for the end, and raises failures.
+# Waits until so many programs are compiled, or all of them (None).
+Wait = Callable[[int | None], None]
+
+
+def no_wait(count: int | None) -> None:
+    """Wait for nothing: programs compile when they are first called."""
+
+
+def compile_in_background(calls: Callable[[], Sequence[tuple[Any, tuple[Any, ...]]]]) -> Wait:
+    """Start compiling in a thread; the function returned waits, and raises failures.
 
     Args:
-        calls: gives pairs of a jitted function and its arguments (`jax.ShapeDtypeStruct` will do).
+        calls: gives pairs of a jitted function and its arguments (`jax.ShapeDtypeStruct` will do),
+            in the order in which they are taken up.
     """
-    pool = ThreadPoolExecutor(thread_name_prefix="compile")
+    # One thread: XLA uses several by itself, and two programs at a time took half as much memory
+    # again and no less time.
+    pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
 
     def compile_one(function: Any, arguments: tuple[Any, ...]) -> None:
         function.lower(*arguments).compile()
+        return_free_memory()
 
     def start() -> list[Future[None]]:
         return [pool.submit(compile_one, *call) for call in calls()]
 
     started = pool.submit(start)
 
-    def wait() -> None:
-        for future in started.result():
+    def wait(count: int | None) -> None:
+        for future in started.result()[:count]:
             future.result()
-        pool.shutdown()
+        if count is None:
+            pool.shutdown()
 
     return wait
+
+
+def return_free_memory() -> None:
+    """Give memory that the compiler has freed back to the system.
+
+    The C library of Linux keeps it for later: half a gigabyte after the three programs of a step,
+    which would stand beside the buffers of the whole run.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc alone
+    if trim is not None:
+        trim(0)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mental_r1_jax
+from mental_r1_jax import hosts
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.data.loading import load_examples, set_spec, spread
 from mental_r1_jax.evaluation.metrics import SetMetrics, set_metrics
@@ -40,14 +41,15 @@ def run(config: ExperimentConfig) -> Path:
     folder = config.evaluate.output_dir or (
         config.run.output_dir / "evaluation" / config.evaluate.split
     )
-    write_evaluation(
-        folder,
-        metrics,
-        predictions,
-        include_text=config.evaluate.include_text,
-        title=f"{public_name(name)}: {config.evaluate.split} split",
-        context=_context(config, name),
-    )
+    if hosts.is_first():
+        write_evaluation(
+            folder,
+            metrics,
+            predictions,
+            include_text=config.evaluate.include_text,
+            title=f"{public_name(name)}: {config.evaluate.split} split",
+            context=_context(config, name),
+        )
     console.print(console_table(metrics))
     console.print(f"report: {folder / 'report.html'}")
     return folder

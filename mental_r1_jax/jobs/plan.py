@@ -24,6 +24,7 @@ from mental_r1_jax.data.benchmarks import BENCHMARKS, SYNTHETIC_SPECS
 from mental_r1_jax.data.loading import load_examples
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.jobs.planner import make_plan
+from mental_r1_jax.jobs.programs import open_shape
 from mental_r1_jax.jobs.trainer import count_steps
 from mental_r1_jax.planning.plan import Plan
 from mental_r1_jax.planning.report import print_plan, sweep_table
@@ -41,7 +42,7 @@ def run(
     config: ExperimentConfig,
     *,
     name: str,
-    topology: str,
+    topology: str | None,
     slices: int = 1,
     json_path: Path | None = None,
     sweep: bool = False,
@@ -55,7 +56,17 @@ def run(
         slices: equal slices joined by the data-centre network.
         json_path: file to write the plan, or all plans of a sweep, to.
         sweep: try every mesh that the model and the batch allow, and rank them.
+
+    Raises:
+        UserError: no topology, an impossible one, or a recipe that does not go with it.
     """
+    if topology is None:
+        raise UserError(
+            what="nothing says on which chips",
+            expected="--topology with the layout of a slice, v5p:2x2x4, or its type, v5p-32",
+            got="no --topology",
+            remedy=f"try mental-r1 plan {name}.yaml --topology v5e-8",
+        )
     target = parse_topology(topology, slices)
     steps = planned_steps(config)
     console = open_console()
@@ -147,8 +158,9 @@ def sweep_meshes(
     rows = config.rollout.prompts_per_step // config.run.micro_batches
     per_slice = topology.chips // topology.slices
     sizes = [n for n in range(1, per_slice + 1) if per_slice % n == 0]
+    heads = open_shape(config).config.num_kv_heads
     found = 0
-    for tensor in sizes:
+    for tensor in (n for n in sizes if heads % n == 0):
         for fsdp in (n for n in sizes if per_slice % (n * tensor) == 0):
             data = topology.chips // (fsdp * tensor)
             if rows % (data * fsdp):

@@ -13,7 +13,13 @@ from mental_r1_jax import sharding
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.jobs.policy import Policy
-from mental_r1_jax.jobs.programs import StepProgram, abstract_reference, open_shape, step_programs
+from mental_r1_jax.jobs.programs import (
+    PHASES,
+    StepProgram,
+    abstract_reference,
+    open_shape,
+    step_programs,
+)
 from mental_r1_jax.planning.chips import CHIPS, Chip
 from mental_r1_jax.planning.hlo import parse_program
 from mental_r1_jax.planning.memory import Resident, phase_parts, program_memory, shard_bytes
@@ -62,7 +68,9 @@ def make_plan(
         reference=shard_bytes(reference) if work.has_reference else 0.0,
     )
     phases: list[PhasePlan] = []
-    for program in sorted(programs, key=lambda program: program.phase not in doubtful):
+    # With several updates a rollout the policy scores like the reference: one stands for both.
+    once = {program.phase: program for program in reversed(programs)}
+    for program in sorted(once.values(), key=lambda each: _order(each.phase, doubtful)):
         if doubtful and any(phase.peak > chip.memory for phase in phases):
             break
         phases.append(plan_phase(program, resident, decoding, work, config, chip, topology.slices))
@@ -79,6 +87,11 @@ def make_plan(
         steps=steps,
         steps_reason=steps_reason,
     )
+
+
+def _order(phase: str, doubtful: Sequence[str]) -> tuple[bool, int]:
+    """Doubtful phases first, otherwise as a step runs them."""
+    return phase not in doubtful, PHASES.index(phase)
 
 
 def plan_phase(

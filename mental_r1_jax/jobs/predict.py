@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float
 
-from mental_r1_jax import sharding
+from mental_r1_jax import hosts, sharding
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.evaluation.metrics import Prediction, vote
 from mental_r1_jax.jobs.compiled import as_word, jit_sampler, trace_batch
@@ -99,11 +99,15 @@ def predict(
     # Posts of like length share a batch, so that short ones run in a small compiled shape.
     order = sorted(range(len(posts)), key=lambda i: len(prompts[i].ids))
     size = config.evaluate.batch_size
+    held = hosts.local_rows(predictor.mesh, size)
     predictions: dict[int, Prediction] = {}
     for start in range(0, len(order), size):
-        rows = order[start : start + size]
-        padded = rows + rows[-1:] * (size - len(rows))  # a full batch: one compiled shape
-        groups, entropies = _generate(predictor, params, posts, prompts, padded)
+        batch = order[start : start + size]
+        # Filled with repetitions of the last post: one compiled shape.
+        batch += batch[-1:] * (size - len(batch))
+        width = prompt_width([prompts[row] for row in batch], config.rollout.prompt_lengths)
+        rows = [batch[place] for place in held]
+        groups, entropies = _generate(predictor, params, posts, prompts, rows, width)
         for place, row in enumerate(rows):
             predictions[row] = _prediction(
                 posts[row],
@@ -113,24 +117,23 @@ def predict(
                 entropies[place],
                 match=config.rewards.answer_match,
             )
-        on_batch(len(predictions), len(posts))
-    return [predictions[row] for row in range(len(posts))]
+        on_batch(min(start + size, len(order)), len(posts))
+    return hosts.all_items(predictions.items())
 
 
 def _generate(
-    predictor: Predictor, params: Any, posts: Any, prompts: Any, rows: list[int]
+    predictor: Predictor, params: Any, posts: Any, prompts: Any, rows: list[int], width: int
 ) -> tuple[Any, Float[np.ndarray, "B votes C"]]:
     """Sample completions for `rows`, parse them, and measure their entropies."""
     config, tokenizer = predictor.config, predictor.policy.tokenizer
     asked = [prompts[row] for row in rows]
-    width = prompt_width(asked, config.rollout.prompt_lengths)
     # The rows are positions in all posts: votes of a post draw their own noise whatever batch it
     # falls into.
     batch = put_batch(predictor.mesh, pad_prompts(asked, width, tokenizer.pad_id, rows))
     completions = predictor.sample(params, batch, as_word(config.run.seed), as_word(0))
     entropies = predictor.entropies(params, trace_batch(batch, completions))
     wanted = (completions.completion_ids, completions.completion_mask, completions.finished)
-    ids, mask, finished, entropies = jax.device_get((*wanted, entropies))
+    ids, mask, finished, entropies = map(hosts.fetch_rows, (*wanted, entropies))
     posts = [posts[row] for row in rows]
     groups = score_completions(tokenizer, posts, ids, mask, finished, functions=())
     return groups, entropies

@@ -8,6 +8,10 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+import jax
+from jax.experimental import multihost_utils
+
+from mental_r1_jax import hosts
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.recipe import dump_config, load_config
@@ -23,9 +27,22 @@ _BOUND_RUN_KEYS = ("seed", "micro_batches", "num_steps", "num_epochs")
 def open_run_folder(folder: Path, config: ExperimentConfig) -> None:
     """Create the run folder, or check that the run in it is this one; writes `config.yaml`.
 
+    Every process looks before the first one writes, so all come to the same verdict.
+
     Raises:
         UserError: the folder holds something else, or a run with another configuration.
     """
+    _check_run_folder(folder, config)
+    hosts.wait_for_all("checked the run folder")
+    if hosts.is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        staging = folder / f"{CONFIG_FILE}.partial"
+        staging.write_text(dump_config(config), encoding="utf-8")
+        staging.rename(folder / CONFIG_FILE)
+
+
+def _check_run_folder(folder: Path, config: ExperimentConfig) -> None:
+    """Refuse a folder that is not this run's."""
     file = folder / CONFIG_FILE
     if file.is_file():
         changed = _changed_keys(load_config(file), config)
@@ -43,10 +60,6 @@ def open_run_folder(folder: Path, config: ExperimentConfig) -> None:
             got=f"{sorted(path.name for path in folder.iterdir())[:5]}",
             remedy="choose another run.output_dir; nothing was touched",
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    staging = folder / f"{CONFIG_FILE}.partial"
-    staging.write_text(dump_config(config), encoding="utf-8")
-    staging.rename(file)
 
 
 def _changed_keys(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
@@ -74,14 +87,23 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 class StopSignal:
     """Turns SIGTERM and Ctrl-C into a request that the loop serves between two steps.
 
-    A second signal is not held back, so a run that hangs can still be ended.
+    A second signal is not held back, so a run that hangs can still be ended. Of several processes
+    each may be told alone; JAX sees the SIGTERM of any, and chooses a step that all can reach.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self._previous: dict[int, Any] = {}
 
+    def reached(self, step: int) -> bool:
+        """Whether to stop after `step`, the same on every process; ask once for every step."""
+        if jax.process_count() > 1:
+            self.requested = multihost_utils.reached_preemption_sync_point(step)
+        return self.requested
+
     def __enter__(self) -> StopSignal:
+        if jax.process_count() > 1:
+            return self
         for number in (signal.SIGTERM, signal.SIGINT):
             self._previous[number] = signal.signal(number, self._request)
         return self

@@ -8,12 +8,14 @@ end everything owed is settled, so files and checkpoints tell the same story.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 import optax
 from jax.sharding import Mesh
 
+from mental_r1_jax import hosts
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.jobs.compiled import abstract_state
 from mental_r1_jax.jobs.policy import Policy, save_base_model
@@ -101,6 +103,19 @@ def _begin(work: Work, restored: tuple[int, Any, dict[str, Any]] | None) -> Any:
     return step, state
 
 
+def _open_writers(folder: Path, config: ExperimentConfig, step: int) -> Writers:
+    """The files and trackers of the run, cut back to `step`; none but on the first process."""
+    if not hosts.is_first():
+        return Writers([])
+    truncate_after(folder / METRICS_FILE, step)
+    return open_writers(
+        folder,
+        tensorboard=config.run.tensorboard,
+        wandb_project=config.run.wandb_project,
+        config=config.model_dump(mode="json"),
+    )
+
+
 def run_loop(
     work: Work,
     config: ExperimentConfig,
@@ -112,7 +127,9 @@ def run_loop(
     """Run `work` to `num_steps`, from the newest checkpoint of the run folder if it has one."""
     folder = config.run.output_dir
     open_run_folder(folder, config)
-    save_base_model(policy, folder)
+    if hosts.is_first():
+        save_base_model(policy, folder)
+    hosts.wait_for_all("made the run folder")
     with (
         checkpoint.open_checkpoints(
             folder / "checkpoints", keep=config.run.keep_checkpoints
@@ -122,14 +139,8 @@ def run_loop(
         restored = checkpoint.restore(checkpoints, abstract_state(policy.config, optimizer, mesh))
         step, state = _begin(work, restored) or (0, fresh_state(policy, optimizer, mesh))
         # A run that died before its first checkpoint starts anew, its step-0 line included.
-        truncate_after(folder / METRICS_FILE, -1 if restored is None else step)
         with (
-            open_writers(
-                folder,
-                tensorboard=config.run.tensorboard,
-                wandb_project=config.run.wandb_project,
-                config=config.model_dump(mode="json"),
-            ) as writers,
+            _open_writers(folder, config, -1 if restored is None else step) as writers,
             Progress(num_steps, start=step) as progress,
             Books(writers, progress) as books,
             Profiler(folder, config.run.profile_steps) as profiler,
@@ -137,7 +148,7 @@ def run_loop(
             validator = Validator(config, policy, mesh, writers, progress)
             if step == 0 and config.run.eval_every:
                 validator.validate(0, state.params)
-            stopping = stop.requested
+            stopping = stop.reached(step)
             while step < num_steps and not stopping:
                 step += 1
                 with profiler.around(step, books.settle):
@@ -148,7 +159,7 @@ def run_loop(
                     books.settle()
                     score = validator.validate(step, state.params)
                 # Read once: a later signal is served after the next step, and that one is saved.
-                stopping = stop.requested
+                stopping = stop.reached(step)
                 if score is not None or stopping or step % config.run.save_every == 0:
                     books.settle()
                     checkpoint.save(checkpoints, step, state, work.position(), score)

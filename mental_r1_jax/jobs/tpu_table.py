@@ -144,8 +144,8 @@ def scale_lines(plans: dict[str, Any]) -> list[str]:
     return lines
 
 
-def write_header(recipe_file: Path, recipe: str, plans: dict[str, Any]) -> None:
-    """Write the planned memory and time into the head of a recipe."""
+def header_lines(recipe: str, plans: dict[str, Any]) -> list[str]:
+    """Planned time and memory of a recipe on each hardware, as its header states them."""
     lines = []
     for row in ROWS:
         if row.table == "plans" and row.recipe == recipe and row.key in plans:
@@ -154,8 +154,13 @@ def write_header(recipe_file: Path, recipe: str, plans: dict[str, Any]) -> None:
                 f"#            {_hardware(row)}: {plan['step_bound_seconds']:.1f} to "
                 f"{plan['step_expected_seconds']:.1f} s, HBM {_peak(plan)} GiB a chip"
             )
+    return lines
+
+
+def write_header(recipe_file: Path, recipe: str, plans: dict[str, Any]) -> None:
+    """Write the planned memory and time into the head of a recipe, below its duration."""
+    block = "".join(f"{line}\n" for line in header_lines(recipe, plans))
     text = recipe_file.read_text(encoding="utf-8")
-    block = "\n".join(lines) + "\n" if lines else ""
     text = re.sub(
         r"(# Duration: .*\n)(?:#            .*\n|# PLAN\n)*", lambda m: m[1] + block, text, count=1
     )

@@ -29,7 +29,7 @@ from jaxtyping import Float
 from mental_r1_jax import hosts
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.data.pipeline import make_prompt_iterator
-from mental_r1_jax.jobs.compiled import as_word, compile_together, trace_batch
+from mental_r1_jax.jobs.compiled import Wait, as_word, compile_in_background, no_wait, trace_batch
 from mental_r1_jax.jobs.overview import print_overview
 from mental_r1_jax.jobs.programs import step_programs
 from mental_r1_jax.jobs.run_loop import Metrics, run_loop
@@ -75,8 +75,11 @@ def run(config: ExperimentConfig, *, dry_run: bool = False) -> None:
 SILENT_STEPS = 5
 
 
-def compile_ahead(trainer: Trainer, width: int) -> Callable[[], None]:
-    """Start compiling the programs of a step with prompts of `width` tokens, see `compiled`."""
+def compile_ahead(trainer: Trainer, width: int) -> Wait:
+    """Start compiling the programs of a step with prompts of `width` tokens, see `compiled`.
+
+    The sampler comes first, for it runs first, and then the update, which takes longest.
+    """
     num_updates = trainer.num_steps * trainer.config.crpo.num_iterations
 
     def calls() -> list[tuple[Any, tuple[Any, ...]]]:
@@ -88,9 +91,10 @@ def compile_ahead(trainer: Trainer, width: int) -> Callable[[], None]:
             bound=trainer.programs,
             width=width,
         )
-        return [(program.function, program.arguments) for program in programs]
+        first, *rest = [(program.function, program.arguments) for program in programs]
+        return [first, *reversed(rest)]
 
-    return compile_together(calls)
+    return compile_in_background(calls)
 
 
 class CrpoWork:
@@ -106,7 +110,7 @@ class CrpoWork:
             seed=trainer.config.run.seed,
             rows=self._rows,
         )
-        self._wait_for_programs = lambda: None
+        self._wait_for_programs: Wait = no_wait
         if ahead:
             # A resumed run may begin with shorter prompts than this; then that step compiles.
             start = self._posts.get_state()
@@ -136,11 +140,12 @@ class CrpoWork:
         started = time.perf_counter()
         posts = next(self._posts)
         prompts = self._render(posts)
-        self._wait_for_programs()
         padded = pad_prompts(
             prompts, self._width(prompts), trainer.policy.tokenizer.pad_id, self._rows
         )
-        rollout = begin_rollout(trainer, state.params, self._reference, padded, step)
+        rollout = begin_rollout(
+            trainer, state.params, self._reference, padded, step, self._wait_for_programs
+        )
         meanwhile()
         started = max(started, self._trained)
         progress.phase("sampling")
@@ -210,13 +215,23 @@ class Rollout:
 
 
 def begin_rollout(
-    trainer: Trainer, params: Any, reference: Any, prompts: PromptBatch, step: int
+    trainer: Trainer,
+    params: Any,
+    reference: Any,
+    prompts: PromptBatch,
+    step: int,
+    wait: Wait = no_wait,
 ) -> Rollout:
-    """Ask the device for all of a step that comes before the rewards; returns without waiting."""
+    """Ask the device for all of a step that comes before the rewards, and do not wait for it.
+
+    `wait` is for programs that are being compiled: the device samples while the others are.
+    """
     programs = trainer.programs
     placed = put_batch(trainer.mesh, prompts)
     seed = as_word(trainer.config.run.seed)
+    wait(1)
     completions = programs.sample(params, placed, seed, as_word(step))
+    wait(None)
     traces = trace_batch(placed, completions)
     moves = trainer.config.crpo.num_iterations > 1
     return Rollout(
@@ -285,9 +300,8 @@ def log_completions(
     advantages = advantages_of(trainer, np.asarray(table)[..., 0])
     rows = hosts.local_rows(trainer.mesh, len(advantages))
     own = completion_rows(*scored, advantages[rows])
-    # Back into the order of the step, whoever held which prompts.
-    held = zip(np.repeat(rows, advantages.shape[1]).tolist(), own, strict=True)
-    everything = [row for _, row in sorted(hosts.all_items(list(held)), key=lambda item: item[0])]
+    places = (rows[:, None] * advantages.shape[1] + np.arange(advantages.shape[1])[None]).ravel()
+    everything = hosts.all_items(zip(places.tolist(), own, strict=True))
     if hosts.is_first():
         write_completions(options.output_dir, step, everything, redact=options.redact_completions)
         progress.print(console_table(everything))

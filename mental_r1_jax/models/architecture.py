@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mental_r1_jax.models.attention import prompt_attention, shared_prefix_attention
+from mental_r1_jax.models.attention_plain import SAVED_NAME
 from mental_r1_jax.models.rope import RopeScaling, rope_frequencies, rotate
 from mental_r1_jax.sharding import constrain_batch, constrain_looked_up
 
@@ -264,10 +265,15 @@ class Decoder(nn.Module):
         return self.normalize(self.prefill(ids)[0])
 
     def _scan(self, body: Callable, carry: Any) -> tuple[Any, Any]:
-        """Scan `body(layer, carry, window)` over the stacked layers, rematerialised if asked."""
+        """Scan `body(layer, carry, window)` over the stacked layers, rematerialised if asked.
+
+        What plain attention names (its result, as large as the state of the layer) is kept: it is
+        the part of a layer that is dear to compute and cheap to hold.
+        """
         c = self.config
+        keep = jax.checkpoint_policies.save_only_these_names(SAVED_NAME)
         scanned = nn.scan(
-            nn.remat(body, prevent_cse=False) if c.remat else body,
+            nn.remat(body, prevent_cse=False, policy=keep) if c.remat else body,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=c.num_layers,

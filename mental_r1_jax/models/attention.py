@@ -20,20 +20,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mental_r1_jax.models import attention_plain
-from mental_r1_jax.models.attention_plain import (
-    allowed_own_keys,
-    allowed_prompt_keys,
-    group_attention,
-)
-
-__all__ = [
-    "allowed_own_keys",
-    "allowed_prompt_keys",
-    "group_attention",
-    "kernel_for",
-    "prompt_attention",
-    "shared_prefix_attention",
-]
 
 # Queries, keys and values of the prompts, and of their completions.
 PromptHeads = tuple[Float[Array, "B P K R h"], Float[Array, "B P K h"], Float[Array, "B P K h"]]
@@ -62,7 +48,6 @@ def prompt_attention(
         from mental_r1_jax.models.attention_gpu import fused_prompt_attention
 
         return fused_prompt_attention(queries, keys, values)
-    keys, values = keys.swapaxes(1, 2), values.swapaxes(1, 2)
     return attention_plain.prompt_attention(queries, keys, values, window)
 
 
@@ -95,9 +80,7 @@ def shared_prefix_attention(
         from mental_r1_jax.models.attention_gpu import fused_group_attention
 
         return fused_group_attention(prompt, completions, prompt_mask)
-    return attention_plain.shared_prefix_attention(
-        prompt, completions, prompt_mask, completion_mask, window
-    )
+    return attention_plain.shared_prefix_attention(prompt, completions, prompt_mask, window)
 
 
 def kernel_for(

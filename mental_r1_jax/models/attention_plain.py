@@ -1,106 +1,210 @@
 """Attention of a group of completions to one shared prompt, in plain XLA, for any machine.
 
 Extra axes, beside those of `mental_r1_jax.types`: R query heads that share one key/value head
-(H = K * R, query head k * R + r), h the width of a head, S key slots of a completion.
+(H = K * R, query head k * R + r), h the width of a head, M = T * R rows of logits of a completion,
+S key slots of a completion.
 
-Keys and values are kept as ``[..., K, tokens, h]``: the batch axes of every matrix product then
+Keys and values are taken as ``[..., K, tokens, h]``: the batch axes of every matrix product then
 lead, so neither decoding nor training transposes a cache.
+
+Whole completions are run one of the group after the other, and each in blocks of rows. So the
+logits that exist at a time stay in a CPU's cache, and most of what causality hides is never
+computed. The backward pass makes them again from the log-sum-exp of each row, and nothing of the
+size of the logits is kept in between.
 """
 
 from __future__ import annotations
 
-import math
+from functools import reduce
+from operator import add
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 # Finite, so that a padded query row whose keys are all hidden yields numbers instead of NaN.
 HIDDEN_LOGIT = -1e30
 
+# What rematerialisation had better keep: results, and log-sum-exps, in `jax.checkpoint` policies.
+SAVED_NAME = "attention"
+
+# Rows are cut into at most so many blocks, of at least so many tokens: with n blocks, causality
+# saves (n - 1) / 2n of a square of logits, and the program grows with n.
+MAX_BLOCKS, MIN_BLOCK = 4, 64
+
 
 def shared_prefix_attention(
-    prompt: tuple[Array, Array, Array],
-    completions: tuple[Array, Array, Array],
+    prompt: tuple[Float[Array, "B P K R h"], Float[Array, "B P K h"], Float[Array, "B P K h"]],
+    completions: tuple[
+        Float[Array, "B G T K R h"], Float[Array, "B G T K h"], Float[Array, "B G T K h"]
+    ],
     prompt_mask: Bool[Array, "B P"],
-    completion_mask: Bool[Array, "B G T"],
     window: Int[Array, ""] | None,
 ) -> tuple[Float[Array, "B P K R h"], Float[Array, "B G T K R h"]]:
-    """Attention of whole prompts and completions, see `attention.shared_prefix_attention`."""
-    queries, keys, values = prompt
-    keys, values = keys.swapaxes(1, 2), values.swapaxes(1, 2)
-    mixed_prompt = prompt_attention(queries, keys, values, window)
-    queries, own_keys, own_values = completions
-    steps = jnp.arange(completion_mask.shape[-1])
-    positions = prompt_mask.sum(-1, dtype=jnp.int32)[:, None] + steps[None]
-    own_allowed = allowed_own_keys(steps, len(steps), window)[None, None]
-    mixed = group_attention(
-        queries,
-        keys,
-        values,
-        own_keys.swapaxes(2, 3),
-        own_values.swapaxes(2, 3),
-        allowed_prompt_keys(prompt_mask, positions, window),
-        own_allowed & completion_mask[:, :, None, :],
-    )
-    return mixed_prompt, mixed
+    """Return causal attention of prompts, and of completions to their prompt and themselves.
+
+    Padding of completions stands on the right, so causality hides it from every real token.
+    """
+    shared = prompt[1].swapaxes(1, 2), prompt[2].swapaxes(1, 2)
+    mixed = _attend_by_completion(completions, (*shared, prompt_mask), window)
+    return prompt_attention(*prompt, window), mixed
 
 
 def prompt_attention(
     queries: Float[Array, "B P K R h"],
-    keys: Float[Array, "B K P h"],
-    values: Float[Array, "B K P h"],
+    keys: Float[Array, "B P K h"],
+    values: Float[Array, "B P K h"],
     window: Int[Array, ""] | None,
 ) -> Float[Array, "B P K R h"]:
-    """Return causal attention within each prompt, ``softmax(q k / sqrt(h)) v``, logits in float32.
-
-    Padding stands on the right, so causality alone hides it from every real token. With a `window`
-    a token sees itself and the ``window - 1`` tokens before it.
-    """
-    length = queries.shape[1]
-    by_head = queries.transpose(0, 2, 1, 3, 4)  # [B, K, P, R, h]
-    logits = _rows_dot("bkmh,bkph->bkmp", by_head, 2, keys) * queries.shape[-1] ** -0.5
-    token = jnp.arange(length)
-    allowed = _within(token[:, None], token[None, :], window)
-    logits = jnp.where(allowed.reshape(1, 1, length, 1, length), logits, HIDDEN_LOGIT)
-    weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
-    mixed = _rows_dot("bkmp,bkph->bkmh", weights, 2, values)
-    return mixed.transpose(0, 2, 1, 3, 4).astype(queries.dtype)
+    """Return causal attention within each prompt, see `attention.prompt_attention`."""
+    alone = queries[:, None], keys[:, None], values[:, None]
+    return _attend_by_completion(alone, None, window)[:, 0]
 
 
-def group_attention(
-    queries: Float[Array, "B G T K R h"],
-    prompt_keys: Float[Array, "B K P h"],
-    prompt_values: Float[Array, "B K P h"],
-    own_keys: Float[Array, "B G K S h"],
-    own_values: Float[Array, "B G K S h"],
-    prompt_allowed: Bool[Array, "B T P"],
-    own_allowed: Bool[Array, "#B #G T S"],
+def _attend_by_completion(
+    streams: tuple[Array, Array, Array],
+    shared: tuple[Array, Array, Array] | None,
+    window: Array | None,
 ) -> Float[Array, "B G T K R h"]:
-    """Return attention of G completions to one copy of their prompt and each to its own tokens.
+    """Attend with ``[B, G, T, ...]`` queries to their own keys and values, and to shared ones."""
+    queries, keys, values = streams
+    batch, group, length, kv_heads, repeats, width = queries.shape
+    if length == 0:  # completions of one token: the prompt alone predicts it
+        return queries
+    rows = (group, batch, kv_heads, length * repeats, width)
+    by_head = queries.transpose(1, 0, 3, 2, 4, 5).reshape(rows)
+    own = keys.transpose(1, 0, 3, 2, 4), values.transpose(1, 0, 3, 2, 4)
+    mixed = _attend(
+        by_head, own, None if shared is None else shared[:2], shared and shared[2], window
+    )
+    mixed = mixed.reshape(group, batch, kv_heads, length, repeats, width)
+    return mixed.transpose(1, 0, 3, 2, 4, 5)
 
-    One softmax over both key sets, ``softmax([q k_prompt, q k_own] / sqrt(h)) [v_prompt; v_own]``,
-    computed without joining them: with the common maximum ``m`` and ``e = exp(logit - m)``,
-    ``(e_prompt v_prompt + e_own v_own) / (sum e_prompt + sum e_own)``. Logits, exponentials and
-    sums are float32. T is the number of new tokens: all of them in training, one in decoding.
+
+@jax.custom_vjp
+def _attend(
+    queries: Float[Array, "G B K M h"],
+    own: tuple[Float[Array, "G B K T h"], Float[Array, "G B K T h"]],
+    shared: tuple[Float[Array, "B K P h"], Float[Array, "B K P h"]] | None,
+    prompt_mask: Bool[Array, "B P"] | None,
+    window: Int[Array, ""] | None,
+) -> Float[Array, "G B K M h"]:
+    """Return ``softmax(q k / sqrt(h)) v`` over the shared keys and, causally, the own ones."""
+    return _attend_forward(queries, own, shared, prompt_mask, window)[0]
+
+
+def _attend_forward(
+    queries: Array,
+    own: tuple[Array, Array],
+    shared: tuple[Array, Array] | None,
+    prompt_mask: Array | None,
+    window: Array | None,
+) -> tuple[Array, tuple]:
+    """One completion at a time: the result, and what the backward pass needs."""
+
+    def one(completion: tuple) -> tuple[Array, Array]:
+        rows, own = completion
+        mixed, sums = [], []
+        for block, parts in _blocks(rows, own, shared, prompt_mask, window):
+            query = rows[:, :, block]
+            logits = [_logits(query, keys, hidden) for keys, _, hidden in parts]
+            top = jnp.stack([part.max(-1) for part in logits]).max(0)[..., None]
+            weights = [jnp.exp(part - top) for part in logits]
+            total = reduce(add, (part.sum(-1, keepdims=True) for part in weights))
+            products = [
+                _dot("bkmn,bknh->bkmh", weight.astype(values.dtype), values)
+                for weight, (_, values, _) in zip(weights, parts, strict=True)
+            ]
+            mixed.append((reduce(add, products) / total).astype(rows.dtype))
+            sums.append(top + jnp.log(total))
+        return jnp.concatenate(mixed, axis=2), jnp.concatenate(sums, axis=2)
+
+    mixed, lse = checkpoint_name(jax.lax.map(one, (queries, own)), SAVED_NAME)
+    return mixed, (queries, own, shared, prompt_mask, window, mixed, lse)
+
+
+def _attend_backward(saved: tuple, cotangent: Array) -> tuple:
+    """One completion at a time; the gradient of the shared keys and values adds up in float32.
+
+    With ``p = exp(s - lse)`` and cotangent c of the result o: ``dv = p c``, ``ds = p (c v - c o)``.
     """
+    queries, own, shared, prompt_mask, window, mixed, lse = saved
     scale = queries.shape[-1] ** -0.5
-    by_head = queries.transpose(0, 3, 1, 2, 4, 5)  # [B, K, G, T, R, h]
-    to_prompt = _rows_dot("bkmh,bkph->bkmp", by_head, 2, prompt_keys) * scale
-    to_own = _rows_dot("bgkmh,bgksh->bgkms", by_head.swapaxes(1, 2), 3, own_keys) * scale
-    to_prompt = jnp.where(prompt_allowed[:, None, None, :, None, :], to_prompt, HIDDEN_LOGIT)
-    to_own = jnp.where(own_allowed[:, :, None, :, None, :], to_own, HIDDEN_LOGIT)
-    top = jnp.maximum(
-        to_prompt.max(-1), to_own.max(-1, initial=HIDDEN_LOGIT).swapaxes(1, 2)
-    )  # [B, K, G, T, R]
-    top = jax.lax.stop_gradient(top)
-    from_prompt = jnp.exp(to_prompt - top[..., None])
-    from_own = jnp.exp(to_own - top.swapaxes(1, 2)[..., None])
-    total = from_prompt.sum(-1) + from_own.sum(-1).swapaxes(1, 2)
-    from_prompt, from_own = from_prompt.astype(queries.dtype), from_own.astype(queries.dtype)
-    mixed = _rows_dot("bkmp,bkph->bkmh", from_prompt, 2, prompt_values)
-    mixed += _rows_dot("bgkms,bgksh->bgkmh", from_own, 3, own_values).swapaxes(1, 2)
-    return (mixed / total[..., None]).transpose(0, 2, 3, 1, 4, 5).astype(queries.dtype)
+
+    def one(of_shared: list, completion: tuple) -> tuple[list, tuple]:
+        rows, own, mixed, lse, cotangent = completion
+        inner = (cotangent.astype(jnp.float32) * mixed).sum(-1, keepdims=True)
+        of_rows, of_own = [], [jnp.zeros(x.shape, jnp.float32) for x in own]
+        for block, parts in _blocks(rows, own, shared, prompt_mask, window):
+            query, change = rows[:, :, block], cotangent[:, :, block]
+            of_query = jnp.zeros(query.shape, jnp.float32)
+            for (keys, values, hidden), total in zip(parts, [of_own, of_shared], strict=False):
+                weight = jnp.exp(_logits(query, keys, hidden) - lse[:, :, block])
+                slope = _dot("bkmh,bknh->bkmn", change, values) - inner[:, :, block]
+                slope = (weight * slope * scale).astype(rows.dtype)
+                of_query += _dot("bkmn,bknh->bkmh", slope, keys)
+                seen = keys.shape[2]
+                of_keys = _dot("bkmn,bkmh->bknh", slope, query)
+                of_values = _dot("bkmn,bkmh->bknh", weight.astype(rows.dtype), change)
+                total[0] = total[0].at[:, :, :seen].add(of_keys)
+                total[1] = total[1].at[:, :, :seen].add(of_values)
+            of_rows.append(of_query.astype(rows.dtype))
+        return of_shared, (jnp.concatenate(of_rows, axis=2), [x.astype(rows.dtype) for x in of_own])
+
+    start = [jnp.zeros(x.shape, jnp.float32) for x in shared or ()]
+    of_shared, (of_queries, of_own) = jax.lax.scan(
+        one, start, (queries, own, mixed, lse, cotangent)
+    )
+    rounded = tuple(x.astype(queries.dtype) for x in of_shared) if shared else None
+    return of_queries, tuple(of_own), rounded, None, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _blocks(
+    rows: Array,
+    own: tuple[Array, Array],
+    shared: tuple[Array, Array] | None,
+    prompt_mask: Array | None,
+    window: Array | None,
+) -> list[tuple[slice, list[tuple[Array, Array, Array]]]]:
+    """Cut the rows of a completion; list for each cut the keys, values and bias of what it sees.
+
+    Own keys come first, up to the last that a row of the block sees, then the shared ones.
+    """
+    length = own[0].shape[2]
+    repeats = rows.shape[2] // length
+    size = max(MIN_BLOCK, -(-length // MAX_BLOCKS))
+    cuts = []
+    for start in range(0, length, size):
+        stop = min(start + size, length)
+        token = jnp.repeat(jnp.arange(start, stop), repeats)
+        keys, values = (x[:, :, :stop] for x in own)
+        allowed = _within(token[:, None], jnp.arange(stop)[None], window)
+        parts = [(keys, values, _bias(allowed[None]))]
+        if shared is not None and prompt_mask is not None:
+            first = prompt_mask.sum(-1, dtype=jnp.int32)[:, None]
+            allowed = allowed_prompt_keys(prompt_mask, first + token[None], window)
+            parts.append((*shared, _bias(allowed)))
+        cuts.append((slice(start * repeats, stop * repeats), parts))
+    return cuts
+
+
+def _bias(allowed: Bool[Array, "B m n"]) -> Float[Array, "B 1 m n"]:
+    """Return what to add to the logits of any head."""
+    return jnp.where(allowed, 0.0, HIDDEN_LOGIT)[:, None]
+
+
+def _logits(query: Array, keys: Array, bias: Array) -> Float[Array, "B K m n"]:
+    """Return ``q k / sqrt(h)`` and the bias, float32."""
+    return _dot("bkmh,bknh->bkmn", query, keys) * query.shape[-1] ** -0.5 + bias
+
+
+def _dot(subscripts: str, left: Array, right: Array) -> Array:
+    """Matrix product of compute-dtype operands, accumulated and returned in float32."""
+    return jnp.einsum(subscripts, left, right, preferred_element_type=jnp.float32)
 
 
 def allowed_prompt_keys(
@@ -128,16 +232,3 @@ def _within(query: Array, key: Array, window: Array | None) -> Array:
     """Causality, and nearness where there is a window."""
     allowed = query >= key
     return allowed if window is None else allowed & (query - key < window)
-
-
-def _rows_dot(subscripts: str, left: Array, num_batch: int, right: Array) -> Array:
-    """Matrix product of compute-dtype operands, accumulated and returned in float32.
-
-    The axes of `left` between the first `num_batch` and the last become one axis of rows: with
-    several, decoding on CPU is up to twice as slow, and XLA's CPU backend refuses some bfloat16
-    products whose result has its rows between the batch axes.
-    """
-    batch, rows = left.shape[:num_batch], left.shape[num_batch:-1]
-    matrix = left.reshape(*batch, math.prod(rows), left.shape[-1])
-    product = jnp.einsum(subscripts, matrix, right, preferred_element_type=jnp.float32)
-    return product.reshape(*batch, *rows, product.shape[-1])

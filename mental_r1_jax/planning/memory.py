@@ -108,14 +108,14 @@ def phase_parts(
     """
     own = {
         "rollout": resident.parameters,
-        "reference": resident.reference,
+        "reference": resident.reference or resident.parameters,
         "update": resident.parameters + resident.optimizer,
     }[phase]
     parts = dict.fromkeys(PARTS, 0.0)
     parts |= {
         "parameters": resident.parameters,
         "optimizer": resident.optimizer,
-        "reference": resident.reference,
+        "reference": resident.reference or resident.parameters,
         "batch": max(0.0, program.arguments - own) + program.outputs - program.aliased,
         "code": program.code,
     }

@@ -9,6 +9,7 @@ neighbours (ICI).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterable
@@ -62,6 +63,11 @@ def collectives(program: Program, num_devices: int, num_slices: int = 1) -> list
     found: dict[tuple[str, tuple[str, ...]], Collective] = {}
     for visit in program.visits():
         line = visit.instruction
+        if between := _between_slices(line, num_slices):
+            found[line.name, visit.loops] = dataclasses.replace(
+                between, times=visit.times, loops=len(visit.loops)
+            )
+            continue
         kind = line.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
@@ -163,6 +169,22 @@ def _scattered(program: Program, line: Instruction) -> bool:
         lines[-1].opcode != line.opcode and line in lines and "reduce-scatter" in name
         for name, lines in program.computations.items()
     )
+
+
+def _between_slices(line: Instruction, num_slices: int) -> Collective | None:
+    """The exchange over DCN that a `send` to the host stands for, or None.
+
+    The TPU compiler cuts a collective over several slices in three: a part inside each slice, an
+    exchange of a chip's share through the hosts (`megascale`), and another part inside the slice.
+    """
+    found = re.search(r'_xla_megascale_transfer_type="(\w+)"', line.rest)
+    if line.opcode != "send" or found is None:
+        return None
+    kind = found[1].lower().replace("_", "-")
+    size = line.arrays[0].bytes
+    share = {"all-reduce": 2 / num_slices, "all-gather": 1.0}.get(kind, 1 / num_slices)
+    sent = size * share * (num_slices - 1)
+    return Collective(kind, size, 0, 0, num_slices, 0.0, sent, line.source)
 
 
 def _sent(kind: str, size: int, groups: np.ndarray, slice_size: int) -> tuple[float, float]:

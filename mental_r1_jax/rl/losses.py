@@ -195,8 +195,11 @@ def crpo_loss(
     ratio = probability_ratio(logprobs, batch.old_logprobs, loss_config.importance_level, mask)
     policy_loss, metrics = _policy_term(ratio, advantages, mask, denominators, loss_config)
     kl_loss, kl_metrics = _kl_term(logprobs, batch, denominators, loss_config)
-    stage_loss, stage_metrics = _stage_term(entropies, batch, denominators, loss_config)
-    bonus_loss = -loss_config.entropy_bonus_coef * masked_sum(entropies, mask) / denominators.tokens
+    # A term of weight 0 has no gradient, so that the program is as without it, to the last bit.
+    stages = _constant_if_unweighted(entropies, loss_config.stage_entropy_coefs)
+    stage_loss, stage_metrics = _stage_term(stages, batch, denominators, loss_config)
+    bonus = _constant_if_unweighted(entropies, (loss_config.entropy_bonus_coef,))
+    bonus_loss = -loss_config.entropy_bonus_coef * masked_sum(bonus, mask) / denominators.tokens
     mismatch = jnp.abs(logprobs - jnp.where(mask, batch.sampler_logprobs, 0.0))
     metrics |= kl_metrics | stage_metrics
     metrics |= {
@@ -275,6 +278,11 @@ def _stage_term(
         metrics[f"entropy/stage/{name}"] = mean_over(means[:, :, stage], present[:, :, stage])
         metrics[f"coverage/stage/{name}"] = mean_over(present[:, :, stage], everyone)
     return loss, metrics
+
+
+def _constant_if_unweighted(values: Array, weights: tuple[float, ...]) -> Array:
+    """Return `values`, without gradient where nothing weighs them."""
+    return values if any(weights) else jax.lax.stop_gradient(values)
 
 
 def _share(

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
 from mental_r1_jax.models import decoder
 from mental_r1_jax.rollout.sampling import greedy_token, sample_token
+from mental_r1_jax.sharding import constrain_batch, constrain_logits
 from mental_r1_jax.types import Completions, PromptBatch
 
 
@@ -133,22 +134,24 @@ def sample_completions(
     def advance(state: _DecodeState) -> _DecodeState:
         rows = state.rows
         with jax.named_scope("head"):
-            logits = decoder.unembed(weights, config, rows.hidden)
+            logits = constrain_logits(decoder.unembed(weights, config, rows.hidden))
         with jax.named_scope("draw"):
             uniform = jax.lax.dynamic_index_in_dim(rows.noise, state.index, axis=2, keepdims=False)
             token, *logprobs = _draw(logits, uniform, sampling)
-            token = jnp.where(rows.finished, sampling.pad_id, token)
+            token = constrain_batch(jnp.where(rows.finished, sampling.pad_id, token))
         hidden, cache = decoder.decode_step(
             weights, config, token, state.index, prompt_cache, state.cache
         )
         rows = _record(rows, state.index, token, logprobs, sampling.eos_ids)
         return _DecodeState(state.index + 1, dataclasses.replace(rows, hidden=hidden), cache)
 
-    noise = _uniform_noise(
-        step_key,
-        prompts.prompt_index,
-        sampling.num_generations,
-        sampling.max_completion_length,
+    noise = constrain_batch(
+        _uniform_noise(
+            step_key,
+            prompts.prompt_index,
+            sampling.num_generations,
+            sampling.max_completion_length,
+        )
     )
     with jax.named_scope("decode"):
         done = _run_stages(advance, _first_rows(hidden, noise, sampling), config, sampling)

@@ -2,15 +2,22 @@
 
 Compilers merge and reorder axes, so an array is known by its factors: group and prompt have prime
 factors that no other size has. An array whose size has both repeats something for each completion
-and each prompt token; only the logits, which also have the factor of the completions' length, may.
+and each prompt token. Logits would, too, if those of a whole group existed at a time.
 """
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
-from tests.aot.programs import CONFIG, array_sizes, compiled_step, tpu_mesh
+from mental_r1_jax.jobs.compiled import as_word, jit_sampler, trace_batch
+from mental_r1_jax.models.decoder import abstract_params
+from mental_r1_jax.rollout.sampler import SamplingConfig
+from mental_r1_jax.training.train_step import policy_logprobs
+from mental_r1_jax.types import PromptBatch
+from tests.aot.programs import CONFIG, abstract_batch, array_sizes, compiled_step, tpu_mesh
 from tests.training.updates import mesh_of
 
 GROUP = 5
@@ -29,15 +36,45 @@ def test_a_copy_for_each_completion_would_be_seen() -> None:
     assert repeated(copied.as_text(), prompt=33, factor=11)
 
 
-def test_the_plain_program_repeats_nothing_but_the_logits() -> None:
-    """P = 3 * 11, G = 5; the last of C = 27 completion tokens is not run, so T = 2 * 13."""
+def test_the_plain_program_repeats_nothing() -> None:
+    """P = 3 * 11, G = 5, C = 27; the logits of one completion exist at a time."""
     program = compiled_step(mesh_of(), "float32", (2, 33, GROUP, 27), chunk=9)
-    found = repeated(program.as_text(), prompt=33, factor=11)
-    assert found, "the logits have the factors 5, 11 and 13"
-    assert not {n: shape for n, shape in found.items() if n % 13}
+    assert not repeated(program.as_text(), prompt=33, factor=11)
 
 
-def test_the_tpu_program_repeats_nothing_at_all() -> None:
+def test_sampling_and_log_probs_repeat_nothing() -> None:
+    """Prefill, the decoding loop and the pass of the reference, on CPU; P = 3 * 11, G = 5, C = 27.
+
+    Logits of one token do have both factors: G * P a head of one prompt, less than keys would take.
+    """
+    mesh = mesh_of()
+    batch = abstract_batch(mesh, 2, 33, GROUP, 27)
+    prompts = PromptBatch(
+        prompt_ids=batch.prompt_ids,
+        prompt_mask=batch.prompt_mask,
+        prompt_index=jax.ShapeDtypeStruct((2,), jnp.int32),
+    )
+    weights = abstract_params(CONFIG)
+    sampling = SamplingConfig(
+        num_generations=GROUP,
+        max_completion_length=27,
+        temperature=1.0,
+        top_p=0.9,
+        top_k=None,
+        eos_ids=(1,),
+        pad_id=0,
+        first_cache_length=9,
+        halvings=1,
+    )
+    word = as_word(0)
+    sample = jit_sampler(CONFIG, sampling, mesh).lower(weights, prompts, word, word).compile()
+    logprobs = functools.partial(policy_logprobs, config=CONFIG, temperature=1.0, chunk_size=9)
+    scored = jax.jit(logprobs).lower(weights, trace_batch(batch, batch)).compile()
+    for program in (sample, scored):
+        assert not repeated(program.as_text(), prompt=33, factor=11)
+
+
+def test_the_tpu_program_repeats_nothing() -> None:
     """P = 3 * 11 * 11, padded to 3 * 128; G = 5; T = 103, padded to 128."""
     mesh = tpu_mesh("v5e:2x2", data=2, fsdp=2)
     program = compiled_step(mesh, "bfloat16", (4, 363, GROUP, 104), chunk=52).as_text()

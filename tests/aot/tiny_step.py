@@ -18,10 +18,10 @@ from mental_r1_jax.recipe import parse_config
 from mental_r1_jax.topologies import parse_topology
 
 # Every size is told from the others in the compiled program by its number: 2 prompts of a
-# micro-batch on a device, 4 completions, 256 prompt tokens, 384 completion tokens, 3 layers.
+# micro-batch on a device, 4 completions, 512 prompt tokens, 384 completion tokens, 3 layers.
 MODEL = {
     **{"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "hidden_act": "silu"},
-    **{"vocab_size": 3072, "hidden_size": 512, "intermediate_size": 640, "head_dim": 128},
+    **{"vocab_size": 3072, "hidden_size": 256, "intermediate_size": 640, "head_dim": 128},
     **{"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2},
     **{"rope_theta": 1e6, "rms_norm_eps": 1e-6, "tie_word_embeddings": False},
 }
@@ -32,7 +32,7 @@ run: {output_dir: runs/tiny, num_steps: 10, micro_batches: 2}
 rollout:
   prompts_per_step: 16
   num_generations: 4
-  max_prompt_length: 256
+  max_prompt_length: 512
   max_completion_length: 384
 mesh: {data: 2, fsdp: 2, tensor: 2}
 """

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
+from mental_r1_jax.models import attention_plain
 from mental_r1_jax.models.attention import kernel_for
-from mental_r1_jax.models.attention_plain import (
-    allowed_own_keys,
-    allowed_prompt_keys,
-    group_attention,
-    prompt_attention,
-)
+from mental_r1_jax.models.attention_plain import prompt_attention, shared_prefix_attention
 from mental_r1_jax.models.rope import RopeScaling, rope_frequencies, rotate
 from mental_r1_jax.sharding import MESH_AXES
 
@@ -33,55 +31,97 @@ def draw(*shape: int) -> np.ndarray:
     return np.random.default_rng(shape).standard_normal(shape, dtype=np.float32)
 
 
-@pytest.mark.parametrize("window", [None, 3])
-def test_prompt_attention(window: int | None) -> None:
-    queries, keys = draw(B, P, K, R, WIDTH), draw(B, K, P, WIDTH)
-    values = draw(1, B, K, P, WIDTH)[0]
-    limit = None if window is None else jnp.int32(window)
-    result = np.asarray(prompt_attention(*map(jnp.asarray, (queries, keys, values)), limit))
-    for b, i, k, r in np.ndindex(B, P, K, R):
-        seen = slice(0 if window is None else max(0, i - window + 1), i + 1)
-        expected = softmax_average(queries[b, i, k, r], keys[b, k, seen], values[b, k, seen])
-        np.testing.assert_allclose(result[b, i, k, r], expected, atol=1e-6)
+@pytest.fixture(params=[1, 4], ids=["one-block-of-rows", "blocks-of-two-tokens"])
+def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut the rows of a sequence into so many blocks."""
+    monkeypatch.setattr(attention_plain, "MAX_BLOCKS", request.param)
+    monkeypatch.setattr(attention_plain, "MIN_BLOCK", 1)
 
 
+@pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("window", [None, 3])
-def test_group_attention_is_one_softmax_over_prompt_and_own_keys(window: int | None) -> None:
-    queries = 3 * draw(B, G, T, K, R, WIDTH)
-    prompt_keys, prompt_values = 3 * draw(B, K, P, WIDTH), draw(1, B, K, P, WIDTH)[0]
-    own_keys, own_values = draw(B, G, K, T, WIDTH), draw(1, B, G, K, T, WIDTH)[0]
+def test_attention_is_one_softmax_over_prompt_and_own_keys(window: int | None) -> None:
+    prompt = 3 * draw(B, P, K, R, WIDTH), 3 * draw(B, P, K, WIDTH), draw(1, B, P, K, WIDTH)[0]
+    own = 3 * draw(B, G, T, K, R, WIDTH), draw(B, G, T, K, WIDTH), draw(1, B, G, T, K, WIDTH)[0]
     lengths = np.asarray([5, 2])
     limit = None if window is None else jnp.int32(window)
-    prompt_mask = jnp.arange(P)[None] < lengths[:, None]
-    positions = jnp.asarray(lengths[:, None] + np.arange(T)[None])
-    result = group_attention(
-        *map(jnp.asarray, (queries, prompt_keys, prompt_values, own_keys, own_values)),
-        allowed_prompt_keys(prompt_mask, positions, limit),
-        allowed_own_keys(jnp.arange(T), T, limit)[None, None],
-    )
+    arrays = jax.tree.map(jnp.asarray, (prompt, own, np.arange(P)[None] < lengths[:, None]))
+    of_prompt, of_own = map(np.asarray, shared_prefix_attention(*arrays, limit))
+    seen = slice(0 if window is None else -window, None)
+    for b, i, k, r in np.ndindex(B, P, K, R):
+        keys, values = (x[b, : i + 1, k][seen] for x in prompt[1:])
+        expected = softmax_average(prompt[0][b, i, k, r], keys, values)
+        np.testing.assert_allclose(of_prompt[b, i, k, r], expected, atol=2e-6)
     for b, g, t, k, r in np.ndindex(B, G, T, K, R):
-        n = lengths[b]
-        all_keys = np.concatenate([prompt_keys[b, k, :n], own_keys[b, g, k, : t + 1]])
-        all_values = np.concatenate([prompt_values[b, k, :n], own_values[b, g, k, : t + 1]])
-        seen = slice(0 if window is None else -window, None)
-        expected = softmax_average(queries[b, g, t, k, r], all_keys[seen], all_values[seen])
-        np.testing.assert_allclose(np.asarray(result)[b, g, t, k, r], expected, atol=2e-6)
+        keys, values = (
+            np.concatenate([shared[b, : lengths[b], k], mine[b, g, : t + 1, k]])[seen]
+            for shared, mine in zip(prompt[1:], own[1:], strict=True)
+        )
+        expected = softmax_average(own[0][b, g, t, k, r], keys, values)
+        np.testing.assert_allclose(of_own[b, g, t, k, r], expected, atol=2e-6)
+    alone = prompt_attention(*arrays[0], limit)
+    np.testing.assert_array_equal(alone, of_prompt)
+
+
+def dense_attention(prompt: Any, own: Any, prompt_mask: Any, window: int | None) -> Any:
+    """The same with a copy of the prompt for each completion, differentiated by JAX."""
+    joined = [
+        jnp.concatenate([jnp.repeat(p[:, None], G, axis=1), c], axis=2)
+        for p, c in zip(prompt, own, strict=True)
+    ]
+    lengths = prompt_mask.sum(-1)[:, None, None]
+    steps = jnp.arange(P + T)[None, None]
+    place = jnp.where(steps < P, steps, steps - P + lengths)  # [B, 1, P + T]
+    real = (steps >= P) | (steps < lengths)
+    allowed = (place[..., :, None] >= place[..., None, :]) & real[..., None, :]
+    if window is not None:
+        allowed &= place[..., :, None] - place[..., None, :] < window
+    logits = jnp.einsum("bgikrh,bgjkh->bgkrij", *joined[:2]) / np.sqrt(WIDTH)
+    logits = jnp.where(allowed[:, :, None, None], logits, -jnp.inf)
+    weights = jax.nn.softmax(logits, where=allowed[:, :, None, None])
+    mixed = jnp.einsum("bgkrij,bgjkh->bgikrh", weights, joined[2])
+    return mixed[:, 0, :P], mixed[:, :, P:]
+
+
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize("window", [None, 3])
+def test_gradients_are_those_of_dense_attention(window: int | None) -> None:
+    streams = tuple(
+        tuple(jnp.asarray(draw(*lead, *tail)) for tail in ((K, R, WIDTH), (K, WIDTH), (K, WIDTH)))
+        for lead in ((B, P), (B, G, T))
+    )
+    mask = jnp.arange(P)[None] < jnp.asarray([[5], [2]])
+    weights = (
+        draw(B, P, K, R, WIDTH) * np.asarray(mask)[..., None, None, None],
+        draw(*((B, G, T, K, R, WIDTH))),
+    )
+
+    def gradients(attend: Any, limit: Any) -> Any:
+        def loss(streams: Any) -> Any:
+            mixed = attend(*streams, mask, limit)
+            real = jnp.where(mask[..., None, None, None], mixed[0], 0), mixed[1]
+            return sum((x * w).sum() for x, w in zip(real, weights, strict=True))
+
+        return jax.jit(jax.grad(loss))(streams)
+
+    ours = gradients(shared_prefix_attention, None if window is None else jnp.int32(window))
+    for x, y in zip(
+        jax.tree.leaves(ours), jax.tree.leaves(gradients(dense_attention, window)), strict=True
+    ):
+        assert np.abs(y).max() > 0.3
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-5)  # seen 1e-6, at gradients up to 5
 
 
 def test_extreme_logits_stay_finite() -> None:
     """Logits of +-3e4 overflow `exp` unless the common maximum is taken out first."""
-    queries = jnp.full((1, 1, 1, 1, 1, 2), 200.0)
-    prompt_keys = jnp.asarray([[[[100.0, 100.0], [-100.0, -100.0]]]])
-    own_keys = jnp.full((1, 1, 1, 1, 2), 99.0)
-    everywhere = jnp.ones((1, 1, 2), bool)
-    result = group_attention(
-        queries,
-        prompt_keys,
-        jnp.asarray([[[[1.0, 2.0], [3.0, 4.0]]]]),
-        own_keys,
-        jnp.full((1, 1, 1, 1, 2), 9.0),
-        everywhere,
-        jnp.ones((1, 1, 1, 1), bool),
+    prompt_keys = jnp.asarray([[[[100.0, 100.0]], [[-100.0, -100.0]]]])
+    prompt_values = jnp.asarray([[[[1.0, 2.0]], [[3.0, 4.0]]]])
+    own = jnp.full((1, 1, 1, 1, 1, 2), 200.0), jnp.full((1, 1, 1, 1, 2), 99.0)
+    _, result = shared_prefix_attention(
+        (prompt_keys[..., None, :], prompt_keys, prompt_values),
+        (*own, jnp.full((1, 1, 1, 1, 2), 9.0)),
+        jnp.ones((1, 2), bool),
+        None,
     )
     np.testing.assert_allclose(result.ravel(), [1.0, 2.0], rtol=1e-6)
 

@@ -69,8 +69,7 @@ def backward(
 
 
 def plain(prompt: Any, completions: Any, mask: Any) -> Any:
-    everything = jnp.ones(completions[0].shape[:3], bool)
-    return attention_plain.shared_prefix_attention(prompt, completions, mask, everything, None)[1]
+    return attention_plain.shared_prefix_attention(prompt, completions, mask, None)[1]
 
 
 def fused(prompt: Any, completions: Any, mask: Any) -> Any:

@@ -51,8 +51,8 @@ def outputs_and_gradients(attend: Any, dtype: Any = jnp.float32) -> Any:
     return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(*streams)
 
 
-def plain(*arguments: Any) -> Any:
-    return attention_plain.shared_prefix_attention(*arguments, None)
+def plain(prompt: Any, completions: Any, prompt_mask: Any, completion_mask: Any) -> Any:
+    return attention_plain.shared_prefix_attention(prompt, completions, prompt_mask, None)
 
 
 def splash(*arguments: Any) -> Any:
@@ -76,8 +76,7 @@ def test_outputs_and_gradients_equal_those_of_plain_attention(dtype: Any, atol: 
 def test_prompts_alone() -> None:
     queries, keys, values = draw(4, B, P)
     ours = splash_prompt_attention(queries, keys, values, interpret=True)
-    by_head = keys.swapaxes(1, 2), values.swapaxes(1, 2)
-    expected = attention_plain.prompt_attention(queries, *by_head, None)
+    expected = attention_plain.prompt_attention(queries, keys, values, None)
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
 
 

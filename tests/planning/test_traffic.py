@@ -120,3 +120,21 @@ ENTRY %main (x: f32[8,4]) -> f32[2,4] {
     expected: dict[str, Any] = {"kind": "reduce-scatter", "array_bytes": 128, "ici_bytes": 96.0}
     assert {name: getattr(found, name) for name in expected} == expected
     assert isinstance(found, Collective)
+
+
+def test_an_exchange_through_the_hosts_crosses_between_slices() -> None:
+    """As the TPU compiler writes it: a chip sends its 64 x 8 x 128 floats to the other slice."""
+    text = """
+HloModule jit_f
+ENTRY %main (x: f32[64,8,128]) -> f32[64,8,128] {
+  %x = f32[64,8,128] parameter(0)
+  %t = token[] after-all()
+  %s = (f32[64,8,128], u32[], token[]) send(%x, %t), channel_id=2, is_host_transfer=true, HOW
+  ROOT %y = f32[64,8,128] copy(%x)
+}
+"""
+    how = 'frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}'
+    (found,) = collectives(parse_program(text.replace("HOW", how)), num_devices=16, num_slices=2)
+    assert (found.kind, found.group, found.ici_bytes) == ("all-reduce", 2, 0.0)
+    assert found.dcn_bytes == 64 * 8 * 128 * 4
+    assert not collectives(parse_program(text.replace("HOW", "x=1")), num_devices=16, num_slices=2)
