@@ -3,7 +3,7 @@
 The mesh has three axes. `data` holds copies of the model, `fsdp` cuts parameters and optimizer
 state and gathers a layer when it runs, `tensor` cuts heads, feed-forward width and vocabulary and
 keeps them cut. Batches are cut over `data` and `fsdp` together. Slices of a TPU that are joined by
-the data-centre network are the outer part of `data`: only the sum of gradients crosses it.
+the data-centre network are the outer part of `data`: little more than gradients crosses it.
 """
 
 from __future__ import annotations

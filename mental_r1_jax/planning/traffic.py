@@ -180,11 +180,15 @@ def _between_slices(line: Instruction, num_slices: int) -> Collective | None:
     found = re.search(r'_xla_megascale_transfer_type="(\w+)"', line.rest)
     if line.opcode != "send" or found is None:
         return None
-    kind = found[1].lower().replace("_", "-")
     size = line.arrays[0].bytes
-    share = {"all-reduce": 2 / num_slices, "all-gather": 1.0}.get(kind, 1 / num_slices)
-    sent = size * share * (num_slices - 1)
-    return Collective(kind, size, 0, 0, num_slices, 0.0, sent, line.source)
+    kind, share = {
+        "ALL_REDUCE": ("all-reduce", 2 * (num_slices - 1) / num_slices),
+        "ALL_GATHER": ("all-gather", num_slices - 1.0),
+        "REDUCE_SCATTER": ("reduce-scatter", (num_slices - 1) / num_slices),
+        "ALL_TO_ALL": ("all-to-all", (num_slices - 1) / num_slices),
+        "ONE_TO_ONE": ("collective-permute", 1.0),
+    }[found[1]]
+    return Collective(kind, size, 0, 0, num_slices, 0.0, size * share, line.source)
 
 
 def _sent(kind: str, size: int, groups: np.ndarray, slice_size: int) -> tuple[float, float]:

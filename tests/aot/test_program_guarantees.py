@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -202,16 +201,15 @@ def test_the_same_program_at_8_64_and_512_chips(tiny_model: Path) -> None:
 
 
 @pytest.mark.slow
-def test_between_slices_only_gradients_travel(tiny_model: Path) -> None:
-    """Two slices: the update sends its share of the gradients over DCN; decoding only flags."""
+def test_between_slices_little_more_than_gradients_travels(tiny_model: Path) -> None:
+    """Two slices: a chip sends its share of the gradients in each micro-batch; decoding, flags."""
     step = tiny_step(tiny_model, "v5e:2x4", "mesh.data=4", "crpo.kl_coef=0", slices=2)
-    over_dcn: dict[str, Any] = {
-        phase: sum(
-            c.times * c.dcn_bytes
-            for c in collectives(program, step.plan.work.devices, num_slices=2)
-        )
+    found: dict[str, list[Collective]] = {
+        phase: collectives(program, step.plan.work.devices, num_slices=2)
         for phase, program in step.programs.items()
     }
     gradients = shard_bytes(step.steps["update"].arguments[0].params)
-    assert 0.2 * gradients < over_dcn["update"] <= 2 * gradients
-    assert over_dcn["rollout"] < 1e5
+    over_dcn = sum(c.times * c.dcn_bytes for c in found["update"])
+    assert 0.5 * gradients < over_dcn <= 2 * step.config.run.micro_batches * gradients
+    of_tokens = [c.dcn_bytes for c in found["rollout"] if c.times >= COMPLETION]
+    assert max(of_tokens, default=0.0) <= 1024
