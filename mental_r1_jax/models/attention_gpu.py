@@ -8,9 +8,10 @@ the keys of part i, ``l_i = log sum exp(s)`` and its own softmax average ``o_i``
 Backward, each part is run with the *common* l and o in place of its own: then ``exp(s - l)`` are
 the weights of the one softmax over all keys, and dq, dk, dv of the part come out right.
 
-`jax.nn.dot_product_attention` can give the log-sum-exp, but rounds it to bfloat16 (an error of up
-to 3% in a weight) and drops its gradient. So cuDNN is reached one level below, through functions
-that JAX does not promise to keep; tests/models/test_attention_gpu.py says when they have changed.
+`jax.nn.dot_product_attention` can give the log-sum-exp, but rounds it to bfloat16 (from 8 to 16
+by up to 0.03, which is 3% of a weight) and drops its gradient. So cuDNN is reached one level below,
+through functions that JAX does not promise to keep; tests/models/test_attention_gpu.py says when
+they have changed.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def test_gradients_are_those_of_dense_attention(window: int | None) -> None:
         jax.tree.leaves(ours), jax.tree.leaves(gradients(dense_attention, window)), strict=True
     ):
         assert np.abs(y).max() > 0.3
-        np.testing.assert_allclose(x, y, rtol=0, atol=1e-5)  # seen 1e-6, at gradients up to 5
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-5)  # seen 2.2e-6, of up to 7.5
 
 
 def test_extreme_logits_stay_finite() -> None:

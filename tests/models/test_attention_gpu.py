@@ -99,7 +99,7 @@ def test_joined_by_their_log_sum_exp_two_softmaxes_are_one(monkeypatch) -> None:
     ours, expected = output_and_gradients(fused), output_and_gradients(plain)
     for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
         assert np.abs(y).max() > 0.5
-        # Largest difference seen 3e-6, at gradients up to 15.
+        # Largest difference seen 3.8e-6, at gradients up to 12.
         np.testing.assert_allclose(x, y, rtol=0, atol=2e-5)
 
 
