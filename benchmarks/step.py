@@ -12,6 +12,8 @@ Phases are timed with a wait after each, so the step is their sum and overlap is
 benchmarks/README.md explains the figures.
 """
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
 import argparse
@@ -25,6 +27,11 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from mental_r1_jax.cli import collect_garbage_rarely, quiet_libraries
+
+collect_garbage_rarely()  # as the command line does, before anything else is imported
+quiet_libraries()
 
 import jax
 import jaxlib
@@ -175,7 +182,7 @@ def one_step(
     _, batch = finish_rollout(trainer, rollout, posts)
     jax.block_until_ready(batch)
     scored = time.perf_counter()
-    state, metrics = update(trainer, state, batch)
+    state, metrics = update(trainer, state, batch, wait)
     tokens = scalars_of_updates(metrics)["tokens/completion"]
     jax.block_until_ready(state)
     end = time.perf_counter()
@@ -333,7 +340,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus share")
     parser.add_argument("--steps", type=int, default=8, help="measured steps, after the first")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--remat", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--remat", default="layers", choices=("layers", "elementwise", "none"))
     parser.add_argument("--chunk", type=int, default=512, help="vocabulary entries a logits chunk")
     parser.add_argument("--first-cache-length", type=int, default=256, help="tokens")
     parser.add_argument("--halvings", type=int, default=0, help="of groups as completions end")

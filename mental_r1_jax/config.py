@@ -29,13 +29,14 @@ class ModelConfig(Section):
     Attributes:
         path: Hugging Face folder, hub id, or a run folder of ours (its newest checkpoint).
         compute_dtype: dtype of activations and matrix products; master weights stay float32.
-        remat: recompute each layer in the backward pass instead of storing its activations.
+        remat: what the backward pass computes again to save memory: whole `layers` (least memory),
+            only the `elementwise` work between matrix products (fastest), or `none` (most memory).
         logprob_chunk_size: vocabulary entries whose logits exist at the same time, for all tokens.
     """
 
     path: str
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    remat: bool = True
+    remat: Literal["layers", "elementwise", "none"] = "layers"
     logprob_chunk_size: PositiveInt = 512
 
 

@@ -65,7 +65,7 @@ MINE = "data.custom_sets.Calm"
 FIELDS: dict[str, Field] = {
     "model.path": Field("{shared}/other", probes.opened_model),
     "model.compute_dtype": Field("bfloat16", probes.program),
-    "model.remat": Field(False, probes.program),
+    "model.remat": Field("none", probes.program),
     "model.logprob_chunk_size": Field(2, probes.program),
     "data.root": Field("{shared}/other_posts", probes.posts),
     "data.sets": Field(["Calm"], probes.posts),

@@ -142,11 +142,11 @@ def test_yes_no_and_off_are_words() -> None:
         [
             "crpo.stage_entropy_rule=off",
             "data.custom_sets.MINE.labels=[Yes, No]",
-            "model.remat=false",
+            "model.remat=none",
         ],
         source="test",
     )
     assert config.crpo.stage_entropy_rule == "off"
     assert config.data.custom_sets["MINE"].labels == ("Yes", "No")
-    assert config.model.remat is False
+    assert config.model.remat == "none"
     assert parse_config(dump_config(config), source="dump") == config

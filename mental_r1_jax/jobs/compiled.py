@@ -2,7 +2,7 @@
 
 `sample`, `logprobs` and `update` do not need each other's results to be compiled, only shapes. So a
 thread compiles them while the main thread reads weights, and goes on while the device samples; the
-first step waits for what is not ready.
+first step waits for each where it is called.
 """
 
 from __future__ import annotations
@@ -118,11 +118,11 @@ def trace_batch(prompts: PromptBatch | Batch, completions: Completions | Batch) 
     )
 
 
-# Waits until so many programs are compiled, or all of them (None).
-Wait = Callable[[int | None], None]
+# Waits until a jitted function is compiled.
+Wait = Callable[[Any], None]
 
 
-def no_wait(count: int | None) -> None:
+def no_wait(function: Any) -> None:
     """Wait for nothing: programs compile when they are first called."""
 
 
@@ -141,16 +141,17 @@ def compile_in_background(calls: Callable[[], Sequence[tuple[Any, tuple[Any, ...
         function.lower(*arguments).compile()
         return_free_memory()
 
-    def start() -> list[Future[None]]:
-        return [pool.submit(compile_one, *call) for call in calls()]
+    def start() -> list[tuple[Any, Future[None]]]:
+        jobs = [(call[0], pool.submit(compile_one, *call)) for call in calls()]
+        pool.shutdown(wait=False)  # what is submitted still runs
+        return jobs
 
     started = pool.submit(start)
 
-    def wait(count: int | None) -> None:
-        for future in started.result()[:count]:
-            future.result()
-        if count is None:
-            pool.shutdown()
+    def wait(function: Any) -> None:
+        for compiled, job in started.result():
+            if compiled is function:
+                job.result()
 
     return wait
 

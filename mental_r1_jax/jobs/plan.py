@@ -128,8 +128,8 @@ def changes(config: ExperimentConfig, plan: Plan) -> Iterator[tuple[str, Experim
     work = plan.work
     if config.model.compute_dtype == "float32":
         yield "model.compute_dtype=bfloat16", with_values("model", compute_dtype="bfloat16")
-    if not config.model.remat:
-        yield "model.remat=true", with_values("model", remat=True)
+    if config.model.remat != "layers":
+        yield "model.remat=layers", with_values("model", remat="layers")
     micro = 2 * config.run.micro_batches
     while config.rollout.prompts_per_step % (micro * work.data * work.fsdp) == 0:
         yield f"run.micro_batches={micro}", with_values("run", micro_batches=micro)

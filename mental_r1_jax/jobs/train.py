@@ -78,7 +78,8 @@ SILENT_STEPS = 5
 def compile_ahead(trainer: Trainer, width: int) -> Wait:
     """Start compiling the programs of a step with prompts of `width` tokens, see `compiled`.
 
-    The sampler comes first, for it runs first, and then the update, which takes longest.
+    In the order in which the step calls them, so that the device works on the first ones while the
+    update, which takes longest, is compiled.
     """
     num_updates = trainer.num_steps * trainer.config.crpo.num_iterations
 
@@ -91,8 +92,7 @@ def compile_ahead(trainer: Trainer, width: int) -> Wait:
             bound=trainer.programs,
             width=width,
         )
-        first, *rest = [(program.function, program.arguments) for program in programs]
-        return [first, *reversed(rest)]
+        return [(program.function, program.arguments) for program in programs]
 
     return compile_in_background(calls)
 
@@ -153,7 +153,7 @@ class CrpoWork:
         sampled = time.perf_counter()
         progress.phase("training")
         table = hosts.all_rows(trainer.mesh, score_table(groups, trainer.functions))
-        state, device_metrics = update(trainer, state, batch)
+        state, device_metrics = update(trainer, state, batch, self._wait_for_programs)
         log_completions(trainer, step, (posts, prompts, groups), table, progress)
         truncated = float(np.mean([prompt.truncated for prompt in prompts]))
 
@@ -229,11 +229,11 @@ def begin_rollout(
     programs = trainer.programs
     placed = put_batch(trainer.mesh, prompts)
     seed = as_word(trainer.config.run.seed)
-    wait(1)
+    wait(programs.sample)
     completions = programs.sample(params, placed, seed, as_word(step))
-    wait(None)
     traces = trace_batch(placed, completions)
     moves = trainer.config.crpo.num_iterations > 1
+    wait(programs.logprobs)
     return Rollout(
         prompts=placed,
         completions=completions,
@@ -264,10 +264,11 @@ def finish_rollout(
 
 
 def update(
-    trainer: Trainer, state: TrainState, batch: Batch
+    trainer: Trainer, state: TrainState, batch: Batch, wait: Wait = no_wait
 ) -> tuple[TrainState, list[dict[str, Any]]]:
     """Ask for `num_iterations` updates on one batch: (next state, metrics of each)."""
     device_metrics = []
+    wait(trainer.programs.update)
     for _ in range(trainer.config.crpo.num_iterations):
         state, of_update = trainer.programs.update(state, batch)
         device_metrics.append(of_update)

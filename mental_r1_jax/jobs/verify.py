@@ -29,7 +29,9 @@ def verify_export(folder: Path, policy: Policy, config: ExperimentConfig) -> Non
             tokens differ before a point where the two likeliest tokens are closer than that.
     """
     torch, model = _load_reference(folder)
-    exact = hf_format.decoder_config_from_hf(policy.hf_config, compute_dtype="float32", remat=False)
+    exact = hf_format.decoder_config_from_hf(
+        policy.hf_config, compute_dtype="float32", remat="none"
+    )
     params = hf_format.load_params(folder, exact, None)
     post = next(source[0] for source in load_examples(config, "validation").values())
     prompt = render_prompts(policy.tokenizer, [post], config.rollout.max_prompt_length)[0]

@@ -10,18 +10,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from mental_r1_jax.models.attention import prompt_attention, shared_prefix_attention
 from mental_r1_jax.models.attention_plain import SAVED_NAME
 from mental_r1_jax.models.rope import RopeScaling, rope_frequencies, rotate
 from mental_r1_jax.sharding import constrain_batch, constrain_looked_up
+
+# What the backward pass computes again, see `DecoderConfig.remat`.
+Remat = Literal["layers", "elementwise", "none"]
+
+# Results of matrix products, in `jax.checkpoint` policies.
+PRODUCT_NAME = "product"
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,8 @@ class DecoderConfig:
             altogether when no layer has a window.
         compute_dtype: dtype of matrix products and caches, `float32` or `bfloat16`; RMSNorm,
             softmax and rotary angles are float32 always, and so are the master parameters.
-        remat: recompute each layer in the backward pass instead of keeping its activations.
+        remat: what the backward pass computes again instead of keeping it: whole `layers`, or the
+            `elementwise` work between matrix products, or `none`. Attention's result is kept.
         init_scale: standard deviation of the random initial weights.
     """
 
@@ -61,7 +69,7 @@ class DecoderConfig:
     qk_norm: bool = False
     sliding_windows: tuple[int | None, ...] | None = None
     compute_dtype: str = "float32"
-    remat: bool = True
+    remat: Remat = "layers"
     init_scale: float = 0.02
 
     @property
@@ -117,7 +125,15 @@ class Projection(nn.Module):
         normal = nn.initializers.normal(self.init_scale)
         declare = _named(normal, self.axes)
         kernel = self.param("kernel", declare, self.in_shape + self.out_shape, jnp.float32)
-        y = jnp.tensordot(x.astype(self.dtype), kernel.astype(self.dtype), axes=num_in)
+        batch = x.shape[: x.ndim - num_in]
+        # All tokens as rows of one matrix: contracted over several axes, the kernel's gradient
+        # would be made from transposed copies of the activations on CPU.
+        rows = x.astype(self.dtype).reshape(-1, math.prod(self.in_shape))
+        matrix = kernel.astype(self.dtype)
+        if num_in > 1:
+            matrix = matrix.reshape(rows.shape[1], *self.out_shape)
+        product = checkpoint_name(jnp.tensordot(rows, matrix, axes=1), PRODUCT_NAME)
+        y = product.reshape(*batch, *self.out_shape)
         if self.use_bias:
             declare = _named(nn.initializers.zeros, self.axes[num_in:])
             bias = self.param("bias", declare, self.out_shape, jnp.float32)
@@ -271,9 +287,10 @@ class Decoder(nn.Module):
         the part of a layer that is dear to compute and cheap to hold.
         """
         c = self.config
-        keep = jax.checkpoint_policies.save_only_these_names(SAVED_NAME)
+        kept = (SAVED_NAME, PRODUCT_NAME) if c.remat == "elementwise" else (SAVED_NAME,)
+        keep = jax.checkpoint_policies.save_only_these_names(*kept)
         scanned = nn.scan(
-            nn.remat(body, prevent_cse=False, policy=keep) if c.remat else body,
+            body if c.remat == "none" else nn.remat(body, prevent_cse=False, policy=keep),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=c.num_layers,

@@ -7,6 +7,7 @@ the same in two parts: `prefill` once, then `decode_step` for every token.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -51,13 +52,12 @@ def init_params(config: DecoderConfig, key: Key[Array, ""]) -> PyTree[Array]:
 
 def abstract_params(config: DecoderConfig) -> PyTree[jax.ShapeDtypeStruct]:
     """Return the shapes and dtypes of the parameters; nothing is allocated."""
-    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    return nn.meta.unbox(_boxed_shapes(config))
 
 
 def param_logical_axes(config: DecoderConfig) -> PyTree[tuple[str, ...]]:
     """Return the logical axis names of every parameter, as declared in the network."""
-    boxed = jax.eval_shape(lambda: _boxed(config, jax.random.key(0)))
-    return jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=_is_box)
+    return jax.tree.map(lambda box: tuple(box.names), _boxed_shapes(config), is_leaf=_is_box)
 
 
 def prefill(
@@ -147,6 +147,12 @@ def _last_real(states: Array, mask: Array) -> Array:
 def _boxed(config: DecoderConfig, key: Array) -> Any:
     """Initialise, leaving every parameter in the box that names its axes."""
     return Decoder(config).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+@functools.lru_cache
+def _boxed_shapes(config: DecoderConfig) -> Any:
+    """The same without values; traced once, for a start-up asks for it a dozen times."""
+    return jax.eval_shape(lambda: _boxed(config, jax.random.key(0)))
 
 
 def _is_box(leaf: Any) -> bool:

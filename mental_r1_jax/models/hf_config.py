@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mental_r1_jax.errors import UserError
-from mental_r1_jax.models.architecture import DecoderConfig
+from mental_r1_jax.models.architecture import DecoderConfig, Remat
 from mental_r1_jax.models.rope import RopeScaling
 
 
@@ -130,7 +130,7 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
 
 
 def decoder_config_from_hf(
-    hf: Mapping[str, Any], compute_dtype: str = "float32", remat: bool = True
+    hf: Mapping[str, Any], compute_dtype: str = "float32", remat: Remat = "layers"
 ) -> DecoderConfig:
     """Translate a Hugging Face config, of transformers 4 or 5.
 

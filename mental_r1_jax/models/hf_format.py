@@ -1,15 +1,14 @@
 """Weights of a Hugging Face folder <-> our parameters, both directions from one table.
 
-Reading holds one tensor of the file in host memory at a time and writes it straight into the
-sharded parameter; writing fills one file at a time. Every problem is collected and raised once.
+Reading holds one of our parameters in host memory at a time, and of it only what this process'
+devices hold; writing fills one file at a time. Every problem is collected and raised once.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,10 +187,15 @@ def load_params(
     with ExitStack() as stack:
         files = _open_files(folder, stack)
         _check_tensors(folder, files, tensors, config)
-        params = jax.tree.map(_empty, shapes, shardings)
-        for name, tensor in tensors.items():
-            _load_one(files[name].get_slice(name), tensor, params)
-    return params
+        leaves, tree = jax.tree.flatten_with_path(shapes)
+        by_path: dict[tuple[str, ...], list[_Tensor]] = {}
+        for tensor in tensors.values():
+            by_path.setdefault(tensor.row.path, []).append(tensor)
+        params = [
+            _read_parameter(files, by_path[tuple(key.key for key in path)], leaf.shape, sharding)
+            for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True)
+        ]
+    return jax.tree.unflatten(tree, params)
 
 
 def save_params(
@@ -293,49 +297,32 @@ def _check_tensors(
         )
 
 
-def _empty(shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
-    """Allocate a parameter where it will live."""
-    return jnp.zeros(shape.shape, shape.dtype, device=sharding)
+def _read_parameter(
+    files: Mapping[str, Any], tensors: Sequence[_Tensor], shape: tuple[int, ...], sharding: Any
+) -> jax.Array:
+    """Read one of our parameters, float32, from its tensor or from those of its layers.
 
-
-def _load_one(source: Any, tensor: _Tensor, params: PyTree) -> None:
-    """Read one tensor and write it into its place in the tree `params`, which is changed."""
-    parent = functools.reduce(lambda node, key: node[key], tensor.row.path[:-1], params)
-    key = tensor.row.path[-1]
-    target = parent[key]
+    No program runs for it: a start-up would have to compile one for every shape.
+    """
     parts: dict[str, np.ndarray] = {}  # devices may hold the same part; it is read once
 
     def read(window: tuple[slice, ...] | None) -> np.ndarray:
-        """Return the part `window` of our array as float32; None: all of a scalar."""
+        """Return the part `window` of our array; None would be all of a scalar."""
         window = window or ()
         if str(window) not in parts:
-            part = tensor.to_ours(source[tensor.file_window(window)], window)
-            parts[str(window)] = np.ascontiguousarray(part, np.float32)
+            stacked = tensors[0].layer is not None
+            layers, inner = (window[0], window[1:]) if stacked else (slice(None), window)
+            chosen = tensors[layers]
+            sizes = [
+                len(range(*cut.indices(size))) for cut, size in zip(window, shape, strict=True)
+            ]
+            part = parts[str(window)] = np.empty(sizes, np.float32)
+            for place, tensor in zip(part if stacked else [part], chosen, strict=True):
+                source = files[tensor.hf].get_slice(tensor.hf)
+                place[...] = tensor.to_ours(source[tensor.file_window(inner)], inner)
         return parts[str(window)]
 
-    if tensor.layer is None:
-        parent[key] = jax.make_array_from_callback(tensor.shape, target.sharding, read)
-        return
-    sharding = _without_layer_axis(target.sharding)
-    layer = jax.make_array_from_callback(tensor.shape, sharding, read)
-    parent[key] = _set_layer(target, layer, tensor.layer, sharding=target.sharding)
-
-
-def _without_layer_axis(sharding: Any) -> Any:
-    """Return the sharding of one layer of a stacked parameter."""
-    if not isinstance(sharding, jax.sharding.NamedSharding):
-        return sharding
-    spec = jax.sharding.PartitionSpec(*sharding.spec[1:])
-    return jax.sharding.NamedSharding(sharding.mesh, spec)
-
-
-@functools.partial(jax.jit, donate_argnums=0, static_argnames="sharding")
-def _set_layer(
-    stacked: jax.Array, layer: jax.Array, index: int | jax.Array, *, sharding: Any
-) -> jax.Array:
-    """Write one layer in place."""
-    stacked = jax.lax.dynamic_update_index_in_dim(stacked, layer, index, axis=0)
-    return jax.lax.with_sharding_constraint(stacked, sharding)
+    return jax.make_array_from_callback(shape, sharding, read)
 
 
 def _fetch(params: PyTree, tensor: _Tensor, dtype: np.dtype) -> np.ndarray:

@@ -84,14 +84,14 @@ def attention_flops(work: Workload) -> tuple[float, float]:
 def phase_flops(work: Workload) -> dict[str, tuple[float, float]]:
     """Phase -> (operations that the method needs, operations with those done twice), all devices.
 
-    The update is one forward and two backward products for each matrix; rematerialising runs the
-    layers' forward again, and the chunked head makes its logits again.
+    The update is one forward and two backward products for each matrix; `remat: layers` runs their
+    forward again, and the chunked head makes its logits again.
     """
     layers, head = 2.0 * layer_matrix_size(work.model), 2.0 * head_size(work.model)
     of_prompts, of_completions = attention_flops(work)
     body = layers * work.tokens + of_prompts + of_completions
     forward = body + head * work.completion_tokens
-    again = (body if work.model.remat else 0.0) + head * work.completion_tokens
+    again = (body if work.model.remat == "layers" else 0.0) + head * work.completion_tokens
     phases = {
         "rollout": (forward, forward),
         "update": (

@@ -39,7 +39,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     """Make a recipe for the tiny model: `recipe(folder, crpo={...}, ...)` changes sections."""
     root = tmp_path_factory.mktemp("e2e")
     base: dict[str, dict[str, Any]] = {
-        "model": {"path": str(root / "tiny"), "compute_dtype": "float32", "remat": False},
+        "model": {"path": str(root / "tiny"), "compute_dtype": "float32", "remat": "none"},
         "data": {
             "sets": ["Stress-Synthetic", "Depression-Synthetic"],
             "tfds_dir": root / "data",

@@ -13,7 +13,7 @@ from tests.hosts.cluster import Cluster
 
 STEPS = 6
 RECIPE = """
-model: {{path: {root}/tiny, compute_dtype: float32, remat: false}}
+model: {{path: {root}/tiny, compute_dtype: float32, remat: none}}
 data: {{sets: [Stress-Synthetic, Depression-Synthetic], tfds_dir: {root}/data, limit_per_set: 40}}
 rollout:
   prompts_per_step: 8

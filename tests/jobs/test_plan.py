@@ -107,11 +107,11 @@ def test_the_smallest_change_that_fits_is_named(
 
 
 def test_changes_go_from_cheap_to_dear() -> None:
-    config = recipe(model__remat="false", model__compute_dtype="float32", run__micro_batches=4)
+    config = recipe(model__remat="none", model__compute_dtype="float32", run__micro_batches=4)
     names = [name for name, _ in plan_job.changes(config, fake_plan(config, 99.0))]
     assert names == [
         "model.compute_dtype=bfloat16",
-        "model.remat=true",
+        "model.remat=layers",
         "run.micro_batches=8",
         "run.micro_batches=16",
         "mesh.fsdp=4 mesh.tensor=2",

@@ -82,7 +82,7 @@ def test_gradients_respect_causality_and_the_group(params, inputs) -> None:
         changed = {**params, "embedding": vocabulary}
         del changed["unembedding"]
         size = vocabulary.shape[0]
-        wide = dataclasses.replace(CONFIG, vocab_size=size, tie_embeddings=True, remat=False)
+        wide = dataclasses.replace(CONFIG, vocab_size=size, tie_embeddings=True, remat="none")
         prompt_ids = inputs.prompt_ids + rows.shape[0]
         arguments = (prompt_ids, inputs.prompt_mask, own_ids, inputs.completion_mask)
         return jnp.square(decoder.forward(changed, wide, *arguments)[target]).sum()
@@ -94,14 +94,15 @@ def test_gradients_respect_causality_and_the_group(params, inputs) -> None:
     assert (size == 0).all()
 
 
-def test_rematerialisation_changes_neither_states_nor_gradients(params, inputs) -> None:
+@pytest.mark.parametrize("remat", ["layers", "elementwise"])
+def test_rematerialisation_changes_neither_states_nor_gradients(params, inputs, remat) -> None:
     def loss(params: dict, config: decoder.DecoderConfig) -> jax.Array:
         """A scalar that depends on every state."""
         return jnp.sin(decoder.forward(params, config, *inputs)).sum()
 
     value_and_grad = jax.jit(jax.value_and_grad(loss), static_argnums=1)
-    with_remat = value_and_grad(params, CONFIG)
-    without = value_and_grad(params, dataclasses.replace(CONFIG, remat=False))
+    with_remat = value_and_grad(params, dataclasses.replace(CONFIG, remat=remat))
+    without = value_and_grad(params, dataclasses.replace(CONFIG, remat="none"))
     # Gradients reach 300; float32 sums may come in another order.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), with_remat, without

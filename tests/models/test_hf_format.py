@@ -73,30 +73,32 @@ def test_parameters_are_born_sharded(params: dict, folder: Path) -> None:
 
 
 class Recorder:
-    """A slice of a file that notes which windows were read."""
+    """A file of tensors that notes which windows of which tensors were read."""
 
-    def __init__(self, array: np.ndarray) -> None:
-        self.array, self.windows = array, []
+    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
+        self.arrays, self.windows = arrays, []
 
-    def __getitem__(self, window: Any) -> np.ndarray:
-        self.windows.append(window)
-        return self.array[window]
+    def get_slice(self, name: str) -> Any:
+        def read(window: tuple[slice, ...]) -> np.ndarray:
+            self.windows.append((name, *(cut.start for cut in window)))
+            return self.arrays[name][window]
+
+        return type("Slice", (), {"__getitem__": lambda _, window: read(window)})()
 
 
 def test_each_part_is_read_once_and_only_the_part(params: dict) -> None:
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     axes = decoder.param_logical_axes(CONFIG)
     shapes = decoder.abstract_params(CONFIG)
-    tree = jax.tree.map(hf_format._empty, shapes, param_shardings(mesh, shapes, axes))
-    name = "model.layers.2.self_attn.o_proj.weight"
-    (tensor,) = [t for t in hf_format._tensors(CONFIG) if t.hf == name]
-    source = Recorder(tensor.to_hf(params["layers"]["output"]["kernel"][2]))
-    hf_format._load_one(source, tensor, tree)
-    corners = {(rows.start, cols.start) for rows, cols in source.windows}
-    assert len(source.windows) == 4 and corners == {(0, 0), (0, 12), (8, 0), (8, 12)}
-    result = tree["layers"]["output"]["kernel"]
-    np.testing.assert_array_equal(result[2], params["layers"]["output"]["kernel"][2])
-    assert not np.asarray(result[:2]).any()
+    sharding = param_shardings(mesh, shapes, axes)["layers"]["output"]["kernel"]
+    tensors = [t for t in hf_format._tensors(CONFIG) if "self_attn.o_proj.weight" in t.hf]
+    kernel = params["layers"]["output"]["kernel"]
+    source = Recorder({t.hf: t.to_hf(kernel[t.layer]) for t in tensors})
+    files = dict.fromkeys(source.arrays, source)
+    result = hf_format._read_parameter(files, tensors, kernel.shape, sharding)
+    corners = {(0, 0), (0, 12), (8, 0), (8, 12)}
+    assert sorted(source.windows) == sorted((t.hf, *at) for t in tensors for at in corners)
+    np.testing.assert_array_equal(result, kernel)
 
 
 def test_all_differences_are_reported_at_once(params: dict, tmp_path: Path) -> None:

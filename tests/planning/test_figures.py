@@ -59,7 +59,7 @@ def test_operations_of_each_phase() -> None:
     flops = workload.phase_flops(WORK)
     assert flops["rollout"] == flops["reference"] == (FORWARD, FORWARD)
     assert flops["update"] == (3 * FORWARD, 4 * FORWARD)
-    kept = dataclasses.replace(WORK, model=dataclasses.replace(MODEL, remat=False))
+    kept = dataclasses.replace(WORK, model=dataclasses.replace(MODEL, remat="none"))
     assert workload.phase_flops(kept)["update"] == (3 * FORWARD, 3 * FORWARD + 2 * 28 * 60)
     twice = dataclasses.replace(WORK, num_iterations=2)
     assert workload.phase_flops(twice)["update"][0] == 6 * FORWARD
