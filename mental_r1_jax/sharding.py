@@ -166,17 +166,6 @@ def constrain_batch(x: jax.Array) -> jax.Array:
     return _constrain(x, (BATCH_AXES, *(None,) * (x.ndim - 1)))
 
 
-def constrain_looked_up(rows: jax.Array) -> jax.Array:
-    """Cut rows looked up in an embedding table like a batch, see `constrain_batch`.
-
-    They come out of the table cut over the model width by `fsdp`. The change to the batch takes a
-    step between, batch over `data` alone: the compiler finds no direct way, and would put the whole
-    batch on every device.
-    """
-    between = ("data", *(None,) * (rows.ndim - 2), LOGICAL_RULES["embed"])
-    return constrain_batch(_constrain(rows, between))
-
-
 def constrain_logits(logits: jax.Array) -> jax.Array:
     """Give every device whole rows of the logits `[B, G, V]` of a decoding step.
 

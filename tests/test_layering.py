@@ -27,8 +27,9 @@ ALLOWED: dict[str, set[str]] = {
     "sharding": {"errors"},
     "hosts": {"errors", "sharding"},
     "head_sharding": {"sharding"},
+    "embedding_sharding": {"sharding"},
     "topologies": {"errors"},
-    "models": {"errors", "sharding", "text"},
+    "models": {"errors", "sharding", "embedding_sharding", "text"},
     # L2
     "rollout": {"errors", "types", "text", "rewards", "models", "sharding", "hosts"},
     "training": {"errors", "types", "config", "text", "rl", "models", "sharding"},

@@ -19,10 +19,11 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
+from mental_r1_jax.embedding_sharding import look_up
 from mental_r1_jax.models.attention import prompt_attention, shared_prefix_attention
 from mental_r1_jax.models.attention_plain import SAVED_NAME
 from mental_r1_jax.models.rope import RopeScaling, rope_frequencies, rotate
-from mental_r1_jax.sharding import constrain_batch, constrain_looked_up
+from mental_r1_jax.sharding import constrain_batch
 
 # What the backward pass computes again, see `DecoderConfig.remat`.
 Remat = Literal["layers", "elementwise", "none"]
@@ -237,8 +238,7 @@ class Decoder(nn.Module):
 
     def embed(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
         """Look the tokens up; the result has the compute dtype."""
-        rows = jnp.take(self.embedding, ids, axis=0).astype(self.config.dtype)
-        return constrain_looked_up(rows)
+        return look_up(self.embedding, ids, self.config.dtype)
 
     def normalize(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         """Apply the final norm."""
