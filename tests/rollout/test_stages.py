@@ -124,8 +124,8 @@ def test_shrinking_groups_move_nothing_between_devices(plain):
     arguments = (params, put_batch(mesh, random_prompts()), step_key(0, 1))
     text = jax.jit(function).lower(*arguments).compile().as_text()
     moved = re.findall(r"= (\S+) (?:all-gather|all-to-all|collective-permute)\(", text)
-    # The prompts' mask alone, a bit a token; no row of a completion, no key, no value.
-    assert all(re.fullmatch(r"pred\[\d+,6\]\S*", shape) for shape in moved), moved
+    # The prompts' mask and, to look them up, ids; no row of a completion, no key, no value.
+    assert all(re.fullmatch(r"(pred|s32)\[\d+,6\]\S*", shape) for shape in moved), moved
     # What is reduced are the loop's own questions: how many completions are unfinished.
     reduced = re.findall(r"= (\S+) all-reduce\(", text)
     assert reduced and all(re.fullmatch(r"(pred|s32)\[\](\{\})?", shape) for shape in reduced)
