@@ -82,7 +82,9 @@ def collectives(program: Program, num_devices: int, num_slices: int = 1) -> list
             kind, size, visit.times, len(visit.loops), groups.shape[1], ici, dcn, line.source
         )
         loops = () if "chain_id=" in line.rest else visit.loops
-        key = line.attribute("channel_id") or line.name, loops
+        # One channel may carry several: all that `shard_map` makes have the same.
+        channel = line.attribute("channel_id")
+        key = f"{channel} {kind} {size} {line.source}" if channel else line.name, loops
         found[key] = min(found.get(key, this), this, key=lambda each: each.times)
     return [each for each in found.values() if each.times and each.group > 1]
 
