@@ -1,19 +1,20 @@
 """Devices: the mesh, and one strict table from logical axes to mesh axes.
 
-The mesh has three axes. `data` holds copies of the model, `fsdp` cuts parameters and optimizer
-state and gathers a layer when it runs, `tensor` cuts heads, feed-forward width and vocabulary and
-keeps them cut. Batches are cut over `data` and `fsdp` together. Slices of a TPU that are joined by
-the data-centre network are the outer part of `data`: little more than gradients crosses it.
+The mesh has three axes. `data` holds copies of the model. Over `fsdp` parameters and optimizer
+state are sharded, and a layer is gathered when it runs. Over `tensor` heads, feed-forward width and
+vocabulary are sharded and stay so. Batches are sharded over `data` and `fsdp` together. Slices of a
+TPU that are joined by the data-centre network are the outer part of `data`: little more than
+gradients crosses it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
@@ -23,7 +24,7 @@ from mental_r1_jax.errors import UserError
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
-# Logical axis of a parameter -> mesh axis that cuts it, or None: never cut.
+# Logical axis of a parameter -> mesh axis over which it is sharded, or None: replicated.
 LOGICAL_RULES: dict[str, str | None] = {
     "layers": None,
     "vocab": "tensor",
@@ -35,11 +36,11 @@ LOGICAL_RULES: dict[str, str | None] = {
     "norm": None,
 }
 
-# Axes that stay whole where the mesh axis does not divide them, whatever the size of the parameter:
+# Axes that are replicated where the mesh axis does not divide them, even in a large parameter:
 # models have few key/value heads, and copies of those are the usual price of a wide `tensor` axis.
-MAY_STAY_WHOLE = frozenset({"kv_heads"})
+MAY_BE_REPLICATED = frozenset({"kv_heads"})
 
-# Number of elements from which a parameter must be cut when the mesh cuts parameters at all.
+# Number of elements from which a parameter must be sharded on a mesh that shards parameters.
 LARGE_PARAMETER = 1_000_000
 
 
@@ -50,8 +51,8 @@ def make_mesh(
 
     Args:
         data: number of model copies; None takes as many as the devices allow.
-        fsdp: ways in which parameters and optimizer state are cut.
-        tensor: ways in which heads, feed-forward width and vocabulary are cut.
+        fsdp: devices over which parameters and optimizer state are sharded.
+        tensor: devices over which heads, feed-forward width and vocabulary are sharded.
         devices: all of the process group's devices when None.
 
     Raises:
@@ -96,7 +97,11 @@ def count_slices(devices: Sequence[jax.Device]) -> int:
 
 
 def logical_to_sharding(mesh: Mesh, logical_axes: Sequence[str | None]) -> NamedSharding:
-    """Return the sharding of an array whose dimensions have these logical names (None: whole).
+    """Return the sharding of an array whose dimensions have these logical names.
+
+    Args:
+        mesh: from `make_mesh`.
+        logical_axes: names of `LOGICAL_RULES`; None: replicated.
 
     Raises:
         ValueError: a name that `LOGICAL_RULES` does not know, or one mesh axis used twice.
@@ -111,7 +116,7 @@ def logical_to_sharding(mesh: Mesh, logical_axes: Sequence[str | None]) -> Named
     used = [axis for axis in spec if axis is not None]
     if len(set(used)) != len(used):
         raise ValueError(
-            f"logical axes {tuple(logical_axes)} cut two dimensions over one mesh axis: {spec};"
+            f"logical axes {tuple(logical_axes)} shard two dimensions over one mesh axis: {spec};"
             " expected each mesh axis at most once"
         )
     return NamedSharding(mesh, PartitionSpec(*spec))
@@ -122,8 +127,8 @@ def param_shardings(
 ) -> PyTree[NamedSharding]:
     """Return the sharding of every parameter.
 
-    A dimension that its mesh axis does not divide stays whole in a small parameter, and in a large
-    one if it is listed in `MAY_STAY_WHOLE`; elsewhere it is an error.
+    A dimension that its mesh axis does not divide is replicated in small parameters, in large ones
+    only if it is listed in `MAY_BE_REPLICATED`; elsewhere it is an error.
 
     Args:
         mesh: from `make_mesh`.
@@ -131,7 +136,7 @@ def param_shardings(
         logical_axes: for every parameter the names of its dimensions.
 
     Raises:
-        UserError: lists every large parameter that the mesh cannot cut, with the reason.
+        UserError: lists every large parameter that cannot be sharded, with the reason.
         ValueError: an unknown logical axis.
     """
     problems: list[str] = []
@@ -143,7 +148,7 @@ def param_shardings(
     shardings = jax.tree_util.tree_map_with_path(fit, shapes, logical_axes)
     if problems:
         raise UserError(
-            what=f"{len(problems)} parameter(s) cannot be cut over the mesh {dict(mesh.shape)}",
+            what=f"{len(problems)} parameter(s) cannot be sharded over the mesh {dict(mesh.shape)}",
             expected="dimensions that are multiples of their mesh axis",
             got="\n" + "\n".join(f"  - {problem}" for problem in problems),
             remedy="choose mesh.fsdp and mesh.tensor that divide the model's dimensions",
@@ -152,14 +157,14 @@ def param_shardings(
 
 
 def batch_sharding(mesh: Mesh, ndim: int) -> NamedSharding:
-    """Return the sharding of a batch: axis 0 over `data` and `fsdp` together, the rest whole."""
+    """Return the sharding of a batch: axis 0 over `data` and `fsdp`, other axes replicated."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES, *(None,) * (ndim - 1)))
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:
-    """Keep activations cut like the batch they come from, inside a jitted function.
+    """Keep activations sharded like the batch they come from, inside a jitted function.
 
-    Left alone, the compiler may cut them like the parameters they met, over the model width, and
+    Left alone, the compiler may shard them like the parameters they met, over the model width, and
     gather the whole batch in every layer. The mesh is that of the jitted function's arguments;
     without one, or where the sizes are no multiples of it, nothing is constrained.
     """
@@ -169,9 +174,9 @@ def constrain_batch(x: jax.Array) -> jax.Array:
 def constrain_logits(logits: jax.Array) -> jax.Array:
     """Give every device whole rows of the logits `[B, G, V]` of a decoding step.
 
-    They come with the vocabulary cut over `tensor`, and drawing a token from that takes dozens of
-    exchanges. One exchange makes the rows whole: each prompt's completions are cut over `tensor`,
-    or where their number does not divide, every device of the axis draws for all of them.
+    They come with the vocabulary sharded over `tensor`, and drawing a token from that takes dozens
+    of exchanges. One exchange makes the rows whole: each prompt's completions are sharded over
+    `tensor`, or where their number does not divide, every device of the axis draws for all of them.
     """
     mesh = jax.typeof(logits).sharding.mesh
     # Left to itself, the compiler would rather gather the whole head than exchange its products.
@@ -186,9 +191,9 @@ def constrain_for_decoding(
 ) -> PyTree[jax.Array]:
     """Gather, once and for a whole rollout, the weights that a decoding loop reads at every token.
 
-    In training a layer's weights are cut over `fsdp` and gathered when it runs. A decoding loop
+    In training a layer's weights are sharded over `fsdp` and gathered when it runs. A decoding loop
     would gather all of them again at every token: the TPU compiler does not move that out of the
-    loop by itself. Here they become whole over `fsdp` and stay cut over `tensor`.
+    loop by itself. Here they become replicated over `fsdp` and stay sharded over `tensor`.
 
     Args:
         params: stacked or not, in the dtype of decoding (gathering comes after rounding).
@@ -197,12 +202,12 @@ def constrain_for_decoding(
 
     def gather(x: jax.Array, names: tuple[str, ...]) -> jax.Array:
         mesh = jax.typeof(x).sharding.mesh
-        cuts = [LOGICAL_RULES[name] for name in names]
-        whole = (
-            cut != "tensor" or cut not in mesh.axis_names or size % mesh.shape[cut]
-            for size, cut in zip(x.shape, cuts, strict=True)
+        ways = mesh.shape["tensor"] if "tensor" in mesh.axis_names else 0
+        fits = (
+            ways and LOGICAL_RULES[name] == "tensor" and size % ways == 0
+            for size, name in zip(x.shape, names, strict=True)
         )
-        return _constrain(x, tuple(None if w else "tensor" for w in whole))
+        return _constrain(x, tuple("tensor" if fit else None for fit in fits))
 
     return jax.tree.map(gather, params, logical_axes)
 
@@ -219,15 +224,47 @@ def _constrain(x: jax.Array, spec: tuple[str | tuple[str, ...] | None, ...]) -> 
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
+@dataclasses.dataclass(frozen=True)
+class AutoAxes:
+    """The mesh axes that a function may shard by with `jax.shard_map`, and what they divide.
+
+    Those are the axes of type Auto. Axes of other types belong to a `shard_map` around the
+    function, which has sharded by them already.
+
+    Attributes:
+        sizes: of the axes, by name; axes of one device are left out.
+    """
+
+    sizes: Mapping[str, int]
+
+    @classmethod
+    def of(cls, mesh: Any) -> AutoAxes:
+        """Look at the mesh of an array, which has no axes where there is no mesh."""
+        kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+        auto = (name for name, kind in kinds.items() if kind == AxisType.Auto)
+        return cls({name: mesh.shape[name] for name in auto if mesh.shape[name] > 1})
+
+    def of_batch(self, rows: int) -> tuple[str, ...] | None:
+        """Return the axes for a batch of so many rows; None where they do not divide it."""
+        batch = tuple(name for name in BATCH_AXES if name in self.sizes)
+        return None if rows % math.prod(self.sizes[name] for name in batch) else batch
+
+    def of_logical(self, name: str, size: int) -> str | None:
+        """Return the axis for a dimension of this name and size, if it divides it."""
+        axis = LOGICAL_RULES[name]
+        fits = axis is not None and axis in self.sizes and size % self.sizes[axis] == 0
+        return axis if fits else None
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Return the sharding of an array that every device holds whole."""
+    """Return the sharding of an array of which every device holds a copy."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def _fit(
     mesh: Mesh, name: str, leaf: Any, axes: Sequence[str], problems: list[str]
 ) -> NamedSharding:
-    """Sharding of one parameter; what cannot be cut although it must be goes to `problems`."""
+    """Sharding of one parameter; what cannot be sharded but must be goes to `problems`."""
     shape = tuple(leaf.shape)
     if len(axes) != len(shape):
         raise ValueError(f"{name}: {len(axes)} logical axes {tuple(axes)} for shape {shape}")
@@ -237,10 +274,10 @@ def _fit(
     for size, axis, logical in zip(shape, wanted, axes, strict=True):
         fits = axis is None or size % mesh.shape[axis] == 0
         spec.append(axis if fits else None)
-        if not fits and large and logical not in MAY_STAY_WHOLE:
-            ways = f"{axis}={mesh.shape[axis]}"
-            problems.append(f"{name} {shape}: {logical}={size} is not a multiple of {ways}")
-    cut = np.prod([mesh.shape[axis] for axis in spec if axis is not None], dtype=int)
-    if large and cut == 1 and mesh.shape["fsdp"] * mesh.shape["tensor"] > 1:
-        problems.append(f"{name} {shape}: {math.prod(shape):,} elements, and nothing cuts it")
+        if not fits and large and logical not in MAY_BE_REPLICATED:
+            expected = f"a multiple of {axis}={mesh.shape[axis]}"
+            problems.append(f"{name} {shape}: {logical}={size} is not {expected}")
+    ways = math.prod(mesh.shape[axis] for axis in spec if axis is not None)
+    if large and ways == 1 and mesh.shape["fsdp"] * mesh.shape["tensor"] > 1:
+        problems.append(f"{name} {shape}: {math.prod(shape):,} elements, and no axis shards it")
     return NamedSharding(mesh, PartitionSpec(*spec))

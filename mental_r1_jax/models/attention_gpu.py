@@ -1,6 +1,6 @@
 """Attention on NVIDIA GPUs: cuDNN's fused kernel, once on the prompt's keys and once on own keys.
 
-The two results are joined by their log-sum-exps, which is exact: with ``s = q k / sqrt(h)`` over
+The two results are joined by their log-sum-exps, which is exact: with ``s = scale * q k`` over
 the keys of part i, ``l_i = log sum exp(s)`` and its own softmax average ``o_i``,
 
     l = log(exp(l_1) + exp(l_2)),    o = exp(l_1 - l) o_1 + exp(l_2 - l) o_2.
@@ -17,33 +17,38 @@ they have changed.
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from mental_r1_jax.models.attention_plain import CompletionHeads, PromptHeads
+
 
 def fused_prompt_attention(
     queries: Float[Array, "B P K R h"],
     keys: Float[Array, "B P K h"],
     values: Float[Array, "B P K h"],
+    scale: float,
 ) -> Float[Array, "B P K R h"]:
     """Return causal attention within each prompt; padding on the right needs no mask."""
     odd = queries.shape[1] % 2  # JAX differentiates the call for even lengths only
     streams = [
         jnp.pad(x, [(0, 0), (0, odd), (0, 0), (0, 0)]) for x in (_all_heads(queries), keys, values)
     ]
-    mixed = jax.nn.dot_product_attention(*streams, is_causal=True, implementation="cudnn")
+    mixed = jax.nn.dot_product_attention(
+        *streams, scale=scale, is_causal=True, implementation="cudnn"
+    )
     return mixed[:, : queries.shape[1]].reshape(queries.shape)
 
 
 def fused_group_attention(
-    prompt: tuple[Float[Array, "B P K R h"], Float[Array, "B P K h"], Float[Array, "B P K h"]],
-    completions: tuple[
-        Float[Array, "B G T K R h"], Float[Array, "B G T K h"], Float[Array, "B G T K h"]
-    ],
+    prompt: PromptHeads,
+    completions: CompletionHeads,
     prompt_mask: Bool[Array, "B P"],
+    scale: float,
 ) -> tuple[Float[Array, "B P K R h"], Float[Array, "B G T K R h"]]:
     """Return causal attention of prompts, and of completions to their prompt and themselves.
 
@@ -51,18 +56,20 @@ def fused_group_attention(
         prompt: queries (not scaled), keys and values of the prompts, bfloat16 or float16.
         completions: the same of their completions; padding on the right needs no mask.
         prompt_mask: true on real prompt tokens, which stand on the left.
+        scale: factor of the logits.
     """
     queries, own = completions[0], completions[1:]
-    mixed = fused_completion_attention(queries, prompt[1:], own, prompt_mask)
-    return fused_prompt_attention(*prompt), mixed
+    mixed = fused_completion_attention(queries, prompt[1:], own, prompt_mask, scale)
+    return fused_prompt_attention(*prompt, scale), mixed
 
 
-@jax.custom_vjp
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
 def fused_completion_attention(
     queries: Float[Array, "B G T K R h"],
     prompt: tuple[Float[Array, "B P K h"], Float[Array, "B P K h"]],
     own: tuple[Float[Array, "B G T K h"], Float[Array, "B G T K h"]],
     prompt_mask: Bool[Array, "B P"],
+    scale: float,
 ) -> Float[Array, "B G T K R h"]:
     """Return attention of completions to one copy of their prompt and causally to themselves.
 
@@ -71,15 +78,18 @@ def fused_completion_attention(
         prompt: keys and values of the prompts.
         own: keys and values of the completions.
         prompt_mask: true on real prompt tokens, which stand on the left.
+        scale: factor of the logits.
     """
-    return _forward(queries, prompt, own, prompt_mask)[0]
+    return _forward(queries, prompt, own, prompt_mask, scale)[0]
 
 
-def _forward(queries: Array, prompt: tuple, own: tuple, prompt_mask: Array) -> tuple[Array, tuple]:
+def _forward(
+    queries: Array, prompt: tuple, own: tuple, prompt_mask: Array, scale: float
+) -> tuple[Array, tuple]:
     """Return the joined result, and what the backward pass needs."""
     lengths = prompt_mask.sum(-1, dtype=jnp.int32)
-    first, first_lse = cudnn_forward(_prompt_rows(queries), prompt, lengths)
-    second, second_lse = cudnn_forward(_own_rows(queries), _own_sequences(own), None)
+    first, first_lse = cudnn_forward(_prompt_rows(queries), prompt, lengths, scale)
+    second, second_lse = cudnn_forward(_own_rows(queries), _own_sequences(own), None, scale)
     first_lse = _as_group(first_lse, queries)
     second_lse = _as_group(second_lse, queries)
     lse = jnp.logaddexp(first_lse, second_lse)
@@ -91,7 +101,7 @@ def _forward(queries: Array, prompt: tuple, own: tuple, prompt_mask: Array) -> t
     return mixed, (queries, prompt, own, lengths, mixed, lse)
 
 
-def _backward(saved: tuple, cotangent: Array) -> tuple[Array, tuple, tuple, None]:
+def _backward(scale: float, saved: tuple, cotangent: Array) -> tuple[Array, tuple, tuple, None]:
     """Run the kernel's backward pass on each part, with the result and log-sum-exp of both."""
     queries, prompt, own, lengths, mixed, lse = saved
     batch, group, length = queries.shape[:3]
@@ -102,6 +112,7 @@ def _backward(saved: tuple, cotangent: Array) -> tuple[Array, tuple, tuple, None
         _prompt_rows(queries),
         prompt,
         lengths,
+        scale,
         by_prompt,
         _prompt_rows(mixed),
         _prompt_rows(cotangent),
@@ -110,6 +121,7 @@ def _backward(saved: tuple, cotangent: Array) -> tuple[Array, tuple, tuple, None
         _own_rows(queries),
         _own_sequences(own),
         None,
+        scale,
         by_completion,
         _own_rows(mixed),
         _own_rows(cotangent),
@@ -148,14 +160,16 @@ def cudnn_forward(
     queries: Float[Array, "N T H h"],
     keys_values: tuple[Float[Array, "N S K h"], Float[Array, "N S K h"]],
     key_lengths: Int[Array, " N"] | None,
+    scale: float,
 ) -> tuple[Float[Array, "N T H h"], Float[Array, "N H T"]]:
     """Return attention and its float32 log-sum-exp.
 
     Args:
         queries: N sequences of T tokens, not scaled.
-        keys_values: of S tokens.
+        keys_values: keys and values of S tokens, one pair of heads K.
         key_lengths: how many of the keys, from the left, are real, and seen by every query of the
             sequence; None: causal attention.
+        scale: factor of the logits.
     """
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
@@ -165,7 +179,7 @@ def cudnn_forward(
         *keys_values,
         q_seqlen=lengths[0],
         kv_seqlen=lengths[1],
-        scale=queries.shape[-1] ** -0.5,
+        scale=scale,
         mask_type=mask_type,
         return_residual=True,
     )
@@ -175,6 +189,7 @@ def cudnn_backward(
     queries: Float[Array, "N T H h"],
     keys_values: tuple[Float[Array, "N S K h"], Float[Array, "N S K h"]],
     key_lengths: Int[Array, " N"] | None,
+    scale: float,
     lse: Float[Array, "N H T"],
     mixed: Float[Array, "N T H h"],
     cotangent: Float[Array, "N T H h"],
@@ -189,7 +204,7 @@ def cudnn_backward(
     unused = jnp.zeros(0, queries.dtype)
     lengths = [unused if x is None else x for x in lengths]
     settings: dict[str, Any] = {
-        "scale": queries.shape[-1] ** -0.5,
+        "scale": scale,
         "seed": 42,
         "dropout_rate": 0.0,
         "variadic_args": (False, False),

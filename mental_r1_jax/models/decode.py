@@ -1,24 +1,25 @@
 """One token of every completion at a time: caches, weights laid out for it, and the step.
 
-The step computes what `DecoderLayer` computes, from weights that were cast and arranged once before
-the loop: the matrices in the compute dtype, one tree a layer, gate and up projection side by side
-in one product, and the head as ``[D, V]`` even where it is tied to the embedding.
+The step runs the layer of `layer.py` on weights that were cast and arranged once before the loop:
+the matrices in the compute dtype, one tree a layer, gate and up projection side by side in one
+matrix, and the head as ``[D, V]`` even where it is tied to the embedding.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from functools import partial
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from mental_r1_jax.models.architecture import DecoderConfig, RMSNorm
+from mental_r1_jax.models.architecture import AttentionFacts, DecoderConfig
 from mental_r1_jax.models.attention_plain import allowed_own_keys, allowed_prompt_keys
 from mental_r1_jax.models.decode_attention import decode_attention
-from mental_r1_jax.models.rope import rope_frequencies, rotate
+from mental_r1_jax.models.layer import Heads, forward_layer, rms_norm
+from mental_r1_jax.models.parameters import param_logical_axes
 from mental_r1_jax.sharding import constrain_batch, constrain_for_decoding
 
 
@@ -28,7 +29,7 @@ class PromptCache:
 
     Attributes:
         keys: one array a layer (L of them), in the compute dtype.
-        values: like `keys`.
+        values: one array a layer, in the compute dtype.
         mask: true on real prompt tokens.
     """
 
@@ -42,11 +43,11 @@ class CompletionCache:
     """Keys and values of the completions' own tokens; keys transposed.
 
     One array a layer, not one stacked array: a decoding loop then updates each in place and reads
-    it without cutting it out first (a stacked cache is copied whole at every token on CPU).
+    it without slicing it out first (on CPU all of a stacked cache is copied at every token).
 
     Attributes:
         keys: one array a layer (L of them), in the compute dtype.
-        values: like `keys`.
+        values: one array a layer, in the compute dtype.
     """
 
     keys: tuple[Float[Array, "B G K h C"], ...]
@@ -88,22 +89,15 @@ def cast_matrices(params: PyTree, config: DecoderConfig) -> PyTree:
     )
 
 
-def decoding_params(
-    params: PyTree, config: DecoderConfig, logical_axes: PyTree[tuple[str, ...]]
-) -> PyTree:
+def decoding_params(params: PyTree, config: DecoderConfig) -> PyTree:
     """Lay the parameters out for `decode_step`; call it once, outside the decoding loop.
 
     Inside the loop, slicing and casting the stacked float32 master parameters would cost as much as
     the matrix products. Gate and up projection become one kernel ``[D, 2, F]``: a new axis, so that
-    F stays cut over `tensor` as it was. On a mesh the weights are made whole over `fsdp`, see
+    F stays sharded over `tensor` as it was. On a mesh the weights are gathered over `fsdp`, see
     `constrain_for_decoding`.
-
-    Args:
-        params: from `init_params`.
-        config: of the decoder.
-        logical_axes: names of the dimensions of every parameter.
     """
-    cast = constrain_for_decoding(cast_matrices(params, config), logical_axes)
+    cast = constrain_for_decoding(cast_matrices(params, config), param_logical_axes(config))
     stacked = dict(cast["layers"])
     gate, up = stacked.pop("gate"), stacked.pop("up")
     stacked["gate_up"] = {name: jnp.stack([gate[name], up[name]], axis=-2) for name in gate}
@@ -122,13 +116,21 @@ def decode_step(
     prompt_cache: PromptCache,
     completion_cache: CompletionCache,
 ) -> tuple[Float[Array, "B G D"], CompletionCache]:
-    """Run one token of every completion.
+    """Run one token of every completion, and put its keys and values into the cache.
+
+    The token in slot i of a completion stands at position ``length of its prompt + i``. In every
+    layer it attends to the real tokens of the prompt and to slots 0 to i of its own completion. The
+    slot is the same for all completions: those that ended earlier go on with padding, and what is
+    computed for it is dropped by the sampler.
+
+    The layers are spelled out one after the other, not scanned: in a loop over tokens, each then
+    updates its own cache in place.
 
     Args:
         params: from `decoding_params`.
-        config: of the decoder.
+        config: sizes, epsilon and compute dtype of the decoder.
         token_ids: the token in slot `index` of each completion.
-        index: slot of the token, the same for all; its position is the prompt's length + index.
+        index: slot of the token.
         prompt_cache: from `prefill`.
         completion_cache: holds the slots before `index`.
 
@@ -137,84 +139,40 @@ def decode_step(
         slot `index` filled.
     """
     index = jnp.asarray(index, jnp.int32)
-    windows = config.windows()
+    positions = prompt_cache.mask.sum(-1, dtype=jnp.int32)[:, None] + index
     x = jnp.take(params["embedding"], token_ids, axis=0).astype(config.dtype)
-    x = constrain_batch(x)
-    all_keys, all_values = [], []
-    for i, layer in enumerate(params["layers"]):
-        window = None if windows is None else jnp.asarray(windows[i])
+    streams: tuple[Array, ...] = (constrain_batch(x),)
+    slots = prompt_cache.mask.shape[1] + completion_cache.values[0].shape[3]
+    kept = []
+    for i, facts in enumerate(config.layer_facts(slots)):
         prompt = (prompt_cache.keys[i], prompt_cache.values[i], prompt_cache.mask)
         own = (completion_cache.keys[i], completion_cache.values[i])
-        with jax.named_scope("attention"):
-            x, keys, values = _attend(layer, config, x, index, prompt, own, window)
-        with jax.named_scope("feed_forward"):
-            x = _feed_forward(layer, config, x)
-        all_keys.append(keys)
-        all_values.append(values)
-    hidden = _norm(params["final_norm"], config, x)
-    return hidden, dataclasses.replace(
-        completion_cache, keys=tuple(all_keys), values=tuple(all_values)
-    )
+        attend = partial(_attend, index, positions, prompt, own)
+        weights = params["layers"][i]
+        streams, cached = forward_layer(weights, config, facts, streams, (positions,), attend)
+        kept.append(cached)
+    hidden = rms_norm(params["final_norm"], config, streams[0])
+    keys, values = zip(*kept, strict=True)
+    return hidden, dataclasses.replace(completion_cache, keys=keys, values=values)
 
 
 def _attend(
-    layer: PyTree,
-    config: DecoderConfig,
-    x: Float[Array, "B G D"],
     index: Int[Array, ""],
+    positions: Int[Array, "B 1"],
     prompt: tuple[Float[Array, "B K h P"], Float[Array, "B K P h"], Bool[Array, "B P"]],
     own: tuple[Float[Array, "B G K h C"], Float[Array, "B G K C h"]],
-    window: Int[Array, ""] | None,
-) -> tuple[Float[Array, "B G D"], Float[Array, "B G K h C"], Float[Array, "B G K C h"]]:
-    """Attention with its residual connection; the token's keys and values go to slot `index`."""
-    positions = prompt[2].sum(-1, dtype=jnp.int32)[:, None] + index
-    normed = _norm(layer["attention_norm"], config, x)
-    queries, key, value = (_project(layer[name], normed, 1) for name in ("query", "key", "value"))
-    if config.qk_norm:
-        queries = _norm(layer["query_norm"], config, queries)
-        key = _norm(layer["key_norm"], config, key)
-    frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-    queries = rotate(queries, positions, frequencies)
-    key = rotate(key, positions, frequencies)
+    facts: AttentionFacts,
+    heads: Heads,
+) -> tuple[tuple[Array], tuple[Float[Array, "B G K h C"], Float[Array, "B G K C h"]]]:
+    """Put the token's keys and values into slot `index` of its cache, and attend to both caches."""
+    queries, key, value = heads
     zero = jnp.zeros_like(index)
     keys = jax.lax.dynamic_update_slice(own[0], key[..., None], (zero,) * 4 + (index,))
     at = (zero, zero, zero, index, zero)
     values = jax.lax.dynamic_update_slice(own[1], value[..., None, :], at)
-    kv_heads = config.num_kv_heads
-    by_kv_head = (*x.shape[:2], kv_heads, config.num_heads // kv_heads, config.head_dim)
+    prompt_allowed = allowed_prompt_keys(prompt[2], positions, facts.window)[:, 0]
+    own_allowed = allowed_own_keys(index[None], values.shape[3], facts.window)[0]
     mixed = decode_attention(
-        queries.reshape(by_kv_head),
-        prompt[0],
-        prompt[1],
-        keys,
-        values,
-        allowed_prompt_keys(prompt[2], positions, window)[:, 0],
-        allowed_own_keys(index[None], values.shape[3], window)[0],
+        queries, prompt[0], prompt[1], keys, values, prompt_allowed, own_allowed, facts
     )
-    mixed = mixed.reshape(*x.shape[:2], config.num_heads, config.head_dim)
-    return x + _project(layer["output"], mixed, 2), keys, values
-
-
-def _feed_forward(
-    layer: PyTree, config: DecoderConfig, x: Float[Array, "B G D"]
-) -> Float[Array, "B G D"]:
-    """The gated feed-forward part with its residual connection."""
-    gate_up = _project(layer["gate_up"], _norm(layer["mlp_norm"], config, x), 1)
-    gated = jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :]
-    return constrain_batch(x + _project(layer["down"], gated, 1))
-
-
-def _project(params: PyTree, x: Array, num_in: int) -> Array:
-    """``x W (+ b)`` over the last `num_in` axes of `x`."""
-    y = jnp.tensordot(x, params["kernel"], axes=num_in)
-    if "bias" not in params:
-        return y
-    bias = params["bias"]
-    return y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
-
-
-def _norm(params: PyTree, config: DecoderConfig, x: Array) -> Array:
-    """RMSNorm as the network has it."""
-    module = RMSNorm(config.rms_norm_eps, config.dtype)
-    normed: Any = module.apply({"params": params}, x)
-    return normed
+    return (mixed,), (keys, values)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mental_r1_jax.models.attention_plain import HIDDEN_LOGIT
+from mental_r1_jax.models.architecture import AttentionFacts
+from mental_r1_jax.models.attention_plain import HIDDEN_LOGIT, capped
 
 
 def decode_attention(
@@ -24,19 +25,30 @@ def decode_attention(
     own_values: Float[Array, "B G K S h"],
     prompt_allowed: Bool[Array, "B P"],
     own_allowed: Bool[Array, " S"],
+    facts: AttentionFacts,
 ) -> Float[Array, "B G K R h"]:
     """Attend from one token of each completion to its prompt's one copy and to its own tokens.
 
-    One softmax over both key sets, ``softmax([q k_prompt, q k_own] / sqrt(h)) [v_prompt; v_own]``,
+    One softmax over both key sets, ``softmax(scale [q k_prompt, q k_own]) [v_prompt; v_own]``,
     without joining them: with the common maximum ``m`` and ``e = exp(logit - m)``,
     ``(e_prompt v_prompt + e_own v_own) / (sum e_prompt + sum e_own)``. The G completions are rows
     of one matrix product with the prompt's keys. Logits, exponentials and sums are float32.
+
+    Args:
+        queries: rotated, not scaled.
+        prompt_keys: one copy a prompt.
+        prompt_values: one copy a prompt.
+        own_keys: of each completion, the present token's included.
+        own_values: of each completion, the present token's included.
+        prompt_allowed: true on the prompt's tokens that are seen.
+        own_allowed: true on the slots of the own cache that are seen, in every completion.
+        facts: scale and softcap of the layer; its window is in the masks.
     """
     num_prompts, group, kv_heads, repeats, width = queries.shape
-    queries = queries * jnp.asarray(width**-0.5, queries.dtype)
+    queries = queries * jnp.asarray(facts.scale, queries.dtype)
     rows = queries.swapaxes(1, 2).reshape(num_prompts, kv_heads, group * repeats, width)
-    to_prompt = _dot("bkmh,bkhp->bkmp", rows, prompt_keys)
-    to_own = _dot("bgkrh,bgkhs->bgkrs", queries, own_keys)
+    to_prompt = capped(_dot("bkmh,bkhp->bkmp", rows, prompt_keys), facts.softcap)
+    to_own = capped(_dot("bgkrh,bgkhs->bgkrs", queries, own_keys), facts.softcap)
     to_prompt = jnp.where(prompt_allowed[:, None, None, :], to_prompt, HIDDEN_LOGIT)
     to_own = jnp.where(own_allowed[None, None, None, None, :], to_own, HIDDEN_LOGIT)
     top_prompt = _by_completion(to_prompt.max(-1), group)

@@ -7,24 +7,35 @@ the same in two parts: `prefill` once, then `decode_step` for every token.
 
 from __future__ import annotations
 
-import functools
-from typing import Any
+from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from mental_r1_jax.models import decode
-from mental_r1_jax.models.architecture import Decoder, DecoderConfig
+from mental_r1_jax import sharding
+from mental_r1_jax.models.architecture import AttentionFacts, DecoderConfig
+from mental_r1_jax.models.attention import prompt_attention, shared_prefix_attention
 from mental_r1_jax.models.decode import (
     CompletionCache,
     PromptCache,
     cast_matrices,
     decode_step,
+    decoding_params,
     grow_completion_cache,
     init_completion_cache,
 )
+from mental_r1_jax.models.embedding import look_up
+from mental_r1_jax.models.head import token_stats
+from mental_r1_jax.models.layer import Heads, rms_norm, run_layers
+from mental_r1_jax.models.parameters import (
+    abstract_params,
+    init_params,
+    param_logical_axes,
+    parameter_count,
+)
+from mental_r1_jax.types import Batch, TraceBatch
 
 __all__ = [
     "CompletionCache",
@@ -32,6 +43,8 @@ __all__ = [
     "PromptCache",
     "abstract_params",
     "cast_matrices",
+    "completion_logprobs",
+    "completion_stats",
     "decode_step",
     "decoding_params",
     "forward",
@@ -39,25 +52,17 @@ __all__ = [
     "init_completion_cache",
     "init_params",
     "param_logical_axes",
+    "param_shardings",
+    "parameter_count",
     "prefill",
     "unembed",
     "unembed_matrix",
 ]
 
 
-def init_params(config: DecoderConfig, key: Key[Array, ""]) -> PyTree[Array]:
-    """Draw random float32 parameters: normal with `config.init_scale`, norms 1, biases 0."""
-    return nn.meta.unbox(_boxed(config, key))
-
-
-def abstract_params(config: DecoderConfig) -> PyTree[jax.ShapeDtypeStruct]:
-    """Return the shapes and dtypes of the parameters; nothing is allocated."""
-    return nn.meta.unbox(_boxed_shapes(config))
-
-
-def param_logical_axes(config: DecoderConfig) -> PyTree[tuple[str, ...]]:
-    """Return the logical axis names of every parameter, as declared in the network."""
-    return jax.tree.map(lambda box: tuple(box.names), _boxed_shapes(config), is_leaf=_is_box)
+def param_shardings(config: DecoderConfig, mesh: Mesh) -> PyTree[NamedSharding]:
+    """Return where each parameter lives on `mesh`."""
+    return sharding.param_shardings(mesh, abstract_params(config), param_logical_axes(config))
 
 
 def prefill(
@@ -72,16 +77,24 @@ def prefill(
         The final-normed state of each prompt's last real token, which predicts the first completion
         token, and the keys and values that `decode_step` attends to.
     """
-    network = Decoder(config)
-    states, keys, values = _apply(network, params, "prefill", prompt_ids)
-    hidden = _apply(network, params, "normalize", _last_real(states, prompt_mask))
-    each = range(config.num_layers)
-    cache = PromptCache(
-        keys=tuple(keys[i].swapaxes(-1, -2) for i in each),
-        values=tuple(values[i] for i in each),
-        mask=prompt_mask,
+    length = prompt_ids.shape[1]
+    streams = (look_up(params["embedding"], prompt_ids, config.dtype),)
+    positions = (jnp.arange(length)[None],)
+    (states,), kept = run_layers(
+        params["layers"], config, length, streams, positions, _attend_within_prompts
     )
-    return hidden, cache
+    hidden = rms_norm(params["final_norm"], config, _last_real(states, prompt_mask))
+    keys, values = zip(*kept, strict=True)
+    keys = tuple(x.swapaxes(-1, -2) for x in keys)
+    return hidden, PromptCache(keys=keys, values=values, mask=prompt_mask)
+
+
+def _attend_within_prompts(
+    facts: AttentionFacts, heads: Heads
+) -> tuple[tuple[Array], tuple[Float[Array, "B K P h"], Float[Array, "B K P h"]]]:
+    """Attend within the prompts; keep keys and values."""
+    keys, values = heads[1:]
+    return (prompt_attention(*heads, facts),), (keys.swapaxes(1, 2), values.swapaxes(1, 2))
 
 
 def forward(
@@ -97,24 +110,72 @@ def forward(
     State 0 is that of the last real prompt token, shared by the group; state i > 0 is that of
     completion token i - 1, so the last completion token is not run at all.
     """
-    network, group = Decoder(config), completion_ids.shape[1]
-    prompt_states, states = _apply(
-        network,
-        params,
-        "run_group",
-        prompt_ids,
-        prompt_mask,
-        completion_ids[:, :, :-1],
-        completion_mask[:, :, :-1],
+    ids, mask = completion_ids[:, :, :-1], completion_mask[:, :, :-1]
+    prompt_length, length = prompt_ids.shape[1], ids.shape[2]
+    streams = tuple(look_up(params["embedding"], x, config.dtype) for x in (prompt_ids, ids))
+    first = prompt_mask.sum(-1, dtype=jnp.int32)[:, None, None]
+    positions = (jnp.arange(prompt_length)[None], first + jnp.arange(length)[None, None])
+    attend = partial(_attend_to_shared_prompts, prompt_mask, mask)
+    (prompt_states, states), _ = run_layers(
+        params["layers"], config, prompt_length + length, streams, positions, attend
     )
-    first = _last_real(prompt_states, prompt_mask)[:, None, None]
-    first = jnp.broadcast_to(first, (first.shape[0], group, 1, first.shape[-1]))
-    return _apply(network, params, "normalize", jnp.concatenate([first, states], axis=2))
+    last = _last_real(prompt_states, prompt_mask)[:, None, None]
+    last = jnp.broadcast_to(last, (len(last), ids.shape[1], 1, last.shape[-1]))
+    return rms_norm(params["final_norm"], config, jnp.concatenate([last, states], axis=2))
 
 
-def decoding_params(params: PyTree, config: DecoderConfig) -> PyTree:
-    """Lay the parameters out for `decode_step`; call it once, outside the decoding loop."""
-    return decode.decoding_params(params, config, param_logical_axes(config))
+def _attend_to_shared_prompts(
+    prompt_mask: Bool[Array, "B P"],
+    completion_mask: Bool[Array, "B G T"],
+    facts: AttentionFacts,
+    prompt: Heads,
+    completions: Heads,
+) -> tuple[tuple[Array, Array], None]:
+    """Attend within the prompts, and from completions to their prompt and themselves."""
+    masks = prompt_mask, completion_mask
+    return shared_prefix_attention(prompt, completions, *masks, facts), None
+
+
+def completion_stats(
+    params: PyTree,
+    batch: Batch | TraceBatch,
+    *,
+    config: DecoderConfig,
+    temperature: float,
+    chunk_size: int,
+) -> tuple[Float[Array, "B G C"], Float[Array, "B G C"]]:
+    """Log-probs and entropies (nats) of every completion token, prompts run once a group."""
+    with jax.named_scope("forward"):
+        hidden = forward(
+            params,
+            config,
+            batch.prompt_ids,
+            batch.prompt_mask,
+            batch.completion_ids,
+            batch.completion_mask,
+        )
+    with jax.named_scope("token_stats"):
+        return token_stats(
+            hidden,
+            batch.completion_ids,
+            unembed_matrix(params, config),
+            temperature=temperature,
+            chunk_size=chunk_size,
+        )
+
+
+def completion_logprobs(
+    params: PyTree,
+    batch: Batch | TraceBatch,
+    *,
+    config: DecoderConfig,
+    temperature: float,
+    chunk_size: int,
+) -> Float[Array, "B G C"]:
+    """Log-probs (nats) under `params`: of the reference policy, or of the policy that sampled."""
+    return completion_stats(
+        params, batch, config=config, temperature=temperature, chunk_size=chunk_size
+    )[0]
 
 
 def unembed_matrix(params: PyTree, config: DecoderConfig) -> Float[Array, "D V"]:
@@ -133,28 +194,7 @@ def unembed(
     return jnp.einsum("...d,dv->...v", hidden, matrix, preferred_element_type=jnp.float32)
 
 
-def _apply(module: nn.Module, params: PyTree, method: str, *args: Any) -> Any:
-    """Call a method of a module on plain parameters."""
-    return module.apply({"params": params}, *args, method=method)
-
-
 def _last_real(states: Array, mask: Array) -> Array:
     """Pick the state `[B, D]` of the last real token of each prompt."""
     last = mask.sum(-1, dtype=jnp.int32) - 1
     return jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]
-
-
-def _boxed(config: DecoderConfig, key: Array) -> Any:
-    """Initialise, leaving every parameter in the box that names its axes."""
-    return Decoder(config).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
-
-
-@functools.lru_cache
-def _boxed_shapes(config: DecoderConfig) -> Any:
-    """The same without values; traced once, for a start-up asks for it a dozen times."""
-    return jax.eval_shape(lambda: _boxed(config, jax.random.key(0)))
-
-
-def _is_box(leaf: Any) -> bool:
-    """Whether a leaf is a parameter still in its box."""
-    return isinstance(leaf, nn.meta.AxisMetadata)

@@ -8,98 +8,36 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.models.architecture import DecoderConfig, Remat
+from mental_r1_jax.models.families import FAMILIES, Family
 from mental_r1_jax.models.rope import RopeScaling
 
-
-@dataclass(frozen=True)
-class _Family:
-    """What a `model_type` fixes or lets the config choose.
-
-    Attributes:
-        qkv_bias: whether the projections have biases; None: as `attention_bias` says.
-        output_bias: whether `attention_bias` also gives the output projection one.
-        mlp_bias: whether the field `mlp_bias` is honoured.
-        qk_norm: whether query and key heads are normed.
-        windows: where sliding windows come from: nowhere, every layer, or chosen layers.
-        defaults: values of fields that a config of this family may leave out.
-    """
-
-    qkv_bias: bool | None
-    output_bias: bool
-    mlp_bias: bool
-    qk_norm: bool
-    windows: str
-    defaults: Mapping[str, Any]
-
-
-_FAMILIES = {
-    "llama": _Family(None, True, True, False, "none", {"num_key_value_heads": None}),
-    "qwen2": _Family(
-        True,
-        False,
-        False,
-        False,
-        "chosen",
-        {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
-    ),
-    "qwen3": _Family(
-        None,
-        True,
-        False,
-        True,
-        "chosen",
-        {
-            "num_key_value_heads": 32,
-            "sliding_window": 4096,
-            "max_window_layers": 28,
-            "head_dim": 128,
-        },
-    ),
-    "mistral": _Family(
-        False, False, False, False, "every", {"num_key_value_heads": 8, "sliding_window": 4096}
-    ),
-}
-
-SUPPORTED_FAMILIES = tuple(_FAMILIES)
+SUPPORTED_FAMILIES = tuple(FAMILIES)
 
 # Field -> the values under which it changes nothing. Any other value is refused by name.
 _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "hidden_act": (None, "silu", "swish"),
-    "partial_rotary_factor": (None, 1, 1.0),
-    "rope_interleaved": (None, False),
-    "no_rope_layers": (None, []),
-    "attn_logit_softcapping": (None,),
-    "final_logit_softcapping": (None,),
-    "query_pre_attn_scalar": (None,),
-    "attention_multiplier": (None, 1, 1.0),
-    "residual_multiplier": (None, 1, 1.0),
-    "embedding_multiplier": (None, 1, 1.0),
-    "logits_scaling": (None, 1, 1.0),
-    "num_experts": (None, 0),
-    "num_local_experts": (None, 0),
-    "n_routed_experts": (None, 0),
-    "attention_chunk_size": (None,),
-    "clip_qkv": (None,),
-    "use_bidirectional_attention": (None, False),
     "is_causal": (None, True),
-    "is_encoder_decoder": (None, False),
-    "add_cross_attention": (None, False),
+    "no_rope_layers": (None, []),
     "quantization_config": (None, {}),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), (None, 0)),
+    **dict.fromkeys(("rope_interleaved", "use_bidirectional_attention"), (None, False)),
+    **dict.fromkeys(("is_encoder_decoder", "add_cross_attention"), (None, False)),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), (None,)),
+    **dict.fromkeys(("query_pre_attn_scalar", "attention_chunk_size", "clip_qkv"), (None,)),
+    **dict.fromkeys(("attention_multiplier", "residual_multiplier"), (None, 1, 1.0)),
+    **dict.fromkeys(("embedding_multiplier", "logits_scaling"), (None, 1, 1.0)),
+    "partial_rotary_factor": (None, 1, 1.0),
 }
 _ROPE_FIELDS = {
     "default": set(),
     "linear": {"factor"},
     "llama3": {
-        "factor",
-        "low_freq_factor",
-        "high_freq_factor",
-        "original_max_position_embeddings",
+        *("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     },
 }
 _REQUIRED = (
@@ -177,12 +115,13 @@ def decoder_config_from_hf(
         compute_dtype=compute_dtype,
         remat=remat,
         init_scale=float(hf.get("initializer_range", 0.02)),
+        family=hf["model_type"],
     )
 
 
-def _find_family(hf: Mapping[str, Any]) -> _Family:
+def _find_family(hf: Mapping[str, Any]) -> Family:
     """Look up the family, or refuse the model."""
-    family = _FAMILIES.get(hf.get("model_type", ""))
+    family = FAMILIES.get(hf.get("model_type", ""))
     if family is None:
         raise UserError(
             what=f"unsupported model_type {hf.get('model_type')!r}",
@@ -243,7 +182,7 @@ def _rope(hf: Mapping[str, Any], problems: list[str]) -> tuple[RopeScaling | Non
 
 
 def _windows(
-    hf: Mapping[str, Any], family: _Family, problems: list[str]
+    hf: Mapping[str, Any], family: Family, problems: list[str]
 ) -> tuple[int | None, ...] | None:
     """Find each layer's sliding window; None when no layer has one."""
     num_layers = hf.get("num_hidden_layers") or 0
@@ -272,7 +211,7 @@ def _windows(
     return tuple(window if slides else None for slides in sliding)
 
 
-def _head_shape(hf: Mapping[str, Any], family: _Family) -> tuple[int, int, int]:
+def _head_shape(hf: Mapping[str, Any], family: Family) -> tuple[int, int, int]:
     """Return the number of query heads, of key/value heads, and the width of a head."""
     heads = hf["num_attention_heads"]
     kv_heads = hf.get("num_key_value_heads", family.defaults["num_key_value_heads"]) or heads
@@ -280,7 +219,7 @@ def _head_shape(hf: Mapping[str, Any], family: _Family) -> tuple[int, int, int]:
     return heads, kv_heads, head_dim
 
 
-def _inconsistencies(hf: Mapping[str, Any], family: _Family) -> list[str]:
+def _inconsistencies(hf: Mapping[str, Any], family: Family) -> list[str]:
     """Name head shapes that do not fit together."""
     heads, kv_heads, head_dim = _head_shape(hf, family)
     problems = []

@@ -1,4 +1,4 @@
-"""Weights of a Hugging Face folder <-> our parameters, both directions from one table.
+"""Weights of a Hugging Face folder <-> our parameters, both directions from their rows.
 
 Reading holds one of our parameters in host memory at a time, and of it only what this process'
 devices hold; writing fills one file at a time. Every problem is collected and raised once.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import huggingface_hub
 import jax
@@ -25,16 +25,7 @@ from safetensors.numpy import save_file
 
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.models.architecture import DecoderConfig
-from mental_r1_jax.models.decoder import abstract_params
-from mental_r1_jax.models.hf_config import decoder_config_from_hf, read_hf_config
-
-__all__ = [
-    "decoder_config_from_hf",
-    "load_params",
-    "read_hf_config",
-    "resolve_model",
-    "save_params",
-]
+from mental_r1_jax.models.parameters import Row, parameter_rows, parameter_tree, stacked_shape
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -42,72 +33,21 @@ _WANTED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
 @dataclass(frozen=True)
-class _Row:
-    """One line of the table.
-
-    Attributes:
-        hf: name in the file; `{i}` is the layer.
-        path: our path in the tree; a path below `layers` is stacked over layers.
-        layout: `same` shape; `vector`: all axes joined; `matrix`: ours is `[*inputs, *outputs]`,
-            theirs `[outputs, inputs]`.
-        num_inputs: leading input axes of a `matrix`.
-    """
-
-    hf: str
-    path: tuple[str, ...]
-    layout: Literal["same", "vector", "matrix"]
-    num_inputs: int = 1
-
-
-_ATTENTION, _MLP = "model.layers.{i}.self_attn.", "model.layers.{i}.mlp."
-_PROJECTIONS = {
-    "query": (_ATTENTION + "q_proj", 1),
-    "key": (_ATTENTION + "k_proj", 1),
-    "value": (_ATTENTION + "v_proj", 1),
-    "output": (_ATTENTION + "o_proj", 2),
-    "gate": (_MLP + "gate_proj", 1),
-    "up": (_MLP + "up_proj", 1),
-    "down": (_MLP + "down_proj", 1),
-}
-_NORMS = {
-    "attention_norm": "model.layers.{i}.input_layernorm",
-    "mlp_norm": "model.layers.{i}.post_attention_layernorm",
-    "query_norm": _ATTENTION + "q_norm",
-    "key_norm": _ATTENTION + "k_norm",
-}
-TABLE = (
-    _Row("model.embed_tokens.weight", ("embedding",), "same"),
-    *(
-        _Row(f"{hf}.weight", ("layers", ours, "kernel"), "matrix", inputs)
-        for ours, (hf, inputs) in _PROJECTIONS.items()
-    ),
-    *(
-        _Row(f"{hf}.bias", ("layers", ours, "bias"), "vector")
-        for ours, (hf, _) in _PROJECTIONS.items()
-    ),
-    *(_Row(f"{hf}.weight", ("layers", ours, "scale"), "same") for ours, hf in _NORMS.items()),
-    _Row("model.norm.weight", ("final_norm", "scale"), "same"),
-    _Row("lm_head.weight", ("unembedding",), "matrix"),
-)
-
-
-@dataclass(frozen=True)
 class _Tensor:
     """One tensor of the file and its place in our tree; `layer` is None outside the layers."""
 
     hf: str
-    row: _Row
+    row: Row
     layer: int | None
-    shape: tuple[int, ...]  # ours, without the layer axis
 
     @property
     def _groups(self) -> tuple[tuple[int, ...], ...]:
         """Our axes, grouped as the file joins them: (inputs, outputs), (all,) or one by one."""
         if self.row.layout == "same":
-            return tuple((size,) for size in self.shape)
+            return tuple((size,) for size in self.row.shape)
         if self.row.layout == "vector":
-            return (self.shape,)
-        return self.shape[: self.row.num_inputs], self.shape[self.row.num_inputs :]
+            return (self.row.shape,)
+        return self.row.shape[: self.row.num_inputs], self.row.shape[self.row.num_inputs :]
 
     @property
     def hf_shape(self) -> tuple[int, ...]:
@@ -119,14 +59,14 @@ class _Tensor:
         """Translate a window of our array into one of the file's.
 
         Raises:
-            ValueError: the window cuts an inner axis of a group, which no sharding rule does.
+            ValueError: the window shards an inner axis of a group, which no rule does.
         """
-        bounds = [part.indices(size)[:2] for part, size in zip(window, self.shape, strict=True)]
+        bounds = [part.indices(size)[:2] for part, size in zip(window, self.row.shape, strict=True)]
         joined, first = [], 0
         for group in self._groups:
             (start, stop), *inner = bounds[first : first + len(group)]
             if any(bound != (0, size) for bound, size in zip(inner, group[1:], strict=True)):
-                raise ValueError(f"{self.hf}: cannot cut {window} out of joined axes {group}")
+                raise ValueError(f"{self.hf}: cannot take {window} out of the joined axes {group}")
             width = math.prod(group[1:])
             joined.append(slice(start * width, stop * width))
             first += len(group)
@@ -134,7 +74,9 @@ class _Tensor:
 
     def to_ours(self, array: np.ndarray, window: tuple[slice, ...]) -> np.ndarray:
         """Bring the part of a file's tensor into the shape of our `window`, a view if possible."""
-        sizes = [len(range(*part.indices(n))) for part, n in zip(window, self.shape, strict=True)]
+        sizes = [
+            len(range(*part.indices(n))) for part, n in zip(window, self.row.shape, strict=True)
+        ]
         array = array.T if self.row.layout == "matrix" else array
         return array.reshape(sizes)
 
@@ -179,23 +121,19 @@ def load_params(
     Raises:
         UserError: lists every missing, unexpected and mis-shaped tensor.
     """
-    shapes = abstract_params(config)
     if shardings is None:
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        shardings = jax.tree.map(lambda _: device, shapes)
+        shardings = parameter_tree(config, lambda _: device)
     tensors = {tensor.hf: tensor for tensor in _tensors(config)}
     with ExitStack() as stack:
         files = _open_files(folder, stack)
         _check_tensors(folder, files, tensors, config)
-        leaves, tree = jax.tree.flatten_with_path(shapes)
-        by_path: dict[tuple[str, ...], list[_Tensor]] = {}
-        for tensor in tensors.values():
-            by_path.setdefault(tensor.row.path, []).append(tensor)
-        params = [
-            _read_parameter(files, by_path[tuple(key.key for key in path)], leaf.shape, sharding)
-            for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True)
-        ]
-    return jax.tree.unflatten(tree, params)
+
+        def read(row: Row) -> jax.Array:
+            shape, where = stacked_shape(config, row), _lookup(shardings, row.path)
+            return _read_parameter(files, _tensors_of(config, row), shape, where)
+
+        return parameter_tree(config, read)
 
 
 def save_params(
@@ -211,7 +149,7 @@ def save_params(
 
     Args:
         params: the parameters; they must be readable from this process.
-        config: of the decoder.
+        config: architecture whose parameters these are.
         folder: existing folder; files of these names in it are overwritten.
         dtype: `float32`, `bfloat16` or `float16`.
         max_shard_bytes: size that no file exceeds, unless a single tensor does.
@@ -220,7 +158,7 @@ def save_params(
     shards: list[list[_Tensor]] = [[]]
     size = total = 0
     for tensor in _tensors(config):
-        num_bytes = math.prod(tensor.shape) * target.itemsize
+        num_bytes = math.prod(tensor.row.shape) * target.itemsize
         if shards[-1] and size + num_bytes > max_shard_bytes:
             shards.append([])
             size = 0
@@ -239,18 +177,16 @@ def save_params(
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _tensors(config: DecoderConfig) -> Iterator[_Tensor]:
-    """List the tensors of a model of this config: the rows whose path exists in our tree."""
-    shapes = abstract_params(config)
-    for row in TABLE:
-        leaf = _lookup(shapes, row.path)
-        if leaf is None:
-            continue
-        if row.path[0] == "layers":
-            for i in range(config.num_layers):
-                yield _Tensor(row.hf.format(i=i), row, i, leaf.shape[1:])
-        else:
-            yield _Tensor(row.hf, row, None, leaf.shape)
+def _tensors(config: DecoderConfig) -> list[_Tensor]:
+    """List the tensors of a model of this architecture, one parameter after the other."""
+    return [tensor for row in parameter_rows(config) for tensor in _tensors_of(config, row)]
+
+
+def _tensors_of(config: DecoderConfig, row: Row) -> list[_Tensor]:
+    """List the tensors of one parameter: one a layer, or one."""
+    if not row.stacked:
+        return [_Tensor(row.hf_name, row, None)]
+    return [_Tensor(row.hf_name.format(i=i), row, i) for i in range(config.num_layers)]
 
 
 def _open_files(folder: Path, stack: ExitStack) -> dict[str, Any]:
@@ -314,7 +250,7 @@ def _read_parameter(
             layers, inner = (window[0], window[1:]) if stacked else (slice(None), window)
             chosen = tensors[layers]
             sizes = [
-                len(range(*cut.indices(size))) for cut, size in zip(window, shape, strict=True)
+                len(range(*span.indices(size))) for span, size in zip(window, shape, strict=True)
             ]
             part = parts[str(window)] = np.empty(sizes, np.float32)
             for place, tensor in zip(part if stacked else [part], chosen, strict=True):
@@ -333,9 +269,7 @@ def _fetch(params: PyTree, tensor: _Tensor, dtype: np.dtype) -> np.ndarray:
 
 
 def _lookup(tree: Any, path: tuple[str, ...]) -> Any:
-    """Follow a path in nested dictionaries; None where it ends early."""
+    """Follow a path in nested dictionaries."""
     for key in path:
-        if key not in tree:
-            return None
         tree = tree[key]
     return tree

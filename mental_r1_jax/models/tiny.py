@@ -69,7 +69,7 @@ def make_tiny_model(
         num_layers: L.
         num_heads: H.
         num_kv_heads: K.
-        seed: of the weights.
+        seed: of the random key that draws the weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _train_tokenizer(corpus, vocab_size)

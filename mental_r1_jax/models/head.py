@@ -7,7 +7,7 @@ backward pass walks the same way and makes each block of logits anew, so beyond 
 `[tokens, V]` array exists in either direction, and a block is no larger than the hidden states.
 
 Why along the vocabulary and not along the tokens: every turn then finishes its own columns of the
-matrix' gradient. Cut along the tokens, each turn would add to all of that gradient, which is the
+matrix' gradient. In chunks of tokens, each turn would add to all of that gradient, which is the
 largest array here, and under a mesh would reduce it over devices.
 
 On a mesh each device works on its own prompts and its own columns, and the devices meet once a
@@ -16,14 +16,17 @@ pass: forward to merge the three numbers over `tensor`, backward to sum the two 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from mental_r1_jax.head_sharding import HeadCut
+from mental_r1_jax.sharding import AutoAxes
 
 # Below every logit. Not -inf: `_shift` multiplies the distance to it with s = 0.
 LOWEST = -3e38
@@ -44,10 +47,10 @@ def token_stats(
 
     Args:
         hidden: final hidden states; `hidden[..., i, :]` predicts `target_ids[..., i]`. On a mesh
-            the first axis is cut over the batch axes where they divide it.
+            the first axis is sharded over the batch axes where they divide it.
         target_ids: the sampled tokens.
         unembed_matrix: the output projection. The product runs in its dtype and is accumulated in
-            float32; everything after it is float32. On a mesh V is cut over `tensor`.
+            float32; everything after it is float32. On a mesh V is sharded over `tensor`.
         temperature: divides the logits, as in sampling.
         chunk_size: vocabulary entries done at a time. Their logits take `4 * chunk_size` bytes a
             token of this device: at 512 half of what float32 hidden states with D = 1024 take.
@@ -81,12 +84,12 @@ def _token_stats(
 def _forward(
     temperature: float, chunk_size: int, hidden: Array, target_ids: Array, unembed_matrix: Array
 ) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
-    cut = HeadCut.of(hidden, unembed_matrix)
-    logprobs, entropies, log_sums = cut.run(
-        partial(_local_forward, cut, temperature, chunk_size),
+    sharding = HeadSharding.of(hidden, unembed_matrix)
+    logprobs, entropies, log_sums = sharding.run(
+        partial(_local_forward, sharding, temperature, chunk_size),
         (hidden, target_ids, unembed_matrix),
-        in_specs=(cut.tokens, cut.tokens, cut.matrix),
-        out_specs=(cut.tokens, cut.tokens, cut.tokens),
+        in_specs=(sharding.tokens, sharding.tokens, sharding.matrix),
+        out_specs=(sharding.tokens, sharding.tokens, sharding.tokens),
     )
     # Saved a token: what turns logits made anew into probabilities without a second reduction.
     return (logprobs, entropies), (hidden, target_ids, unembed_matrix, log_sums, entropies)
@@ -99,13 +102,18 @@ def _backward(
     cotangents: tuple[Array, Array],
 ) -> tuple[Array, None, Array]:
     hidden, target_ids, unembed_matrix, log_sums, entropies = residuals
-    cut = HeadCut.of(hidden, unembed_matrix)
+    sharding = HeadSharding.of(hidden, unembed_matrix)
     per_token = (log_sums, entropies, *cotangents)
-    grad_hidden, grad_matrix = cut.run(
-        partial(_local_backward, cut, temperature, chunk_size),
+    grad_hidden, grad_matrix = sharding.run(
+        partial(_local_backward, sharding, temperature, chunk_size),
         (hidden, target_ids, unembed_matrix, *per_token),
-        in_specs=(cut.tokens, cut.tokens, cut.matrix, *(cut.tokens for _ in per_token)),
-        out_specs=(cut.tokens, cut.matrix_gradient),
+        in_specs=(
+            sharding.tokens,
+            sharding.tokens,
+            sharding.matrix,
+            *(sharding.tokens for _ in per_token),
+        ),
+        out_specs=(sharding.tokens, sharding.matrix_gradient),
     )
     return grad_hidden, None, grad_matrix
 
@@ -114,7 +122,7 @@ _token_stats.defvjp(_forward, _backward)
 
 
 def _local_forward(
-    cut: HeadCut,
+    sharding: HeadSharding,
     temperature: float,
     chunk_size: int,
     hidden: Array,
@@ -128,7 +136,7 @@ def _local_forward(
     where one logit towers above the rest.
     """
     shape, hidden, table = target_ids.shape, _flat(hidden, unembed_matrix), unembed_matrix.T
-    local_targets = target_ids.reshape(-1) - cut.first_entry(len(table))
+    local_targets = target_ids.reshape(-1) - sharding.first_entry(len(table))
 
     def one_block(stats: tuple[Array, ...], start: Array | int, size: int) -> tuple[Array, ...]:
         m, s, u, target_logit = stats
@@ -146,16 +154,16 @@ def _local_forward(
     lowest = jnp.full_like(zeros, LOWEST)
     stats = (lowest, zeros, zeros, zeros)
     m, s, u, target_logit = _walk(one_block, stats, len(table), chunk_size)
-    highest = cut.max_over_vocabulary(m)
+    highest = sharding.max_over_vocabulary(m)
     s, u = _shift(m - highest, s, u)
-    s, u, target_logit = cut.sum_over_vocabulary(jnp.stack([s, u, target_logit]))
+    s, u, target_logit = sharding.sum_over_vocabulary(jnp.stack([s, u, target_logit]))
     logprob = (target_logit / temperature - highest) - jnp.log(s)
     entropy, log_sum = jnp.log(s) - u / s, highest + jnp.log(s)
     return logprob.reshape(shape), entropy.reshape(shape), log_sum.reshape(shape)
 
 
 def _local_backward(
-    cut: HeadCut,
+    sharding: HeadSharding,
     temperature: float,
     chunk_size: int,
     hidden: Array,
@@ -165,15 +173,35 @@ def _local_backward(
 ) -> tuple[Array, Array]:
     """Pull the cotangents (g, h) of (logprob, entropy) back to hidden states and matrix.
 
-    dz_v = g 1[v = target] - p_v (g + h H + h log p_v)
+    From ``dlogprob/dz_v = 1[v = target] - p_v`` and ``dH/dz_v = -p_v (log p_v + H)``:
+
+        dz_v = g 1[v = target] - p_v (g + h H + h log p_v)
+        d hidden = sum_v dz_v / temperature * W[:, v]
+        d W[:, v] = sum_tokens dz_v / temperature * hidden
+
+    The log-sum-exp and H of a token were saved, so ``log p_v = z_v - log-sum-exp`` needs no pass of
+    its own: a block of logits is made, used for both gradients and dropped. A block finishes its
+    own rows of the table's gradient [V, D] and adds to the gradient of all hidden states [N, D].
+
+    On a mesh both are partial: the gradient of the hidden states is summed over the parts of the
+    vocabulary, that of the matrix over all devices' tokens, and each only once, at the end.
+
+    Args:
+        sharding: says what is summed over which mesh axes.
+        temperature: divides the logits, see `token_stats`.
+        chunk_size: vocabulary entries done at a time, see `token_stats`.
+        hidden: this device's tokens [*tokens, D].
+        target_ids: of these tokens, counted in the unsharded vocabulary.
+        unembed_matrix: this device's columns [D, v].
+        *per_token: log-sum-exp, entropy, g and h, each [*tokens].
     """
     shape, dtype = hidden.shape, hidden.dtype
     hidden, table = _flat(hidden, unembed_matrix), unembed_matrix.T
-    local_targets = target_ids.reshape(-1, 1) - cut.first_entry(len(table))
+    local_targets = target_ids.reshape(-1, 1) - sharding.first_entry(len(table))
     log_sum, entropy, g, h = (x.reshape(-1, 1) for x in per_token)
     at_target, constant, slope = g / temperature, (g + h * entropy) / temperature, h / temperature
     # Summed over devices in float32 also when the matrix is bfloat16; on one device it is done.
-    gradient_dtype = jnp.float32 if cut.batch else table.dtype
+    gradient_dtype = jnp.float32 if sharding.batch else table.dtype
 
     def one_block(
         gradients: tuple[Array, Array], start: Array | int, size: int
@@ -195,8 +223,8 @@ def _local_backward(
 
     start = jnp.zeros(hidden.shape, jnp.float32), jnp.zeros(table.shape, gradient_dtype)
     grad_hidden, grad_table = _walk(one_block, start, len(table), chunk_size)
-    grad_hidden = cut.sum_over_vocabulary(grad_hidden)
-    grad_matrix = cut.sum_over_tokens(grad_table.T)
+    grad_hidden = sharding.sum_over_vocabulary(grad_hidden)
+    grad_matrix = sharding.sum_over_tokens(grad_table.T)
     return grad_hidden.reshape(shape).astype(dtype), grad_matrix.astype(table.dtype)
 
 
@@ -204,11 +232,11 @@ def _walk(
     one_block: Callable[..., tuple[Array, ...]], state: tuple[Array, ...], length: int, size: int
 ) -> tuple[Array, ...]:
     """Fold `one_block(state, start, size)` over `length` entries; the last block may be shorter."""
-    whole = length // size * size
-    if whole:
-        starts = jnp.arange(0, whole, size)
+    even = length // size * size
+    if even:
+        starts = jnp.arange(0, even, size)
         state, _ = jax.lax.scan(lambda x, start: (one_block(x, start, size), None), state, starts)
-    return one_block(state, whole, length - whole) if whole < length else state
+    return one_block(state, even, length - even) if even < length else state
 
 
 def _flat(hidden: Array, unembed_matrix: Array) -> Array:
@@ -229,3 +257,94 @@ def _shift(step: Array, s: Array, u: Array) -> tuple[Array, Array]:
     """Rewrite the sums s and u for a reference point that lies `-step` higher."""
     factor = jnp.exp(step)
     return s * factor, (u + s * step) * factor
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadSharding:
+    """The mesh axes that shard an output head's arrays; without a mesh, none.
+
+    Tokens are sharded over the batch axes and the vocabulary over `tensor`. The methods that take
+    local arrays are for functions under `run`. They do nothing where nothing is sharded, so that
+    those functions read the same with and without a mesh.
+
+    Attributes:
+        mesh: devices that the arrays are sharded over.
+        batch: axes that shard the first axis of arrays with tokens in front.
+        vocabulary: axis that shards V, or None.
+        model: axis that shards D of the matrix where it is stored, and of its gradient, or None.
+    """
+
+    mesh: Any
+    batch: tuple[str, ...]
+    vocabulary: str | None
+    model: str | None
+
+    @classmethod
+    def of(cls, hidden: Float[Array, "*tokens D"], matrix: Float[Array, "D V"]) -> HeadSharding:
+        """Look at the mesh of `hidden`; an axis that does not divide a size does not shard it."""
+        mesh = jax.typeof(hidden).sharding.mesh
+        axes = AutoAxes.of(mesh)
+        batch = (axes.of_batch(len(hidden)) if hidden.ndim > 1 else None) or ()
+        model = axes.of_logical("embed", matrix.shape[0])
+        return cls(
+            mesh=mesh,
+            batch=batch,
+            vocabulary=axes.of_logical("vocab", matrix.shape[1]),
+            model=model if model in batch else None,
+        )
+
+    @property
+    def tokens(self) -> PartitionSpec:
+        """Of arrays with tokens in front."""
+        return PartitionSpec(self.batch or None)
+
+    @property
+    def matrix(self) -> PartitionSpec:
+        """Of the matrix [D, V] in use: D replicated, because every token needs all of it."""
+        return PartitionSpec(None, self.vocabulary)
+
+    @property
+    def matrix_gradient(self) -> PartitionSpec:
+        """Of the matrix' gradient [D, V]: sharded as the matrix is stored."""
+        return PartitionSpec(self.model, self.vocabulary)
+
+    def run(
+        self,
+        function: Callable[..., tuple[Array, ...]],
+        arrays: tuple[Array, ...],
+        *,
+        in_specs: tuple[PartitionSpec, ...],
+        out_specs: tuple[PartitionSpec, ...],
+    ) -> tuple[Array, ...]:
+        """Run `function` on every device's part of `arrays`, plainly where nothing is sharded."""
+        if not self.batch and self.vocabulary is None:
+            return function(*arrays)
+        # The check cannot follow zeros that start a loop; the tests compare with one device.
+        mapped = jax.shard_map(
+            function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+        )
+        return mapped(*arrays)
+
+    def first_entry(self, local_size: int) -> Array | int:
+        """Vocabulary id of the first entry of this device's part, `local_size` entries long."""
+        if self.vocabulary is None:
+            return 0
+        return jax.lax.axis_index(self.vocabulary) * local_size
+
+    def max_over_vocabulary(self, x: Array) -> Array:
+        """Largest value among the parts of the vocabulary."""
+        return x if self.vocabulary is None else jax.lax.pmax(x, self.vocabulary)
+
+    def sum_over_vocabulary(self, x: Array) -> Array:
+        """Sum over the parts of the vocabulary."""
+        return x if self.vocabulary is None else jax.lax.psum(x, self.vocabulary)
+
+    def sum_over_tokens(self, gradient: Float[Array, "D v"]) -> Float[Array, "d v"]:
+        """Sum over all devices' tokens; of a stored matrix' gradient each keeps its own part."""
+        if self.model is not None:
+            gradient = jax.lax.psum_scatter(gradient, self.model, scatter_dimension=0, tiled=True)
+            # The TPU compiler moves sums of gradients out of the loop over micro-batches, and fails
+            # on this one (a check in while_loop_all_reduce_code_motion): it must not see it.
+            gradient = jax.lax.optimization_barrier(gradient)
+        copies = tuple(axis for axis in self.batch if axis != self.model)
+        return jax.lax.psum(gradient, copies) if copies else gradient

@@ -1,0 +1,63 @@
+"""The model families: what each fixes, and how Hugging Face names its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_ATTENTION, _MLP = "model.layers.{i}.self_attn.", "model.layers.{i}.mlp."
+
+# Our name of a group of parameters -> theirs; `{i}` is the layer.
+_LLAMA_NAMES = {
+    "embedding": "model.embed_tokens",
+    "query": _ATTENTION + "q_proj",
+    "key": _ATTENTION + "k_proj",
+    "value": _ATTENTION + "v_proj",
+    "output": _ATTENTION + "o_proj",
+    "gate": _MLP + "gate_proj",
+    "up": _MLP + "up_proj",
+    "down": _MLP + "down_proj",
+    "attention_norm": "model.layers.{i}.input_layernorm",
+    "mlp_norm": "model.layers.{i}.post_attention_layernorm",
+    "query_norm": _ATTENTION + "q_norm",
+    "key_norm": _ATTENTION + "k_norm",
+    "final_norm": "model.norm",
+    "unembedding": "lm_head",
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a `model_type` fixes or lets the config choose.
+
+    Attributes:
+        qkv_bias: whether the projections have biases; None: as `attention_bias` says.
+        output_bias: whether `attention_bias` also gives the output projection one.
+        mlp_bias: whether the field `mlp_bias` is honoured.
+        qk_norm: whether query and key heads are normed.
+        windows: where sliding windows come from: `none`, `every` layer, or `chosen` layers.
+        defaults: values of fields that a config of this family may leave out.
+        hf_names: our name of a group of parameters -> theirs. Families may use one name for two
+            things, so each has its own table, however alike they are.
+    """
+
+    qkv_bias: bool | None
+    output_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    windows: str
+    defaults: Mapping[str, Any]
+    hf_names: Mapping[str, str]
+
+
+_QWEN2_DEFAULTS = {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28}
+_QWEN3_DEFAULTS = {**_QWEN2_DEFAULTS, "head_dim": 128}
+_MISTRAL_DEFAULTS = {"num_key_value_heads": 8, "sliding_window": 4096}
+
+FAMILIES = {
+    "llama": Family(None, True, True, False, "none", {"num_key_value_heads": None}, _LLAMA_NAMES),
+    "qwen2": Family(True, False, False, False, "chosen", _QWEN2_DEFAULTS, _LLAMA_NAMES),
+    "qwen3": Family(None, True, False, True, "chosen", _QWEN3_DEFAULTS, _LLAMA_NAMES),
+    "mistral": Family(False, False, False, False, "every", _MISTRAL_DEFAULTS, _LLAMA_NAMES),
+}

@@ -1,0 +1,214 @@
+"""The layer of every dense decoder family, and the loop over all layers.
+
+One definition serves training, prefill and decoding; they differ in what a token attends to, which
+is the argument `attend`, and in how the weights come: `decoding_params` casts them beforehand and
+lays gate and up projection side by side in one matrix.
+
+Axes beside those of `mental_r1_jax.types`: R query heads of one key/value head, h head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Int, PyTree
+
+from mental_r1_jax.models.architecture import AttentionFacts, Block, DecoderConfig, layer_blocks
+from mental_r1_jax.models.attention_plain import SAVED_NAME
+from mental_r1_jax.models.rope import rope_frequencies, rotate
+from mental_r1_jax.sharding import constrain_batch
+
+# Results of matrix products, in `jax.checkpoint` policies.
+PRODUCT_NAME = "product"
+
+# Rotated queries [*tokens, K, R, h], and keys and values [*tokens, K, h], of one stream of tokens.
+Heads = tuple[Array, Array, Array]
+
+# (facts, heads of every stream) -> (what each stream attended to, shaped like its queries; keys and
+# values to keep).
+Attend = Callable[..., tuple[tuple[Array, ...], Any]]
+
+
+def forward_layer(
+    weights: PyTree[Array],
+    config: DecoderConfig,
+    facts: AttentionFacts,
+    streams: tuple[Float[Array, "... D"], ...],
+    positions: tuple[Int[Array, "..."], ...],
+    attend: Attend,
+) -> tuple[tuple[Float[Array, "... D"], ...], Any]:
+    """Run one layer: attention and feed-forward part, each behind an RMSNorm and with a residual.
+
+        x <- x + output(attend(rotate(query(n)), rotate(key(n)), value(n)))     n = norm(x)
+        x <- x + down(silu(gate(n)) * up(n))                                    n = norm(x)
+
+    Streams are tokens that share the layer's weights and differ in shape, such as the prompts
+    ``[B, P]`` and their completions ``[B, G, T]``: run side by side, a sharded layer is gathered
+    once for all of them.
+
+    Args:
+        weights: of one layer, in any dtype; matrices are cast to that of `streams`.
+        config: sizes, epsilon and compute dtype of the decoder.
+        facts: scale, window, rope base and softcap of this layer.
+        streams: states in the compute dtype.
+        positions: of the tokens of each stream; they rotate queries and keys.
+        attend: receives the facts and the heads of every stream; returns a mixture of values for
+            every query, and anything that is to be kept.
+
+    Returns:
+        The new states, and what `attend` keeps.
+    """
+    with jax.named_scope("attention"):
+        heads = [
+            _project_heads(weights, config, facts, x, at)
+            for x, at in zip(streams, positions, strict=True)
+        ]
+        mixed, kept = attend(facts, *heads)
+        width = config.num_heads * config.head_dim
+        streams = tuple(
+            x + _project(weights, "output", y.reshape(*x.shape[:-1], width))
+            for x, y in zip(streams, mixed, strict=True)
+        )
+    with jax.named_scope("feed_forward"):
+        return tuple(_feed_forward(weights, config, x) for x in streams), kept
+
+
+def run_layers(
+    layers: PyTree[Float[Array, "L ..."]],
+    config: DecoderConfig,
+    length: int,
+    streams: tuple[Float[Array, "... D"], ...],
+    positions: tuple[Int[Array, "..."], ...],
+    attend: Attend,
+) -> tuple[tuple[Float[Array, "... D"], ...], list[Any]]:
+    """Run all layers, block by block, each block a `jax.lax.scan`; see `layer_blocks`.
+
+    Backward, layers are run again as `DecoderConfig.remat` says. The result of attention is always
+    kept: it takes long to compute and is no larger than the state of a layer. A block's part of a
+    stacked parameter is a copy of it, so a model of several blocks holds its layers' weights twice.
+
+    Args:
+        layers: the stacked weights.
+        config: sizes, epsilon and compute dtype of the decoder.
+        length: tokens of the longest sequence; windows of that length or longer hide nothing.
+        streams: see `forward_layer`.
+        positions: see `forward_layer`.
+        attend: see `forward_layer`.
+
+    Returns:
+        The states after the last layer (not normed), and what `attend` kept in every layer.
+    """
+    kept: list[Any] = []
+    first = 0
+    for block in layer_blocks(config.layer_facts(length)):
+        last = first + len(block.pattern) * block.repeats
+        weights = jax.tree.map(partial(_part, first, last, len(block.pattern)), layers)
+        run = partial(_run_pattern, config, block, positions, attend)
+        streams, of_block = jax.lax.scan(run, streams, weights, length=block.repeats)
+        kept += [_pick(layer, n) for n in range(block.repeats) for layer in of_block]
+        first = last
+    return streams, kept
+
+
+def _part(first: int, last: int, pattern: int, x: Array) -> Array:
+    """Take the layers of a block out of a stacked parameter, ``[repeats, (pattern,) ...]``."""
+    x = x if last - first == len(x) else x[first:last]
+    return x if pattern == 1 else x.reshape(-1, pattern, *x.shape[1:])
+
+
+def _pick(tree: PyTree[Array], index: int) -> PyTree[Array]:
+    """Take one element off the first axis of every array."""
+    return jax.tree.map(lambda x: x[index], tree)
+
+
+def _run_pattern(
+    config: DecoderConfig,
+    block: Block,
+    positions: tuple[Array, ...],
+    attend: Attend,
+    streams: tuple[Array, ...],
+    weights: PyTree[Array],
+) -> tuple[tuple[Array, ...], list[Any]]:
+    """Run the layers of one repetition of a block, rematerialised if the config says so."""
+    names = (SAVED_NAME, PRODUCT_NAME) if config.remat == "elementwise" else (SAVED_NAME,)
+    policy = jax.checkpoint_policies.save_only_these_names(*names)
+
+    def run(place: int, weights: PyTree, streams: tuple[Array, ...]) -> tuple:
+        # Picked in here, a layer's weights are no intermediate result that a backward pass keeps.
+        of_layer = weights if len(block.pattern) == 1 else _pick(weights, place)
+        return forward_layer(of_layer, config, block.pattern[place], streams, positions, attend)
+
+    if config.remat != "none":
+        # In a loop, forward and backward pass are apart anyway; a loop of one turn is none.
+        prevent_cse = block.repeats == 1
+        run = jax.checkpoint(run, prevent_cse=prevent_cse, policy=policy, static_argnums=0)
+    kept = []
+    for place in range(len(block.pattern)):
+        streams, of_layer = run(place, weights, streams)
+        kept.append(of_layer)
+    return streams, kept
+
+
+def rms_norm(
+    weights: PyTree[Array], config: DecoderConfig, x: Float[Array, "*batch D"]
+) -> Float[Array, "*batch D"]:
+    """Return ``x / sqrt(mean(x^2) + eps) * scale`` over the last axis.
+
+    Computed in float32, returned in the compute dtype.
+    """
+    x = x.astype(jnp.float32)
+    x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + config.rms_norm_eps)
+    scale = weights["scale"].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+    return (x * scale).astype(config.dtype)
+
+
+def _project_heads(
+    weights: PyTree[Array], config: DecoderConfig, facts: AttentionFacts, x: Array, at: Array
+) -> Heads:
+    """Make the rotated queries and keys, and the values, of the tokens at positions `at`."""
+    x = rms_norm(weights["attention_norm"], config, x)
+    queries, keys, values = (_project(weights, name, x) for name in ("query", "key", "value"))
+    if config.qk_norm:
+        queries = rms_norm(weights["query_norm"], config, queries)
+        keys = rms_norm(weights["key_norm"], config, keys)
+    frequencies = rope_frequencies(config.head_dim, facts.rope_theta, facts.rope_scaling)
+    queries, keys = rotate(queries, at, frequencies), rotate(keys, at, frequencies)
+    repeats = config.num_heads // config.num_kv_heads
+    by_kv_head = (*queries.shape[:-2], config.num_kv_heads, repeats, config.head_dim)
+    return queries.reshape(by_kv_head), keys, values
+
+
+def _feed_forward(weights: PyTree[Array], config: DecoderConfig, x: Array) -> Array:
+    """The gated feed-forward part with its residual connection."""
+    y = rms_norm(weights["mlp_norm"], config, x)
+    if "gate_up" in weights:  # from `decoding_params`: one product instead of two
+        both = _project(weights, "gate_up", y)
+        gate, up = both[..., 0, :], both[..., 1, :]
+    else:
+        gate, up = _project(weights, "gate", y), _project(weights, "up", y)
+    return constrain_batch(x + _project(weights, "down", jax.nn.silu(gate) * up))
+
+
+def _project(weights: PyTree[Array], name: str, x: Float[Array, "*tokens N"]) -> Array:
+    """Return ``x W (+ b)``, where W of shape ``[*inputs, *outputs]`` has N inputs.
+
+    All tokens are rows of one matrix, and all inputs one axis: contracted over several axes, the
+    kernel's gradient would be made from transposed copies of the activations on CPU.
+    """
+    kernel = weights[name]["kernel"]
+    with jax.named_scope(name):
+        matrix = kernel.astype(x.dtype)
+        if len(kernel) != x.shape[-1]:  # the output projection's [H, h, D]
+            matrix = matrix.reshape(x.shape[-1], -1)
+        rows = x.reshape(-1, x.shape[-1])
+        product = checkpoint_name(jnp.tensordot(rows, matrix, axes=1), PRODUCT_NAME)
+        y = product.reshape(*x.shape[:-1], *product.shape[1:])
+        if "bias" in weights[name]:
+            bias = weights[name]["bias"].astype(x.dtype)
+            y = y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
+        return y
