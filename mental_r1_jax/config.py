@@ -11,8 +11,23 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-NUM_STAGES = 5
+# The reasoning stages, in order. Everything that counts stages counts these names.
+STAGE_NAMES: tuple[str, ...] = (
+    "stimulus",
+    "primary_appraisal",
+    "secondary_appraisal",
+    "reaction",
+    "mental_state",
+)
 
+# Choices of the objective; `rl/loss_terms.py` has one formula for each.
+RatioLevel = Literal["token", "sequence"]
+KlEstimator = Literal["k1", "k2", "k3"]
+Aggregation = Literal["token", "sequence", "dr_grpo"]
+
+PerStage = Annotated[
+    tuple[float, ...], Field(min_length=len(STAGE_NAMES), max_length=len(STAGE_NAMES))
+]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -90,7 +105,7 @@ class RolloutConfig(Section):
     Attributes:
         prompts_per_step: B, over all hosts and devices.
         num_generations: G, completions of one prompt.
-        max_prompt_length: P, tokens; the post is cut to fit, never the instruction.
+        max_prompt_length: P, tokens; the post is truncated to fit, never the instruction.
         prompt_length_buckets: smaller values of P to compile as well; a batch takes the smallest
             that holds its longest prompt.
         max_completion_length: C, tokens, the end-of-sequence token included.
@@ -153,18 +168,21 @@ class CrpoConfig(Section):
     Attributes:
         scale_rewards: divide centred rewards by the std of the group, of the batch, or by nothing.
         advantage_baseline: mean of the group, or of the other members (`leave_one_out`).
-        clip_epsilon_low: lower clip distance of the probability ratio.
-        clip_epsilon_high: upper clip distance.
-        dual_clip: bound on ratio for negative advantages (> 1); null switches it off.
+        clip_epsilon_low: the probability ratio is clipped from below at 1 - clip_epsilon_low.
+        clip_epsilon_high: and from above at 1 + clip_epsilon_high.
+        dual_clip: largest ratio that counts where the advantage is negative (> 1: at or below 1 it
+            would take the on-policy gradient away); null switches it off.
         importance_level: probability ratio of each token, or of the whole sequence.
         kl_coef: weight of the KL penalty; 0 never computes the reference policy.
         kl_estimator: `k1`, `k2` or `k3` of the KL to the reference policy.
         aggregation: how token losses are averaged: `token`, `sequence` or `dr_grpo`.
-        stage_entropy_rule: coefficients beta_t from `tanh`, an `explicit` list, or `off`.
+        stage_entropy_rule: beta_t from `tanh`, from an `explicit` list, or all 0 (`off`). A
+            negative beta_t rewards entropy in stage t, a positive one penalises it.
         stage_entropy_scale: M in beta_t = M tanh(t - tau).
         stage_entropy_threshold: tau, the stage at which exploring turns into deciding.
-        stage_entropy_coefs: the five beta_t of the `explicit` rule.
-        stage_entropy_mean: average over all completions, or only those that have the stage.
+        stage_entropy_coefs: the beta_t of the `explicit` rule, one a stage.
+        stage_entropy_mean: mean over `all` completions, where one without the stage counts as 0, or
+            over those that have it (`present_only`).
         entropy_bonus_coef: weight of one entropy bonus over all tokens (a baseline of CRPO).
         mask_truncated_completions: leave completions that hit the length limit out of the loss.
         num_iterations: updates made with one rollout.
@@ -175,16 +193,14 @@ class CrpoConfig(Section):
     clip_epsilon_low: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     clip_epsilon_high: NonNegativeFloat = 0.2
     dual_clip: Annotated[float, Field(gt=1.0)] | None = None
-    importance_level: Literal["token", "sequence"] = "token"
+    importance_level: RatioLevel = "token"
     kl_coef: NonNegativeFloat = 0.01
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    aggregation: Literal["token", "sequence", "dr_grpo"] = "token"
+    kl_estimator: KlEstimator = "k3"
+    aggregation: Aggregation = "token"
     stage_entropy_rule: Literal["tanh", "explicit", "off"] = "tanh"
     stage_entropy_scale: NonNegativeFloat = 0.06
     stage_entropy_threshold: float = 3.5
-    stage_entropy_coefs: (
-        Annotated[tuple[float, ...], Field(min_length=NUM_STAGES, max_length=NUM_STAGES)] | None
-    ) = None
+    stage_entropy_coefs: PerStage | None = None
     stage_entropy_mean: Literal["all", "present_only"] = "all"
     entropy_bonus_coef: NonNegativeFloat = 0.0
     mask_truncated_completions: bool = False
@@ -236,7 +252,7 @@ class SftConfig(Section):
         label_noise: share of template traces whose answer is drawn at random from the set's labels.
         batch_size: traces an update.
         num_steps: updates.
-        optimizer: as in reinforcement learning.
+        optimizer: the keys of the section `optimizer`, for the cold start.
     """
 
     traces: Path | None = None
@@ -277,7 +293,7 @@ class ExportConfig(Section):
     Attributes:
         checkpoint: which one of the run: `best` by validation, `latest`, or a step number.
         output_dir: the folder to write; null means `hf` inside the run folder.
-        dtype: of the written weights.
+        dtype: dtype of the written weights.
         max_shard_megabytes: size at which a new safetensors file starts.
         verify: reload with transformers and compare logits and greedy text (needs torch).
     """
@@ -294,9 +310,9 @@ class MeshConfig(Section):
 
     Attributes:
         data: copies of the model; null takes all devices that the other axes leave.
-        fsdp: devices over which weights and optimizer moments are split, and the batch too; null
+        fsdp: devices over which weights and optimizer moments are sharded, and the batch too; null
             chooses by the model's size and the devices' memory.
-        tensor: devices over which heads and feed-forward width are split; null chooses as above.
+        tensor: devices over which heads and feed-forward width are sharded; null chooses as above.
     """
 
     data: PositiveInt | None = None
@@ -309,7 +325,7 @@ class RunConfig(Section):
 
     Attributes:
         output_dir: the run folder; running the same command again resumes from it.
-        seed: of data order, sampling and initialisation.
+        seed: seed of data order, sampling and initialisation; the same seed gives the same run.
         num_steps: rollouts to make; null derives it from `num_epochs`.
         num_epochs: passes over the mixed training posts.
         micro_batches: gradient accumulation; must divide `rollout.prompts_per_step`.

@@ -3,7 +3,7 @@
 Axes
     B  prompts of one step            G  completions of one prompt (the group)
     P  prompt tokens                  C  completion tokens
-    S  reasoning stages (5)           V  vocabulary
+    S  reasoning stages               V  vocabulary
     D  model width                    L  layers
     H  query heads                    K  key/value heads
 
@@ -71,6 +71,8 @@ class Batch:
         old_logprobs: log-probs (nats) of the policy that sampled, or None when the policy has not
             moved since (one update a rollout), where the ratio is identically 1.
         ref_logprobs: log-probs (nats) of the frozen reference policy, or None when `kl_coef` is 0.
+        baseline_rewards: reward of one further completion of each prompt, which is never trained
+            on; the group is compared with it instead of with itself. None: with itself.
     """
 
     prompt_ids: Int[jax.Array, "B P"]
@@ -83,6 +85,7 @@ class Batch:
     decode_logprobs: Float[jax.Array, "B G C"]
     old_logprobs: Float[jax.Array, "B G C"] | None = None
     ref_logprobs: Float[jax.Array, "B G C"] | None = None
+    baseline_rewards: Float[jax.Array, " B"] | None = None
 
 
 @flax.struct.dataclass

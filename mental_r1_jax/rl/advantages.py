@@ -1,60 +1,118 @@
-"""Group-relative advantages: the rewards of one prompt's completions compared with each other."""
+"""Advantages: what a completion's reward is compared with, and what divides the difference.
+
+Every function is one equation. Rewards are all of the step, `[B, G]`, before micro-batching, as
+arrays of JAX or of NumPy; the result is of the same kind. Standard deviations are unbiased (n - 1).
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from jaxtyping import Float
 
+from mental_r1_jax.config import CrpoConfig
 
-def group_advantages(
-    rewards: Float[Any, "B G"],
-    *,
-    scale: Literal["group", "batch", "none"] = "group",
-    baseline: Literal["mean", "leave_one_out"] = "mean",
-    epsilon: float = 1e-4,
+# Keeps the divisions finite, in units of reward. TRL has the same number.
+EPSILON = 1e-4
+
+
+def advantages(
+    rewards: Float[Any, "B G"], crpo: CrpoConfig, baseline: Float[Any, " B"] | None = None
 ) -> Float[Any, "B G"]:
-    """Compare every completion's reward with the rest of its group.
+    """Compute the advantages that the recipe asks for.
 
         A_bg = (r_bg - baseline_bg) / (s_b + epsilon)
 
-    with `baseline` "mean": `mean_g(r_bg)`, or "leave_one_out": the mean of the other G - 1 rewards;
-    and `scale` "group": `s_b = std_g(r_bg)`, "batch": `s = std(r)` over all B x G rewards, "none":
-    no division. Standard deviations are unbiased (n - 1). Groups of equal rewards get exact zeros.
+    `crpo.advantage_baseline` chooses the baseline and `crpo.scale_rewards` the divisor. Groups of
+    equal rewards get exact zeros, unless `baseline` is given.
 
     Args:
-        rewards: all rewards of the step; advantages are computed before micro-batching. Arrays of
-            JAX or of NumPy; the advantages are of the same kind.
-        scale: what the differences are divided by.
-        baseline: what the rewards are compared with.
-        epsilon: keeps the division finite, in units of reward.
+        rewards: one for each completion of the step.
+        crpo: the recipe's section.
+        baseline: takes the place of the group's own baseline, see `relative_to_baseline`.
 
     Returns:
-        Advantages, dimensionless (in units of reward with `scale="none"`).
+        Advantages, dimensionless (in units of reward where nothing divides them).
 
     Raises:
-        ValueError: if the group has one completion, whose advantage would always be 0.
+        ValueError: if a group of one completion is compared with itself.
+    """
+    if baseline is not None:
+        difference = relative_to_baseline(rewards, baseline)
+    elif crpo.advantage_baseline == "leave_one_out":
+        difference = relative_to_others(rewards)
+    else:
+        difference = relative_to_mean(rewards)
+    if crpo.scale_rewards == "group":
+        return divide_by_group_std(difference, rewards)
+    if crpo.scale_rewards == "batch":
+        return divide_by_batch_std(difference, rewards)
+    return difference
+
+
+def relative_to_mean(rewards: Float[Any, "B G"]) -> Float[Any, "B G"]:
+    """Compare each reward with the mean of its group: `r_bg - mean_g(r_bg)`.
 
     References:
-        Shao et al. 2024, "DeepSeekMath", section 4.1 (group mean and std); Kool et al. 2019, "Buy 4
-        REINFORCE samples, get a baseline for free!" (leave one out). TRL calls the choice of scale
-        `scale_rewards`.
+        Shao et al. 2024, "DeepSeekMath", section 4.1.
+    """
+    relative = _relative_to_first(rewards)
+    return relative - relative.mean(axis=1, keepdims=True)
+
+
+def relative_to_others(rewards: Float[Any, "B G"]) -> Float[Any, "B G"]:
+    """Compare each reward with the mean of the other G - 1 rewards of its group (leave one out).
+
+        r_bg - (sum_g(r_bg) - r_bg) / (G - 1) = (r_bg - mean_g(r_bg)) * G / (G - 1)
+
+    References:
+        Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!".
     """
     group_size = rewards.shape[1]
-    if group_size < 2:
+    return relative_to_mean(rewards) * (group_size / (group_size - 1))
+
+
+def relative_to_baseline(
+    rewards: Float[Any, "B G"], baseline: Float[Any, " B"]
+) -> Float[Any, "B G"]:
+    """Compare each reward with that of one further completion of its prompt: `r_bg - b_b`.
+
+    The completion behind `b` is not in the loss, so the baseline does not bias the gradient.
+
+    References:
+        Li et al. 2023, "ReMax", where it is the greedy completion.
+    """
+    return rewards - baseline[:, None]
+
+
+def divide_by_group_std(
+    differences: Float[Any, "B G"], rewards: Float[Any, "B G"]
+) -> Float[Any, "B G"]:
+    """Divide by the spread of the group's rewards: `d_bg / (std_g(r_bg) + epsilon)`.
+
+    References:
+        Shao et al. 2024, "DeepSeekMath", section 4.1.
+    """
+    std = _relative_to_first(rewards).std(axis=1, ddof=1, keepdims=True)
+    return differences / (std + EPSILON)
+
+
+def divide_by_batch_std(
+    differences: Float[Any, "B G"], rewards: Float[Any, "B G"]
+) -> Float[Any, "B G"]:
+    """Divide by the spread of all rewards of the step: `d_bg / (std(r) + epsilon)`."""
+    return differences / (rewards.std(ddof=1) + EPSILON)
+
+
+def _relative_to_first(rewards: Any) -> Any:
+    """Differences to the group's first reward, which leave means and spreads as they are.
+
+    In a constant group they are exact zeros, while `r - mean(r)` may leave a rounding error, which
+    a division by epsilon alone would magnify.
+    """
+    if rewards.shape[1] < 2:
         raise ValueError(
-            "group advantages: expected at least 2 completions of a prompt to compare, got "
-            f"rewards of shape {rewards.shape}; set rollout.num_generations to 2 or more"
+            "advantages: expected at least 2 completions of a prompt to compare, got rewards of "
+            f"shape {rewards.shape}; set rollout.num_generations to 2 or more"
         )
-    # Differences to the group's first reward: in a constant group they are exact zeros, while
-    # `r - mean(r)` may leave a rounding error, which a division by epsilon alone would magnify.
-    relative = rewards - rewards[:, :1]
-    advantages = relative - relative.mean(axis=1, keepdims=True)
-    if baseline == "leave_one_out":
-        # r - (sum(r) - r) / (G - 1) = (r - mean(r)) * G / (G - 1)
-        advantages = advantages * (group_size / (group_size - 1))
-    if scale == "group":
-        return advantages / (relative.std(axis=1, ddof=1, keepdims=True) + epsilon)
-    if scale == "batch":
-        return advantages / (rewards.std(ddof=1) + epsilon)
-    return advantages
+    return rewards - rewards[:, :1]

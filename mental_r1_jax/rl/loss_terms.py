@@ -7,57 +7,34 @@ replaced before any `exp`: masking afterwards gives a finite loss with gradient 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from mental_r1_jax.config import STAGE_NAMES, Aggregation, CrpoConfig, KlEstimator, RatioLevel
 from mental_r1_jax.rl.masking import SumWeight, masked_mean, masked_sum, mean_over
 
-StageRule = Literal["tanh", "explicit", "off"]
-RatioLevel = Literal["token", "sequence"]
-KlEstimator = Literal["k1", "k2", "k3"]
-Aggregation = Literal["token", "sequence", "dr_grpo"]
 
+def stage_coefficients(crpo: CrpoConfig) -> tuple[float, ...]:
+    """Compute the entropy coefficient beta_t of every stage, by `crpo.stage_entropy_rule`.
 
-def stage_coefficients(
-    rule: StageRule,
-    scale: float = 0.06,
-    tau: float = 3.5,
-    explicit: Sequence[float] | None = None,
-    num_stages: int = 5,
-) -> tuple[float, ...]:
-    """Compute the entropy coefficient of every stage.
-
-        tanh:      beta_t = M * tanh(t - tau),  t = 1..num_stages
+        tanh:      beta_t = M * tanh(t - tau),  t = 1..S
         explicit:  as given
         off:       all 0, which is GRPO
 
-    Args:
-        rule: which of the three.
-        scale: M, dimensionless.
-        tau: the stage at which exploring turns into deciding.
-        explicit: the coefficients of rule "explicit"; read by no other rule.
-        num_stages: number of stages.
-
-    Raises:
-        ValueError: if `explicit` does not have one coefficient a stage.
+    M is `crpo.stage_entropy_scale`; tau, `crpo.stage_entropy_threshold`, is the stage at which
+    exploring turns into deciding.
 
     References:
         Mental-R1 (arXiv 2606.13176); M = 0.06 and tau = 3.5 are its settings.
     """
-    if rule == "tanh":
-        return tuple(scale * math.tanh(t - tau) for t in range(1, num_stages + 1))
-    if rule == "off":
-        return (0.0,) * num_stages
-    if explicit is None or len(explicit) != num_stages:
-        raise ValueError(
-            f"stage coefficients: rule 'explicit' expected {num_stages} numbers, got {explicit}; "
-            "give one a stage, in the order of the stages"
-        )
-    return tuple(float(coefficient) for coefficient in explicit)
+    if crpo.stage_entropy_coefs is not None:  # exactly for the rule "explicit"
+        return crpo.stage_entropy_coefs
+    if crpo.stage_entropy_rule == "off":
+        return (0.0,) * len(STAGE_NAMES)
+    scale, tau = crpo.stage_entropy_scale, crpo.stage_entropy_threshold
+    return tuple(scale * math.tanh(t - tau) for t in range(1, len(STAGE_NAMES) + 1))
 
 
 def probability_ratio(
@@ -88,7 +65,7 @@ def probability_ratio(
 
 def clipped_surrogate(
     ratio: Float[Array, "B G C"],
-    advantages: Float[Array, "B G"],
+    advantages: Float[Array, "B G"] | Float[Array, "B G C"],
     clip_epsilon_low: float,
     clip_epsilon_high: float,
     dual_clip: float | None = None,
@@ -106,7 +83,7 @@ def clipped_surrogate(
         Schulman et al. 2017, "PPO", eq. 7; Ye et al. 2020, "Mastering complex control in MOBA games
         with deep reinforcement learning" (dual clip). `dual_clip` is TRL's `delta`.
     """
-    advantage = advantages[..., None]
+    advantage = of_tokens(advantages)
     unclipped = ratio * advantage
     clipped = jnp.clip(ratio, 1.0 - clip_epsilon_low, 1.0 + clip_epsilon_high) * advantage
     # A selection rather than `minimum`, which would split the gradient at the tie r = 1.
@@ -115,6 +92,13 @@ def clipped_surrogate(
         floor = dual_clip * advantage
         objective = jnp.where((advantage < 0) & (objective < floor), floor, objective)
     return -objective
+
+
+def of_tokens(
+    advantages: Float[Array, "B G"] | Float[Array, "B G C"],
+) -> Float[Array, "B G 1"] | Float[Array, "B G C"]:
+    """Give advantages a token axis; that of a completion is the same for each of its tokens."""
+    return advantages if advantages.ndim == 3 else advantages[..., None]
 
 
 def kl_penalty(
@@ -168,7 +152,7 @@ def aggregate(
     per_token: Float[Array, "B G C"],
     mask: Bool[Array, "B G C"],
     how: Aggregation,
-    max_completion_length: int | None = None,
+    max_completion_length: int,
 ) -> SumWeight:
     """Turn values of tokens into the sum and the weight of one number.
 
@@ -180,9 +164,6 @@ def aggregate(
     TRL. "token" weighs long completions more; "sequence" weighs the tokens of short ones more;
     "dr_grpo" weighs all tokens alike and makes the size of the update depend on the lengths.
 
-    Raises:
-        ValueError: if "dr_grpo" comes without `max_completion_length`.
-
     References:
         Mental-R1 (arXiv 2606.13176) uses "token"; Liu et al. 2025, "Understanding R1-Zero-like
         training" ("dr_grpo").
@@ -192,6 +173,4 @@ def aggregate(
         return mean_over(per_token, mask)
     if how == "sequence":
         return SumWeight(sum=masked_mean(per_token, mask, axis=-1).sum(), weight=completions)
-    if max_completion_length is None:
-        raise ValueError("aggregate: 'dr_grpo' expected max_completion_length, got None")
     return SumWeight(sum=masked_sum(per_token, mask), weight=completions * max_completion_length)

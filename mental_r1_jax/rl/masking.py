@@ -2,8 +2,8 @@
 
 A metric is a value of one of four types, `SumWeight`, `Sum`, `Max` or `Min`. Each has
 
-* `merge(other)`: the metric of the two parts together (micro-batches, steps);
-* `reduce()`: the same for values stacked along a leading axis, as `jax.lax.scan` returns them;
+* `reduce()`: the metric of all micro-batches together, of parts stacked along a leading axis, as
+  `jax.lax.scan` returns them;
 * `value`: the number to report.
 
 How a metric is reduced is thus said by its type, never guessed from its name.
@@ -53,10 +53,6 @@ class SumWeight:
     sum: Any
     weight: Any
 
-    def merge(self, other: SumWeight) -> SumWeight:
-        """Return the mean over both parts together."""
-        return SumWeight(sum=self.sum + other.sum, weight=self.weight + other.weight)
-
     def reduce(self) -> SumWeight:
         """Merge the parts stacked along the leading axis."""
         return SumWeight(sum=self.sum.sum(axis=0), weight=self.weight.sum(axis=0))
@@ -71,26 +67,17 @@ class SumWeight:
 
 @flax.struct.dataclass
 class Sum:
-    """A total: shares that are already divided by global weights, such as the terms of the loss.
+    """A total of shares already divided by global weights, such as the terms of the loss.
 
     Attributes:
-        total: the sum so far, scalar float32.
+        value: the sum so far, scalar float32.
     """
 
-    total: Any
-
-    def merge(self, other: Sum) -> Sum:
-        """Return the sum of both parts."""
-        return Sum(total=self.total + other.total)
+    value: Any
 
     def reduce(self) -> Sum:
         """Merge the parts stacked along the leading axis."""
-        return Sum(total=self.total.sum(axis=0))
-
-    @property
-    def value(self) -> Any:
-        """The total."""
-        return self.total
+        return Sum(self.value.sum(axis=0))
 
 
 @flax.struct.dataclass
@@ -98,23 +85,14 @@ class Max:
     """A maximum.
 
     Attributes:
-        maximum: the largest value so far, scalar float32; -inf when there was none.
+        value: the largest so far, scalar float32; -inf when there was none.
     """
 
-    maximum: Any
-
-    def merge(self, other: Max) -> Max:
-        """Return the larger of both."""
-        return Max(maximum=jnp.maximum(self.maximum, other.maximum))
+    value: Any
 
     def reduce(self) -> Max:
         """Merge the parts stacked along the leading axis."""
-        return Max(maximum=self.maximum.max(axis=0))
-
-    @property
-    def value(self) -> Any:
-        """The maximum."""
-        return self.maximum
+        return Max(self.value.max(axis=0))
 
 
 @flax.struct.dataclass
@@ -122,23 +100,14 @@ class Min:
     """A minimum.
 
     Attributes:
-        minimum: the smallest value so far, scalar float32; +inf when there was none.
+        value: the smallest so far, scalar float32; +inf when there was none.
     """
 
-    minimum: Any
-
-    def merge(self, other: Min) -> Min:
-        """Return the smaller of both."""
-        return Min(minimum=jnp.minimum(self.minimum, other.minimum))
+    value: Any
 
     def reduce(self) -> Min:
         """Merge the parts stacked along the leading axis."""
-        return Min(minimum=self.minimum.min(axis=0))
-
-    @property
-    def value(self) -> Any:
-        """The minimum."""
-        return self.minimum
+        return Min(self.value.min(axis=0))
 
 
 Metric = SumWeight | Sum | Max | Min
@@ -153,9 +122,9 @@ def mean_over(x: Shaped[Array, "*shape"], where: Bool[Array, "*shape"]) -> SumWe
 
 def max_over(x: Float[Array, "*shape"], where: Bool[Array, "*shape"]) -> Max:
     """Maximum of `x` over the true places of `where`, as a metric."""
-    return Max(maximum=jnp.max(x, where=where, initial=-jnp.inf))
+    return Max(jnp.max(x, where=where, initial=-jnp.inf))
 
 
 def min_over(x: Float[Array, "*shape"], where: Bool[Array, "*shape"]) -> Min:
     """Minimum of `x` over the true places of `where`, as a metric."""
-    return Min(minimum=jnp.min(x, where=where, initial=jnp.inf))
+    return Min(jnp.min(x, where=where, initial=jnp.inf))

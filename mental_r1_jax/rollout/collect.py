@@ -1,77 +1,114 @@
-"""One step of experience, in four moves that a reader can follow for a single post.
+"""One step of experience, from labelled posts to a batch, in three moves around the sampler.
 
-1. `tokenize_prompts`   labelled posts -> `PromptBatch`, in one of a fixed set of lengths.
+1. `next_prompts`       labelled posts -> chat prompts -> `PromptBatch`, in one of a few lengths.
 2. the sampler          `PromptBatch` -> `Completions` (see `sampler.py`).
-3. `score_completions`  ids -> text -> parsed stages -> rewards and stage masks.
+3. `score_completions`  ids -> text -> parsed stages -> rewards and stage masks, on the host.
 4. `assemble_batch`     all of it -> `Batch`, placed on the mesh.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
-from mental_r1_jax.hosts import put_batch
-from mental_r1_jax.rewards import RewardFunction, score_completion, total_reward
-from mental_r1_jax.rollout.stage_masks import stage_mask
+from mental_r1_jax import hosts
+from mental_r1_jax.config import CrpoConfig, RolloutConfig
+from mental_r1_jax.data.records import Example
+from mental_r1_jax.rewards import (
+    AnswerMatch,
+    RewardFunction,
+    answer_is_right,
+    score_completion,
+    total_reward,
+)
 from mental_r1_jax.text.prompts import RenderedPrompt, render_prompt
 from mental_r1_jax.text.stages import GRAMMAR, ParsedCompletion
 from mental_r1_jax.text.tokenizer import Tokenizer, byte_spans
 from mental_r1_jax.types import Batch, Completions, PromptBatch
 
 
-@runtime_checkable
-class LabelledPost(Protocol):
-    """What this module needs of a data example."""
+@dataclasses.dataclass(frozen=True)
+class StepPrompts:
+    """The prompts of a step.
 
-    @property
-    def set_name(self) -> str: ...  # noqa: D102
-    @property
-    def row(self) -> int: ...  # noqa: D102
-    @property
-    def text(self) -> str: ...  # noqa: D102
-    @property
-    def label(self) -> str: ...  # noqa: D102
-    @property
-    def question(self) -> str: ...  # noqa: D102
+    Attributes:
+        posts: this process's share of the posts.
+        rendered: their chat prompts.
+        batch: the prompts of all processes, on the mesh.
+    """
+
+    posts: Sequence[Example]
+    rendered: Sequence[RenderedPrompt]
+    batch: PromptBatch
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoredCompletion:
-    """One completion after parsing and scoring; the row of the completions file."""
+    """One completion as text: what was sampled, and how it parses."""
 
     text: str
     parsed: ParsedCompletion
-    rewards: Mapping[str, float]
-    total: float
     num_tokens: int
     finished: bool
 
 
+# Columns of `ScoredGroups.table` before those of the reward functions.
+_COLUMNS = ("reward", "num_tokens", "finished", "well_formed", "correct")
+
+
 @dataclasses.dataclass(frozen=True)
 class ScoredGroups:
-    """Everything that text adds to a rollout, on the host.
+    """Everything that text adds to a rollout, on the host, for this process's prompts.
 
     Attributes:
-        completions: `[B][G]` parsed and scored completions.
-        rewards: weighted sums of the reward functions.
+        completions: `[B][G]` parsed completions.
+        table: all numbers of the completions in one array that processes can exchange: the columns
+            `_COLUMNS` (total reward, tokens, whether it ended, whether it is well formed, whether
+            its answer is right), then the value of each reward function before weighting.
         stage_mask: see `Batch`.
     """
 
     completions: tuple[tuple[ScoredCompletion, ...], ...]
-    rewards: Float[np.ndarray, "B G"]
+    table: Float[np.ndarray, "B G K"]
     stage_mask: Bool[np.ndarray, "B G S C"]
+
+    @property
+    def rewards(self) -> Float[np.ndarray, "B G"]:
+        """Weighted sums of the reward functions."""
+        return np.ascontiguousarray(self.table[..., 0])
+
+
+def next_prompts(
+    posts: Sequence[Example],
+    tokenizer: Tokenizer,
+    rollout: RolloutConfig,
+    mesh: Mesh,
+) -> StepPrompts:
+    """Render, pad and place the prompts of a step, in the smallest compiled length that fits all.
+
+    Args:
+        posts: this process's share of the step's posts.
+        tokenizer: the model's own, with its chat template.
+        rollout: the compiled prompt lengths; posts are truncated to the longest.
+        mesh: where the prompts go, sharded over the batch axes.
+    """
+    # Positions of the posts in the global step, the source of their random numbers.
+    rows = hosts.local_rows(mesh, rollout.prompts_per_step)
+    rendered = render_prompts(tokenizer, posts, rollout.max_prompt_length)
+    padded = pad_prompts(rendered, common_width(rendered, rollout), tokenizer.pad_id, rows)
+    return StepPrompts(posts, rendered, hosts.put_batch(mesh, padded))
 
 
 def render_prompts(
-    tokenizer: Tokenizer, posts: Sequence[LabelledPost], max_prompt_length: int
+    tokenizer: Tokenizer, posts: Sequence[Example], max_prompt_length: int
 ) -> list[RenderedPrompt]:
-    """The chat prompt of each post, cut to `max_prompt_length` tokens inside the post."""
+    """The chat prompt of each post; long posts are truncated to `max_prompt_length` tokens."""
     return [render_prompt(tokenizer, p.question, p.text, max_prompt_length) for p in posts]
 
 
@@ -79,6 +116,12 @@ def prompt_width(prompts: Sequence[RenderedPrompt], lengths: Sequence[int]) -> i
     """The smallest of the compiled `lengths` (tokens) that holds the longest prompt."""
     longest = max(len(prompt.ids) for prompt in prompts)
     return min(length for length in lengths if length >= longest)
+
+
+def common_width(prompts: Sequence[RenderedPrompt], rollout: RolloutConfig) -> int:
+    """The compiled prompt length that holds the step's prompts, the same on every process."""
+    width = prompt_width(prompts, rollout.prompt_lengths)
+    return hosts.largest(width) if len(rollout.prompt_lengths) > 1 else width
 
 
 def pad_prompts(
@@ -92,7 +135,7 @@ def pad_prompts(
     Args:
         prompts: B rendered prompts.
         width: P, from `prompt_width`.
-        pad_id: fills the places after a prompt.
+        pad_id: token that fills the places after a prompt.
         rows: positions of the prompts in the global step; from 0 on when None.
     """
     # Any, because the containers say jax.Array: `put_batch` makes these host arrays such.
@@ -107,71 +150,78 @@ def pad_prompts(
 
 def score_completions(
     tokenizer: Tokenizer,
-    posts: Sequence[LabelledPost],
-    completion_ids: Int[np.ndarray, "B G C"],
-    completion_mask: Bool[np.ndarray, "B G C"],
-    finished: Bool[np.ndarray, "B G"],
+    posts: Sequence[Example],
+    completions: Completions,
     functions: Sequence[RewardFunction],
+    match: AnswerMatch,
 ) -> ScoredGroups:
-    """Decode, parse and score every completion; host work only, no device is touched."""
-    num_prompts, group, length = completion_ids.shape
-    masks = np.zeros((num_prompts, group, len(GRAMMAR.stages), length), bool)
-    rewards = np.zeros((num_prompts, group), np.float32)
+    """Wait for the completions of this process's posts; decode, parse and score every one.
+
+    Args:
+        tokenizer: that of the model which sampled; decodes the ids.
+        posts: this process's share, in the order of its rows.
+        completions: all processes' rows, on the mesh; only our own are read.
+        functions: reward functions; none where completions are only read.
+        match: by which rule the column "correct" of the table is found.
+    """
+    wanted = (completions.completion_ids, completions.completion_mask, completions.finished)
+    all_ids, mask, finished = map(hosts.fetch_rows, wanted)
+    num_prompts, group, length = all_ids.shape
+    stages = np.zeros((num_prompts, group, len(GRAMMAR.stages), length), bool)
+    table = np.zeros((num_prompts, group, len(_COLUMNS) + len(functions)), np.float32)
     scored: list[tuple[ScoredCompletion, ...]] = []
     for b, post in enumerate(posts):
         row = []
         for g in range(group):
-            ids = completion_ids[b, g][completion_mask[b, g]].tolist()
+            ids = all_ids[b, g][mask[b, g]].tolist()
             decoded = tokenizer.decode(ids)
             parsed = GRAMMAR.parse(decoded.text)
-            values = score_completion(functions, decoded.text, parsed, post)
             spans = byte_spans(decoded.text, parsed.stage_spans)
-            masks[b, g] = stage_mask(decoded.offsets, spans, length)
-            rewards[b, g] = total_reward(functions, values)
-            row.append(
-                ScoredCompletion(
-                    text=decoded.text,
-                    parsed=parsed,
-                    rewards=values,
-                    total=float(rewards[b, g]),
-                    num_tokens=len(ids),
-                    finished=bool(finished[b, g]),
-                )
-            )
+            stages[b, g] = stage_mask(decoded.offsets, spans, length)
+            values = score_completion(functions, decoded.text, parsed, post)
+            correct = answer_is_right(parsed.answer, post.label, match)
+            facts = (len(ids), finished[b, g], parsed.well_formed, correct)
+            table[b, g] = (total_reward(functions, values), *facts, *values.values())
+            row.append(ScoredCompletion(decoded.text, parsed, len(ids), bool(finished[b, g])))
         scored.append(tuple(row))
-    return ScoredGroups(completions=tuple(scored), rewards=rewards, stage_mask=masks)
+    return ScoredGroups(completions=tuple(scored), table=table, stage_mask=stages)
 
 
-# Columns of `score_table` before those of the reward functions.
-_COLUMNS = ("reward", "num_tokens", "finished", "well_formed", "correct")
+def stage_mask(
+    offsets: Int[np.ndarray, " n_plus_1"],
+    byte_spans: Sequence[tuple[int, int] | None],
+    length: int,
+) -> Bool[np.ndarray, "S {length}"]:
+    """Mark the tokens that lie wholly inside each stage's content.
 
+    m[t, i] = 1  iff  start_t <= offset_i  and  offset_{i+1} <= end_t  and the token has bytes.
 
-def score_table(
-    groups: ScoredGroups, functions: Sequence[RewardFunction]
-) -> Float[np.ndarray, "B G K"]:
-    """All numbers of a step's completions in one array, which processes can exchange.
+    Tags, tokens that straddle a tag's edge, and special tokens (no bytes) are outside. Nothing is
+    tokenized again: the offsets belong to the sampled ids.
 
-    The K columns are the total reward, tokens, whether it ended, whether it is well formed, whether
-    the answer earned a reward, and the value of each function.
+    Args:
+        offsets: byte offset of each token and, last, of the end of the text.
+        byte_spans: start and end byte of each stage's content, None for a stage that is missing.
+        length: C, the padded number of completion tokens.
     """
-    return np.array(
-        [
-            [
-                [c.total, c.num_tokens, c.finished, c.parsed.well_formed]
-                + [c.rewards.get("answer", 0.0) > 0]
-                + [c.rewards[function.name] for function in functions]
-                for c in row
-            ]
-            for row in groups.completions
-        ],
-        np.float32,
-    )
+    starts, ends = offsets[:-1], offsets[1:]
+    mask = np.zeros((len(byte_spans), length), bool)
+    for stage, span in enumerate(byte_spans):
+        if span is not None:
+            inside = (starts >= span[0]) & (ends <= span[1]) & (ends > starts)
+            mask[stage, : len(starts)] = inside
+    return mask
 
 
 def reward_metrics(
     table: Float[np.ndarray, "B G K"], functions: Sequence[RewardFunction]
 ) -> dict[str, float]:
-    """Reward and completion statistics of a step, under the keys that TRL uses."""
+    """Reward and completion statistics of a step, under the keys that TRL uses.
+
+    Args:
+        table: of all processes' completions, see `ScoredGroups`.
+        functions: the reward functions, in the order of the table's last columns.
+    """
     columns = np.moveaxis(table.astype(np.float64), -1, 0)
     rewards, lengths, finished, well_formed, correct = columns[: len(_COLUMNS)]
     within = rewards.std(axis=1, ddof=1)
@@ -196,12 +246,13 @@ def reward_metrics(
 
 
 def completion_rows(
-    posts: Sequence[LabelledPost],
-    prompts: Sequence[RenderedPrompt],
+    prompts: StepPrompts,
     groups: ScoredGroups,
+    functions: Sequence[RewardFunction],
     advantages: Float[np.ndarray, "B G"],
 ) -> list[dict[str, Any]]:
     """One row a completion, for the completions file and the console."""
+    names = [f"rewards/{function.name}" for function in functions]
     return [
         {
             "set_name": post.set_name,
@@ -210,15 +261,15 @@ def completion_rows(
             "completion": completion.text,
             "label": post.label,
             "answer": completion.parsed.answer,
-            "reward": completion.total,
-            **{f"rewards/{name}": value for name, value in completion.rewards.items()},
+            "reward": float(groups.table[b, g, 0]),
+            **dict(zip(names, groups.table[b, g, len(_COLUMNS) :].tolist(), strict=True)),
             "advantage": float(advantages[b, g]),
             "well_formed": completion.parsed.well_formed,
             "reason": completion.parsed.reason,
             "num_tokens": completion.num_tokens,
             "finished": completion.finished,
         }
-        for b, (post, prompt) in enumerate(zip(posts, prompts, strict=True))
+        for b, (post, prompt) in enumerate(zip(prompts.posts, prompts.rendered, strict=True))
         for g, completion in enumerate(groups.completions[b])
     ]
 
@@ -227,9 +278,10 @@ def assemble_batch(
     prompts: PromptBatch,
     completions: Completions,
     groups: ScoredGroups,
-    *,
     mesh: Mesh,
-    mask_truncated: bool,
+    crpo: CrpoConfig,
+    ref_logprobs: jax.Array | None = None,
+    old_logprobs: jax.Array | None = None,
 ) -> Batch:
     """Join device arrays of the rollout with the host's rewards and masks into a `Batch`.
 
@@ -237,18 +289,20 @@ def assemble_batch(
         prompts: the step's prompts, on the device.
         completions: the sampler's output, on the device.
         groups: the host's part, of this process's rows.
-        mesh: where the host's arrays go, split over prompts.
-        mask_truncated: leave completions that hit the length limit out of the loss.
+        mesh: where the host's arrays go, sharded over prompts.
+        crpo: whether completions that hit the length limit are left out of the loss.
+        ref_logprobs: of the completions under the reference, [B, G, C], nats; None without KL.
+        old_logprobs: the same under the policy that sampled; None with one update a rollout.
     """
     mask, stages = completions.completion_mask, groups.stage_mask
-    if mask_truncated:
+    if crpo.mask_truncated_completions:
         lengths = np.array(
             [[c.num_tokens if c.finished else 0 for c in row] for row in groups.completions]
         )
         # Made on the host: an operation outside a compiled function would be a program of its own.
         counted = np.arange(stages.shape[-1])[None, None] < lengths[..., None]
-        mask, stages = put_batch(mesh, counted), stages & counted[:, :, None]
-    stages, rewards = put_batch(mesh, (stages, groups.rewards))
+        mask, stages = hosts.put_batch(mesh, counted), stages & counted[:, :, None]
+    stages, rewards = hosts.put_batch(mesh, (stages, groups.rewards))
     return Batch(
         prompt_ids=prompts.prompt_ids,
         prompt_mask=prompts.prompt_mask,
@@ -258,4 +312,6 @@ def assemble_batch(
         rewards=rewards,
         sampler_logprobs=completions.sampler_logprobs,
         decode_logprobs=completions.decode_logprobs,
+        old_logprobs=old_logprobs,
+        ref_logprobs=ref_logprobs,
     )

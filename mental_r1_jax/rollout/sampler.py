@@ -5,56 +5,71 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
+from mental_r1_jax.config import ExperimentConfig, RolloutConfig
 from mental_r1_jax.models import decoder
 from mental_r1_jax.rollout.sampling import greedy_token, sample_token
 from mental_r1_jax.sharding import constrain_batch, constrain_logits
 from mental_r1_jax.types import Completions, PromptBatch
 
+Use = Literal["train", "validate", "evaluate", "verify"]
+
 
 @dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-    """Static knobs of the sampler.
+class SamplerSettings:
+    """Everything static about sampling; one compiled program for each value.
 
     Attributes:
-        num_generations: G.
-        max_completion_length: C, the EOS token included.
-        temperature: divides the logits.
-        top_p: nucleus share.
-        top_k: number of likeliest tokens kept, or None.
-        eos_ids: any of these ends a completion.
-        pad_id: fills the places after the end.
+        rollout: the recipe's own section: lengths, temperature, truncation, cache and halvings.
+        num_completions: G, completions of each prompt.
         greedy: take the likeliest token and ignore temperature, top-p and top-k.
-        first_cache_length: slots of the cache at the start; it doubles as completions grow.
-        halvings: how often a group may shrink to half its rows once as many have ended.
+        eos_ids: any of these tokens ends a completion.
+        pad_id: token that fills the places after the end.
     """
 
-    num_generations: int
-    max_completion_length: int
-    temperature: float
-    top_p: float
-    top_k: int | None
+    rollout: RolloutConfig
+    num_completions: int
+    greedy: bool
     eos_ids: tuple[int, ...]
     pad_id: int
-    greedy: bool = False
-    first_cache_length: int = 256
-    halvings: int = 0
+
+
+def sampler_settings(
+    config: ExperimentConfig, use: Use, *, eos_ids: tuple[int, ...], pad_id: int
+) -> SamplerSettings:
+    """The sampler's settings for each use of a recipe, all from `config.rollout`.
+
+    Training draws `rollout.num_generations` completions. Validation and verification decode one
+    greedily. Evaluation does so too, unless `evaluate.num_votes` asks for several samples to vote.
+
+    Args:
+        config: the recipe.
+        use: what the completions are for.
+        eos_ids: tokens of the model that end a completion.
+        pad_id: token of the model that fills up short rows.
+    """
+    if use == "train":
+        completions, greedy = config.rollout.num_generations, False
+    else:
+        completions = config.evaluate.num_votes if use == "evaluate" else 1
+        greedy = completions == 1
+    return SamplerSettings(config.rollout, completions, greedy, eos_ids, pad_id)
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class Segment:
     """A stretch of the decoding loop with arrays of one size, and so one compiled body.
 
     Attributes:
         rows: completions of each prompt that are still run.
-        cache_length: slots of their cache; the stage ends before `index` reaches it.
-        rows_after: the stage also ends once no group has more unfinished completions than this.
+        cache_length: slots of their cache; the segment ends before `index` reaches it.
+        rows_after: the segment also ends once no group has more unfinished completions than this.
     """
 
     rows: int
@@ -62,29 +77,29 @@ class Stage:
     rows_after: int
 
 
-def decoding_stages(sampling: SamplingConfig) -> tuple[Stage, ...]:
-    """The stages of the decoding loop, in order.
+def decoding_segments(settings: SamplerSettings) -> tuple[Segment, ...]:
+    """The segments of the decoding loop, in order.
 
     First the cache grows, by doubling, with all G rows: attention then reads at most twice the live
-    slots. Then come stages with half the rows, a quarter, ..., each entered once every group has so
-    many completions ended. Any stage may pass without a single turn.
+    slots. Then come segments with half the rows, a quarter, ..., each entered once every group has
+    so many completions ended. Any segment may pass without a single turn.
     """
-    group, length = sampling.num_generations, sampling.max_completion_length
+    group, length = settings.num_completions, settings.rollout.max_completion_length
     halved = [group]
-    while len(halved) <= sampling.halvings and halved[-1] > 1:
+    while len(halved) <= settings.rollout.halvings and halved[-1] > 1:
         halved.append((halved[-1] + 1) // 2)
-    lengths = [min(sampling.first_cache_length, length)]
+    lengths = [min(settings.rollout.first_cache_length, length)]
     while lengths[-1] < length:
         lengths.append(min(2 * lengths[-1], length))
     sizes = [(group, cache_length) for cache_length in lengths]
     sizes += [(rows, length) for rows in halved[1:]]
     after = dict(zip(halved, [*halved[1:], 0], strict=True))
-    return tuple(Stage(rows, cache_length, after[rows]) for rows, cache_length in sizes)
+    return tuple(Segment(rows, cache_length, after[rows]) for rows, cache_length in sizes)
 
 
 @flax.struct.dataclass
 class _Rows:
-    """What every completion that is still run carries; g counts the rows of the stage."""
+    """What every completion that is still run carries; g counts the rows of the segment."""
 
     hidden: Float[Array, "B g D"]
     finished: Bool[Array, "B g"]
@@ -110,7 +125,7 @@ def sample_completions(
     step_key: Key[Array, ""],
     *,
     config: decoder.DecoderConfig,
-    sampling: SamplingConfig,
+    settings: SamplerSettings,
 ) -> Completions:
     """Sample G completions of each prompt; pure, and the same on any number of devices.
 
@@ -123,7 +138,8 @@ def sample_completions(
         prompts: B tokenized prompts.
         step_key: random key of this step (seed and step folded in).
         config: the decoder's architecture.
-        sampling: static knobs; `jit` compiles one program for each and each shape of `prompts`.
+        settings: everything static; `jit` compiles one program for each of them and each shape of
+            `prompts`.
     """
     with jax.named_scope("prefill"):
         hidden, prompt_cache = decoder.prefill(
@@ -137,24 +153,24 @@ def sample_completions(
             logits = constrain_logits(decoder.unembed(weights, config, rows.hidden))
         with jax.named_scope("draw"):
             uniform = jax.lax.dynamic_index_in_dim(rows.noise, state.index, axis=2, keepdims=False)
-            token, *logprobs = _draw(logits, uniform, sampling)
-            token = constrain_batch(jnp.where(rows.finished, sampling.pad_id, token))
+            token, *logprobs = _draw(logits, uniform, settings)
+            token = constrain_batch(jnp.where(rows.finished, settings.pad_id, token))
         hidden, cache = decoder.decode_step(
             weights, config, token, state.index, prompt_cache, state.cache
         )
-        rows = _record(rows, state.index, token, logprobs, sampling.eos_ids)
+        rows = _record(rows, state.index, token, logprobs, settings.eos_ids)
         return _DecodeState(state.index + 1, dataclasses.replace(rows, hidden=hidden), cache)
 
     noise = constrain_batch(
         _uniform_noise(
             step_key,
             prompts.prompt_index,
-            sampling.num_generations,
-            sampling.max_completion_length,
+            settings.num_completions,
+            settings.rollout.max_completion_length,
         )
     )
     with jax.named_scope("decode"):
-        done = _run_stages(advance, _first_rows(hidden, noise, sampling), config, sampling)
+        done = _run_segments(advance, _first_rows(hidden, noise, settings), config, settings)
     return Completions(
         completion_ids=done.ids,
         completion_mask=jnp.arange(noise.shape[2])[None, None, :] < done.lengths[..., None],
@@ -165,7 +181,7 @@ def sample_completions(
 
 
 def _first_rows(
-    hidden: Float[Array, "B D"], noise: Float[Array, "B G C"], sampling: SamplingConfig
+    hidden: Float[Array, "B D"], noise: Float[Array, "B G C"], settings: SamplerSettings
 ) -> _Rows:
     """G empty completions of each prompt."""
     num_prompts, group, _ = noise.shape
@@ -174,40 +190,40 @@ def _first_rows(
         finished=jnp.zeros((num_prompts, group), bool),
         lengths=jnp.zeros((num_prompts, group), jnp.int32),
         noise=noise,
-        ids=jnp.full(noise.shape, sampling.pad_id, jnp.int32),
+        ids=jnp.full(noise.shape, settings.pad_id, jnp.int32),
         sampler_logprobs=jnp.zeros(noise.shape, jnp.float32),
         decode_logprobs=jnp.zeros(noise.shape, jnp.float32),
     )
 
 
-def _run_stages(
+def _run_segments(
     advance: Callable[[_DecodeState], _DecodeState],
     rows: _Rows,
     config: decoder.DecoderConfig,
-    sampling: SamplingConfig,
+    settings: SamplerSettings,
 ) -> _Rows:
-    """Run the loop through all stages and return all G rows of every prompt."""
-    stages = decoding_stages(sampling)
+    """Run the loop through all segments and return all G rows of every prompt."""
+    segments = decoding_segments(settings)
     num_prompts, group = rows.finished.shape
-    cache = decoder.init_completion_cache(config, num_prompts, group, stages[0].cache_length)
+    cache = decoder.init_completion_cache(config, num_prompts, group, segments[0].cache_length)
     state = _DecodeState(jnp.zeros((), jnp.int32), rows, cache)
     everything = rows
     places = jnp.broadcast_to(jnp.arange(group, dtype=jnp.int32)[None], (num_prompts, group))
-    for stage in stages:
-        if stage.rows < state.rows.finished.shape[1]:
+    for segment in segments:
+        if segment.rows < state.rows.finished.shape[1]:
             everything = _put_rows(everything, places, state.rows)
-            places, state = _keep_unfinished(places, state, stage.rows)
+            places, state = _keep_unfinished(places, state, segment.rows)
         state = dataclasses.replace(
-            state, cache=decoder.grow_completion_cache(state.cache, stage.cache_length)
+            state, cache=decoder.grow_completion_cache(state.cache, segment.cache_length)
         )
-        state = jax.lax.while_loop(functools.partial(_goes_on, stage=stage), advance, state)
+        state = jax.lax.while_loop(functools.partial(_goes_on, segment=segment), advance, state)
     return _put_rows(everything, places, state.rows)
 
 
-def _goes_on(state: _DecodeState, *, stage: Stage) -> Bool[Array, ""]:
-    """Whether the stage makes another turn."""
+def _goes_on(state: _DecodeState, *, segment: Segment) -> Bool[Array, ""]:
+    """Whether the segment makes another turn."""
     unfinished = (~state.rows.finished).sum(axis=1).max()
-    return (state.index < stage.cache_length) & (unfinished > stage.rows_after)
+    return (state.index < segment.cache_length) & (unfinished > segment.rows_after)
 
 
 def _keep_unfinished(
@@ -224,7 +240,7 @@ def _keep_unfinished(
 
 
 def _put_rows(everything: _Rows, places: Int[Array, "B g"], rows: _Rows) -> _Rows:
-    """Write the rows of a stage back to their places among all G."""
+    """Write the rows of a segment back to their places among all G."""
     return jax.tree.map(
         lambda whole, part: jax.vmap(lambda w, p, at: w.at[at].set(p))(whole, part, places),
         everything,
@@ -233,17 +249,17 @@ def _put_rows(everything: _Rows, places: Int[Array, "B g"], rows: _Rows) -> _Row
 
 
 def _draw(
-    logits: Float[Array, "B G V"], uniform: Float[Array, "B G"], sampling: SamplingConfig
+    logits: Float[Array, "B G V"], uniform: Float[Array, "B G"], settings: SamplerSettings
 ) -> tuple[Int[Array, "B G"], Float[Array, "B G"], Float[Array, "B G"]]:
     """The next token of every completion, its log-prob as sampled, and under the whole policy."""
-    if sampling.greedy:
+    if settings.greedy:
         return greedy_token(logits)
     return sample_token(
         logits,
         uniform,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
+        temperature=settings.rollout.temperature,
+        top_p=settings.rollout.top_p,
+        top_k=settings.rollout.top_k,
     )
 
 

@@ -26,8 +26,8 @@ def sample_token(
 ) -> tuple[Int[jax.Array, "B G"], Float[jax.Array, "B G"], Float[jax.Array, "B G"]]:
     """Draw one token a row by inverting the cumulative distribution at `uniform`.
 
-    The distribution is p = softmax(logits / T), cut to the `top_k` likeliest tokens and then to the
-    smallest set of likeliest tokens whose share of what is left reaches `top_p`, renormalised.
+    The distribution is p = softmax(logits / T), truncated to the `top_k` likeliest tokens, then to
+    the smallest set of the likeliest whose share of what is left reaches `top_p`, renormalised.
     Tokens that tie with the last one kept are kept too.
 
     Returns:

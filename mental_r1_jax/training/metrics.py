@@ -7,13 +7,13 @@ as the strings "NaN", "Infinity" and "-Infinity"; `read_metrics` turns them back
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -46,12 +46,8 @@ def _number(name: str, metric: Any) -> float:
         case SumWeight():
             weight = float(metric.weight)
             return float(metric.sum) / weight if weight else math.nan
-        case Sum():
-            metric = metric.total
-        case Max():
-            metric = metric.maximum
-        case Min():
-            metric = metric.minimum
+        case Sum() | Max() | Min():
+            metric = metric.value
     if np.size(metric) != 1:
         raise ValueError(f"metric {name!r}: expected one number, got shape {np.shape(metric)}")
     return float(np.asarray(metric).reshape(()))
@@ -142,35 +138,20 @@ class WandbWriter:
 MetricsWriter = JsonlWriter | TensorboardWriter | WandbWriter
 
 
-class Writers:
-    """Several writers as one; a context manager that closes them all."""
+class Writers(contextlib.ExitStack):
+    """Several writers as one; a context manager that closes them all, even if closing one fails."""
 
     def __init__(self, writers: Sequence[MetricsWriter]) -> None:
         """Own `writers` from now on."""
+        super().__init__()
         self._writers = tuple(writers)
+        for writer in self._writers:
+            self.callback(writer.close)
 
     def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
         """Record the numbers of one step everywhere."""
         for writer in self._writers:
             writer.write(step, metrics)
-
-    def close(self) -> None:
-        """Close every writer."""
-        for writer in self._writers:
-            writer.close()
-
-    def __enter__(self) -> Writers:
-        """Nothing to do: they are open."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close every writer."""
-        self.close()
 
 
 def open_writers(
@@ -200,7 +181,7 @@ def open_writers(
 
 
 def truncate_after(path: Path, step: int) -> None:
-    """Cut off the lines of steps after `step`, so that a resumed run writes them once.
+    """Remove the lines of steps after `step`, so that a resumed run writes them once.
 
     Afterwards the file equals that of an uninterrupted run up to `step`. A missing file is fine.
 
@@ -266,7 +247,7 @@ def _decode(line: str, path: Path, number: int) -> dict[str, Any]:
 
 
 def _mend_last_line(path: Path) -> None:
-    """End the file with a whole line: complete a last line without newline, or cut a torn one."""
+    """End the file with a complete line: add a missing newline, or remove a torn last line."""
     if not path.exists() or path.stat().st_size == 0:
         return
     content = path.read_bytes()

@@ -1,8 +1,8 @@
 """The CRPO update as a pure function, and its compiled, donated, sharded form.
 
-`train_step(state, batch) -> (state, metrics)`:
+`train_step(state, batch) -> (state, metrics, advantages)`:
 
-1. group-relative advantages of the whole step (before micro-batching);
+1. advantages of the whole step (before micro-batching);
 2. global denominators of every loss term, from masks alone;
 3. for each interleaved micro-batch: one forward pass over shared prompts, log-probs and entropies
    of the completions, the loss as sums over global weights, its gradient;
@@ -11,10 +11,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import flax.struct
 import jax
@@ -24,17 +23,15 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from mental_r1_jax import sharding
-from mental_r1_jax.models import decoder
-from mental_r1_jax.rl.advantages import group_advantages
-from mental_r1_jax.rl.losses import (
-    Denominators,
-    LossConfig,
-    crpo_loss,
-    loss_denominators,
-)
-from mental_r1_jax.rl.masking import Sum, SumWeight, masked_sum, max_over, mean_over
-from mental_r1_jax.rl.token_stats import token_stats
+from mental_r1_jax.config import ExperimentConfig
+from mental_r1_jax.models import decoder as network
+from mental_r1_jax.models.decoder import DecoderConfig
+from mental_r1_jax.rl import advantages as estimators
+from mental_r1_jax.rl.losses import Denominators, crpo_loss, loss_denominators
+from mental_r1_jax.rl.masking import Metric, Sum, SumWeight, masked_sum, max_over, mean_over
 from mental_r1_jax.types import Batch, TraceBatch
+
+Metrics = dict[str, Metric]
 
 
 @flax.struct.dataclass
@@ -52,29 +49,6 @@ class TrainState:
     opt_state: Any
 
 
-@dataclasses.dataclass(frozen=True)
-class StepConfig:
-    """Everything static about an update; one compiled program for each value.
-
-    Attributes:
-        decoder: architecture.
-        loss: objective.
-        scale_rewards: see `group_advantages`.
-        advantage_baseline: see `group_advantages`.
-        temperature: divides the logits, as in sampling.
-        chunk_size: vocabulary entries whose logits exist at the same time, see `token_stats`.
-        micro_batches: gradient accumulation; divides the number of prompts.
-    """
-
-    decoder: decoder.DecoderConfig
-    loss: LossConfig
-    scale_rewards: Literal["group", "batch", "none"]
-    advantage_baseline: Literal["mean", "leave_one_out"]
-    temperature: float
-    chunk_size: int
-    micro_batches: int
-
-
 def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """Wrap `params` with a fresh optimizer state."""
     return TrainState(
@@ -82,118 +56,100 @@ def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainSta
     )
 
 
-def policy_stats(
-    params: Any,
-    batch: Batch | TraceBatch,
-    *,
-    config: decoder.DecoderConfig,
-    temperature: float,
-    chunk_size: int,
-) -> tuple[Float[Array, "B G C"], Float[Array, "B G C"]]:
-    """Log-probs and entropies (nats) of every completion token, prompts run once a group."""
-    with jax.named_scope("forward"):
-        hidden = decoder.forward(
-            params,
-            config,
-            batch.prompt_ids,
-            batch.prompt_mask,
-            batch.completion_ids,
-            batch.completion_mask,
-        )
-    with jax.named_scope("token_stats"):
-        return token_stats(
-            hidden,
-            batch.completion_ids,
-            decoder.unembed_matrix(params, config),
-            temperature=temperature,
-            chunk_size=chunk_size,
-        )
-
-
-def policy_logprobs(
-    params: Any,
-    batch: Batch | TraceBatch,
-    *,
-    config: decoder.DecoderConfig,
-    temperature: float,
-    chunk_size: int,
-) -> Float[Array, "B G C"]:
-    """Log-probs (nats) under `params`: of the reference policy, or of the policy that sampled."""
-    return policy_stats(
-        params, batch, config=config, temperature=temperature, chunk_size=chunk_size
-    )[0]
-
-
 def train_step(
     state: TrainState,
     batch: Batch,
     *,
-    config: StepConfig,
+    config: ExperimentConfig,
+    decoder: DecoderConfig,
     optimizer: optax.GradientTransformation,
-) -> tuple[TrainState, dict[str, Any]]:
+) -> tuple[TrainState, Metrics, Float[Array, "B G"]]:
     """One CRPO update: minimise L_GRPO + sum_t beta_t Hbar_t on `batch`.
 
+    Args:
+        state: weights and moments before the update.
+        batch: the whole step; its number of prompts is a multiple of `run.micro_batches`.
+        config: the recipe; `crpo`, `rollout` (temperature and length limit), `run.micro_batches`
+            and `model.logprob_chunk_size` are read.
+        decoder: architecture.
+        optimizer: from `make_optimizer`.
+
     Returns:
-        The next state (unchanged weights and moments if the gradient was not finite), and metrics
-        whose types say how they are reduced.
+        (state, metrics, advantages): the next state (unchanged weights and moments if the gradient
+        was not finite), metrics whose types say how they are reduced, and the advantages used.
     """
-    advantages = group_advantages(
-        batch.rewards, scale=config.scale_rewards, baseline=config.advantage_baseline
+    crpo, limit = config.crpo, config.rollout.max_completion_length
+    advantages = estimators.advantages(batch.rewards, crpo, batch.baseline_rewards)
+    denominators = loss_denominators(batch, crpo, limit)
+    gradient, metrics = crpo_gradient(
+        state.params, batch, advantages, denominators, config=config, decoder=decoder
     )
-    denominators = loss_denominators(batch, config.loss)
-    gradient, metrics = crpo_gradient(state.params, batch, advantages, denominators, config)
     state, norms = apply_gradient(state, gradient, optimizer)
-    extra = {
+    extra: Metrics = {
         "advantages/abs_mean": mean_over(jnp.abs(advantages), jnp.ones_like(advantages, bool)),
         "tokens/completion": Sum(batch.completion_mask.sum().astype(jnp.float32)),
         "tokens/prompt": Sum(batch.prompt_mask.sum().astype(jnp.float32)),
     }
-    return state, metrics | norms | extra
+    return state, metrics | norms | extra, advantages
 
 
 def crpo_gradient(
     params: Any,
     batch: Batch,
-    advantages: Float[Array, "B G"],
+    advantages: Float[Array, "B G"] | Float[Array, "B G C"],
     denominators: Denominators,
-    config: StepConfig,
-) -> tuple[Any, dict[str, Any]]:
-    """Gradient and metrics of the whole step, from one or more micro-batches."""
+    *,
+    config: ExperimentConfig,
+    decoder: DecoderConfig,
+) -> tuple[Any, Metrics]:
+    """Gradient of the step's CRPO loss by `params`, and its metrics, over all micro-batches."""
 
-    def loss_of(params: Any, batch: Batch, advantages: Array) -> tuple[Array, dict[str, Any]]:
-        logprobs, entropies = policy_stats(
+    def loss_of(params: Any, batch: Batch, advantages: Array) -> tuple[Array, Metrics]:
+        logprobs, entropies = network.completion_stats(
             params,
             batch,
-            config=config.decoder,
-            temperature=config.temperature,
-            chunk_size=config.chunk_size,
+            config=decoder,
+            temperature=config.rollout.temperature,
+            chunk_size=config.model.logprob_chunk_size,
         )
-        loss, metrics = crpo_loss(logprobs, entropies, batch, advantages, denominators, config.loss)
+        limit = config.rollout.max_completion_length
+        loss, metrics = crpo_loss(
+            logprobs, entropies, batch, advantages, denominators, config.crpo, limit
+        )
         drift = jnp.abs(logprobs - batch.decode_logprobs)
         return loss, metrics | {
             "loss": Sum(loss),
             "sampler_drift/max": max_over(drift, batch.completion_mask),
         }
 
-    return accumulate_gradient(loss_of, params, (batch, advantages), config.micro_batches)
+    return accumulate_gradient(loss_of, params, (batch, advantages), config.run.micro_batches)
 
 
 def accumulate_gradient(
-    loss_of: Callable[..., tuple[Array, dict[str, Any]]],
+    loss_of: Callable[..., tuple[Array, Metrics]],
     params: Any,
     inputs: tuple[Any, ...],
     micro_batches: int,
-) -> tuple[Any, dict[str, Any]]:
-    """Sum the gradient of `loss_of(params, *micro_inputs)` over interleaved micro-batches.
+) -> tuple[Any, Metrics]:
+    """Sum the gradient of `loss_of(params, *inputs)` over interleaved micro-batches.
 
-    The losses must be sums over global weights; then their sum, and that of their gradients, is
-    the whole step's, however it was cut.
+        gradient = sum_n d loss_of(params, *inputs[n]) / d params
+
+    One micro-batch is in memory at a time, its gradient is added to the sum, and each metric is
+    reduced as its type says.
+
+    Args:
+        loss_of: returns (loss, metrics) of a micro-batch. The losses must be sums divided by
+            weights of the whole step; then they add up to the step's, for any `micro_batches`.
+        params: what the gradient is taken by.
+        inputs: trees of arrays whose first axis is B.
+        micro_batches: divides B.
     """
     gradient_of = jax.grad(loss_of, has_aux=True)
     if micro_batches == 1:
         return gradient_of(params, *inputs)
 
-    def add(total: Any, micro: tuple[Any, ...]) -> tuple[Any, dict[str, Any]]:
+    def add(total: Any, micro: tuple[Any, ...]) -> tuple[Any, Metrics]:
         gradient, metrics = gradient_of(params, *micro)
         return jax.tree.map(jnp.add, total, gradient), metrics
 
@@ -219,8 +175,13 @@ def interleave(tree: Any, micro_batches: int) -> Any:
 @jax.named_scope("apply_gradient")
 def apply_gradient(
     state: TrainState, gradient: Any, optimizer: optax.GradientTransformation
-) -> tuple[TrainState, dict[str, Any]]:
-    """One optimizer update; a gradient that is not finite changes nothing and is counted."""
+) -> tuple[TrainState, Metrics]:
+    """Make one optimizer update, unless the gradient is not finite.
+
+    One NaN would stay in the moments for the rest of the run. So a gradient whose norm is not
+    finite changes neither weights nor moments; `updates/skipped` counts it. The choice is a
+    selection inside the program, because the host would have to wait for the norm.
+    """
     norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(norm)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
@@ -243,42 +204,63 @@ def sft_step(
     state: TrainState,
     batch: TraceBatch,
     *,
-    config: StepConfig,
+    config: ExperimentConfig,
+    decoder: DecoderConfig,
     optimizer: optax.GradientTransformation,
-) -> tuple[TrainState, dict[str, Any]]:
-    """One supervised update: mean negative log-likelihood (nats) over the step's trace tokens."""
-    total = jnp.maximum(batch.completion_mask.sum(), 1).astype(jnp.float32)
+) -> tuple[TrainState, Metrics]:
+    """One supervised update: mean negative log-likelihood (nats) over the step's trace tokens.
 
-    def loss_of(params: Any, batch: TraceBatch) -> tuple[Array, dict[str, Any]]:
-        logprobs, entropies = policy_stats(
-            params, batch, config=config.decoder, temperature=1.0, chunk_size=config.chunk_size
+    It is that of the model itself, at temperature 1, whatever the recipe samples at.
+    """
+    total = jnp.maximum(batch.completion_mask.sum(), 1).astype(jnp.float32)
+    chunk_size = config.model.logprob_chunk_size
+
+    def loss_of(params: Any, batch: TraceBatch) -> tuple[Array, Metrics]:
+        logprobs, entropies = network.completion_stats(
+            params, batch, config=decoder, temperature=1.0, chunk_size=chunk_size
         )
         loss = -masked_sum(logprobs, batch.completion_mask) / total
         return loss, {"loss": Sum(loss), "entropy": mean_over(entropies, batch.completion_mask)}
 
-    gradient, metrics = accumulate_gradient(loss_of, state.params, (batch,), config.micro_batches)
+    inputs, micro_batches = (batch,), config.run.micro_batches
+    gradient, metrics = accumulate_gradient(loss_of, state.params, inputs, micro_batches)
     state, norms = apply_gradient(state, gradient, optimizer)
     return state, metrics | norms
 
 
-Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
-
-
-def jit_step(
-    step: Callable[..., tuple[TrainState, dict[str, Any]]],
+def jit_train_step(
     *,
-    config: StepConfig,
+    config: ExperimentConfig,
+    decoder: DecoderConfig,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
-) -> Step:
-    """Compile `train_step` or `sft_step` once: state donated, its shardings pinned both ways.
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics, Array]]:
+    """Bind and jit `train_step`: state donated, metrics replicated, advantages sharded as rows.
 
-    Unpinned, the state that comes out of the first update may be laid out otherwise than the one
-    that went in, and the second update would compile the whole step again.
+    The state's shardings are pinned both ways. Unpinned, the state that comes out of the first
+    update may be laid out otherwise than the one that went in, and the second update would compile
+    the whole step again.
     """
-    state = state_shardings(config.decoder, optimizer, mesh)
+    state = state_shardings(decoder, optimizer, mesh)
     return jax.jit(
-        functools.partial(step, config=config, optimizer=optimizer),
+        functools.partial(train_step, config=config, decoder=decoder, optimizer=optimizer),
+        in_shardings=(state, None),
+        out_shardings=(state, sharding.replicated(mesh), sharding.batch_sharding(mesh, 2)),
+        donate_argnums=0,
+    )
+
+
+def jit_sft_step(
+    *,
+    config: ExperimentConfig,
+    decoder: DecoderConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+) -> Callable[[TrainState, TraceBatch], tuple[TrainState, Metrics]]:
+    """Bind and jit `sft_step`, as `jit_train_step` does."""
+    state = state_shardings(decoder, optimizer, mesh)
+    return jax.jit(
+        functools.partial(sft_step, config=config, decoder=decoder, optimizer=optimizer),
         in_shardings=(state, None),
         out_shardings=(state, sharding.replicated(mesh)),
         donate_argnums=0,
@@ -286,23 +268,16 @@ def jit_step(
 
 
 def state_shardings(
-    config: decoder.DecoderConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+    config: DecoderConfig, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """Where each part of a `TrainState` lives: optimizer moments follow their weights."""
-    params = param_shardings(config, mesh)
+    """Where each part of a `TrainState` lives: moments as their weights, all else replicated."""
+    params = network.param_shardings(config, mesh)
     everywhere = sharding.replicated(mesh)
     opt_state = optax.tree_utils.tree_map_params(
         optimizer,
         lambda _, where: where,
-        jax.eval_shape(optimizer.init, decoder.abstract_params(config)),
+        jax.eval_shape(optimizer.init, network.abstract_params(config)),
         params,
         transform_non_params=lambda _: everywhere,
     )
     return TrainState(num_updates=everywhere, params=params, opt_state=opt_state)
-
-
-def param_shardings(config: decoder.DecoderConfig, mesh: Mesh) -> Any:
-    """Where each parameter lives."""
-    return sharding.param_shardings(
-        mesh, decoder.abstract_params(config), decoder.param_logical_axes(config)
-    )
