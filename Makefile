@@ -24,7 +24,7 @@ help:  ## list the targets
 
 .PHONY: quickstart
 quickstart: $(VENV)/.installed  ## cold start, CRPO, evaluation and export of a tiny model, on CPU
-	$(BIN)/python -m mental_r1_jax.jobs.quickstart configs/quickstart.yaml $(ARGS)
+	$(BIN)/python -m mental_r1_jax quickstart configs/quickstart.yaml $(ARGS)
 
 .PHONY: test
 test: $(VENV)/.installed-test  ## the test suite, without tests marked slow
@@ -52,7 +52,7 @@ typecheck: $(VENV)/.installed-test  ## mypy on the package; strict, and no ignor
 .PHONY: tpu-table
 tpu-table: $(VENV)/.installed-test  ## plan every recipe for its TPUs and rewrite the tables of docs/tpu.md
 	@$(BIN)/python -c 'import libtpu' || $(PIP) install --quiet libtpu
-	$(BIN)/python -m mental_r1_jax.jobs.tpu_table docs "$(ONLY)"
+	$(BIN)/python benchmarks/tpu_table.py docs "$(ONLY)"
 
 .PHONY: ci
 ci:  ## what continuous integration runs

@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mental_r1_jax.rl.token_stats import token_stats
+from mental_r1_jax.models.head import token_stats
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 VOCABULARIES = (8_192, 32_768, 151_936)

@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 
 from mental_r1_jax.models import decoder, hf_format
+from mental_r1_jax.models.hf_config import decoder_config_from_hf
 from mental_r1_jax.models.tiny import make_tiny_model
 from mental_r1_jax.planning.known_models import KNOWN_CONFIGS
 
@@ -41,7 +42,7 @@ def write_model(like: str, folder: Path, dtype: str) -> None:
     ends = {name: small[name] for name in ("eos_token_id", "pad_token_id")}
     hf_config = small | shape | ends | {"initializer_range": 0.02, "dtype": dtype}
     file.write_text(json.dumps(hf_config, indent=2) + "\n", encoding="utf-8")
-    config = hf_format.decoder_config_from_hf(hf_config)
+    config = decoder_config_from_hf(hf_config)
     params = jax.jit(decoder.init_params, static_argnums=0)(config, jax.random.key(0))
     hf_format.save_params(params, config, folder, dtype=dtype)
 

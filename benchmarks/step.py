@@ -38,27 +38,21 @@ import jaxlib
 import numpy as np
 from machine import copy_bytes_per_second, matmul_flops_per_second
 
-from mental_r1_jax import compilation_cache
+from mental_r1_jax import hosts
 from mental_r1_jax.config import ExperimentConfig
-from mental_r1_jax.jobs.compiled import Wait, bind_programs, no_wait
-from mental_r1_jax.jobs.policy import open_mesh, open_policy
-from mental_r1_jax.jobs.train import (
-    begin_rollout,
-    compile_ahead,
-    finish_rollout,
-    scalars_of_updates,
-    update,
-)
-from mental_r1_jax.jobs.trainer import (
-    Trainer,
-    fresh_state,
-    reference_weights,
-    sampling_config,
-    step_config,
-)
+from mental_r1_jax.footprint import cache_token_bytes
 from mental_r1_jax.models import decoder
+from mental_r1_jax.opening.devices import open_mesh
+from mental_r1_jax.opening.model_source import open_model
+from mental_r1_jax.planning.workload import head_size, layer_matrix_size, matrix_flops
+from mental_r1_jax.programs import cache as compilation_cache
+from mental_r1_jax.programs.step_programs import as_word, bind_programs, compile_ahead, traces_of
 from mental_r1_jax.rewards import RewardFunction
-from mental_r1_jax.training.optimizer import make_optimizer, make_schedule
+from mental_r1_jax.rollout.collect import assemble_batch, score_completions
+from mental_r1_jax.rollout.sampler import sampler_settings
+from mental_r1_jax.runs.training_run import TrainingRun, fresh_state, reference_weights
+from mental_r1_jax.training.metrics import scalars
+from mental_r1_jax.training.optimizer import learning_rates, make_optimizer, make_schedule
 from mental_r1_jax.types import PromptBatch
 
 
@@ -120,27 +114,30 @@ def recipe(options: argparse.Namespace) -> ExperimentConfig:
     )
 
 
-def make_trainer(options: argparse.Namespace) -> Trainer:
+def open_run(options: argparse.Namespace) -> TrainingRun:
     """What `mental-r1 train` would open, with random prompts in place of posts."""
     config = recipe(options)
-    policy = open_policy(config.model.path, config)
-    mesh = open_mesh(config, rows={"--prompts": options.prompts}, model=policy.config)
-    sampling = dataclasses.replace(
-        sampling_config(config, policy), eos_ids=end_ids(policy.config, options.mean_length)
+    model = open_model(config.model.path, config)
+    mesh = open_mesh(config, rows={"--prompts": options.prompts}, model=model.decoder)
+    settings = sampler_settings(
+        config,
+        "train",
+        eos_ids=end_ids(model.decoder, options.mean_length),
+        pad_id=model.tokenizer.pad_id,
     )
     optimizer = make_optimizer(config.optimizer, 1)
     # The share of a letter: cheap, and different within a group, so that there is a gradient.
     reward = RewardFunction("letter", 1.0, lambda text, *_: text.count("a") / (len(text) + 1))
-    return Trainer(
+    return TrainingRun(
         config=config,
-        policy=policy,
+        model=model,
         mesh=mesh,
         posts={},
         functions=(reward,),
         num_steps=1,
         optimizer=optimizer,
-        schedule=make_schedule(config.optimizer, 1),
-        programs=bind_programs(sampling, step_config(config, policy), optimizer, mesh),
+        learning_rates=learning_rates(make_schedule(config.optimizer, 1), 1),
+        programs=bind_programs(config, model.decoder, settings, optimizer, mesh),
     )
 
 
@@ -155,35 +152,44 @@ def end_ids(config: decoder.DecoderConfig, mean_length: float | None) -> tuple[i
     return tuple(range(max(1, round(config.vocab_size / mean_length))))
 
 
-def random_prompts(trainer: Trainer, step: int) -> PromptBatch:
-    """Prompts of random tokens, all of the full length."""
-    rollout = trainer.config.rollout
+def random_prompts(run: TrainingRun, step: int) -> PromptBatch:
+    """Prompts of random tokens, all of the full length, on the mesh."""
+    rollout = run.config.rollout
     shape = (rollout.prompts_per_step, rollout.max_prompt_length)
     rng = np.random.default_rng(step)
-    ids: Any = rng.integers(0, trainer.policy.config.vocab_size, shape, dtype=np.int32)
+    ids: Any = rng.integers(0, run.model.decoder.vocab_size, shape, dtype=np.int32)
     mask: Any = np.ones(shape, bool)
     index: Any = np.arange(shape[0], dtype=np.int32)
-    return PromptBatch(prompt_ids=ids, prompt_mask=mask, prompt_index=index)
+    prompts = PromptBatch(prompt_ids=ids, prompt_mask=mask, prompt_index=index)
+    placed: PromptBatch = hosts.put_batch(run.mesh, prompts)
+    return placed
 
 
 def one_step(
-    trainer: Trainer, step: int, state: Any, reference: Any, wait: Wait = no_wait
+    run: TrainingRun, step: int, state: Any, reference: Any
 ) -> tuple[Any, dict[str, float], int]:
     """One whole step: (next state, seconds by phase and of the whole, completion tokens).
 
     The host parses and scores while the device computes the reference, as in training.
     """
-    posts = [Post()] * trainer.config.rollout.prompts_per_step
+    config, mesh, programs = run.config, run.mesh, run.programs
+    posts = [Post()] * config.rollout.prompts_per_step
     start = time.perf_counter()
-    prompts = random_prompts(trainer, step)
-    rollout = begin_rollout(trainer, state.params, reference, prompts, step, wait)
-    jax.block_until_ready(rollout.completions)
+    prompts = random_prompts(run, step)
+    seed = as_word(config.run.seed)
+    completions = programs.sample(state.params, prompts, seed, as_word(step))
+    traces = traces_of(prompts, completions)
+    of_reference = None if reference is None else programs.score(reference, traces)
+    jax.block_until_ready(completions)
     sampled = time.perf_counter()
-    _, batch = finish_rollout(trainer, rollout, posts)
+    groups = score_completions(
+        run.model.tokenizer, posts, completions, run.functions, config.rewards.answer_match
+    )
+    batch = assemble_batch(prompts, completions, groups, mesh, config.crpo, of_reference)
     jax.block_until_ready(batch)
     scored = time.perf_counter()
-    state, metrics = update(trainer, state, batch, wait)
-    tokens = scalars_of_updates(metrics)["tokens/completion"]
+    state, metrics, _ = programs.update(state, batch)
+    tokens = scalars(metrics)["tokens/completion"]
     jax.block_until_ready(state)
     end = time.perf_counter()
     seconds = {
@@ -198,24 +204,25 @@ def one_step(
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Run the steps and return every figure."""
     load, compiles = os.getloadavg()[0], CompileLog()
-    trainer = make_trainer(options)
-    compilation_cache.use_cache(trainer.config.run)
-    wait = compile_ahead(trainer, options.prompt_len)
-    state = fresh_state(trainer.policy, trainer.optimizer, trainer.mesh)
-    reference = reference_weights(trainer)
+    run = open_run(options)
+    config, model, mesh = run.config, run.model, run.mesh
+    compilation_cache.use_cache(config.run)
+    compile_ahead(run.programs, config, model.decoder, run.optimizer, mesh, options.prompt_len)
+    state = fresh_state(model, run.optimizer, mesh)
+    reference = reference_weights(run)
     times: list[dict[str, float]] = []
     tokens: list[int] = []
-    state, _, _ = one_step(trainer, 0, state, reference, wait)
+    state, _, _ = one_step(run, 0, state, reference)
     first_step, compiled = process_age(), len(compiles.seconds)
     for step in range(1, options.steps + 1):
-        state, seconds, completion_tokens = one_step(trainer, step, state, reference)
+        state, seconds, completion_tokens = one_step(run, step, state, reference)
         times.append(seconds)
         tokens.append(completion_tokens)
     peak = peak_bytes()  # before the rates are measured, which takes memory of its own
     report = {
         "setting": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()},
         "machine": machine() | {"load_average_before": load},
-        "parameters": parameters(trainer.policy.config),
+        "parameters": matrices(model.decoder),
         "seconds": {name: summary([t[name] for t in times]) for name in times[0]},
         "completion_tokens": statistics.median(tokens),
         "first_step_seconds": first_step,
@@ -224,15 +231,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "compiles_after": len(compiles.seconds) - compiled,
         "peak_memory_bytes": peak,
     }
-    return report | rates(options, trainer.policy.config, report)
+    return report | rates(options, model.decoder, report)
 
 
-def parameters(config: decoder.DecoderConfig) -> dict[str, int]:
-    """Number of parameters that multiply a prompt token, and a completion token (with the head)."""
-    shapes = decoder.abstract_params(config)
-    body = sum(leaf.size for leaf in jax.tree.leaves(shapes["layers"]))
-    head = config.vocab_size * config.hidden_size
-    return {"layers": body, "head": head}
+def matrices(config: decoder.DecoderConfig) -> dict[str, int]:
+    """Numbers in the matrices that multiply every token, and in the one of completion tokens."""
+    return {"layers": layer_matrix_size(config), "head": head_size(config)}
 
 
 def rates(
@@ -240,22 +244,21 @@ def rates(
 ) -> dict[str, Any]:
     """Throughputs, and utilisation against the machine's measured rates.
 
-    Training FLOPs are ``6 N`` a token that is run, N without an embedding that only looks up;
-    prompt tokens count once a group, and not at all in the head. Decoding must read the weights
-    and the filled part of the cache once for every token.
+    Training FLOPs are ``6 N`` a token that is run, a forward and two backward products with the N
+    numbers of the matrices; prompt tokens count once a group, and not at all in the head. Attention
+    is left out. Decoding must read the matrices and the filled part of the cache for every token.
     """
     seconds = {name: value["median"] for name, value in report["seconds"].items()}
-    layers, head = report["parameters"]["layers"], report["parameters"]["head"]
     completion = report["completion_tokens"]
     prompt = options.prompts * options.prompt_len
-    flops = 6 * (layers * (prompt + completion) + head * completion)
-    simple = 6 * (layers + head) * (prompt + completion)
+    flops = 3 * matrix_flops(config, prompt + completion, completion)
+    simple = 3 * matrix_flops(config, prompt + completion, prompt + completion)
     dtype = config.dtype
     matmul = matmul_flops_per_second(dtype) * len(jax.devices())
     copy = copy_bytes_per_second() * len(jax.devices())
-    slot = 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
-    turns = options.completion_len
-    moved = turns * ((layers + head) * dtype.itemsize + prompt * slot)
+    slot, turns = cache_token_bytes(config), options.completion_len
+    weights = sum(report["parameters"].values()) * dtype.itemsize
+    moved = turns * (weights + prompt * slot)
     moved += slot * completion * (completion / (options.prompts * options.group) + 1) / 2
     return {
         "tokens_per_second": {

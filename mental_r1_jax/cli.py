@@ -7,24 +7,79 @@ after saving.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import gc
+import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.recipe import load_config
 
+
+@dataclasses.dataclass(frozen=True)
+class Verb:
+    """What the command line must know of a verb; the rest is `jobs/VERB.py`.
+
+    Attributes:
+        description: one line for `--help`.
+        options: flag -> settings of `add_argument`, or the help of a plain switch. The values are
+            keyword arguments of the job's `run(config, ...)`.
+        stops_between_steps: see `hosts.joined`; None: the verb runs in one process only.
+        compiles: whether JAX compiles anything for it, so that the program cache is opened.
+    """
+
+    description: str
+    options: Mapping[str, str | dict[str, Any]] = dataclasses.field(default_factory=dict)
+    stops_between_steps: bool | None = None
+    compiles: bool = True
+
+
 VERBS = {
-    "data": "check and build the data sets, and print what is in them",
-    "sft": "supervised cold start on traces",
-    "train": "train by CRPO; running the same command again resumes",
-    "evaluate": "weighted F1 and more on held-out posts, with a report",
-    "export": "write the Hugging Face folder of a run",
-    "plan": "memory, traffic, time and cost on a TPU topology, from any machine",
-    "sample": "one post in, staged reasoning and answer out",
+    "data": Verb("check and build the data sets, and print what is in them", compiles=False),
+    "sft": Verb("supervised cold start on traces", stops_between_steps=True),
+    "train": Verb(
+        "train by CRPO; running the same command again resumes",
+        {"--dry-run": "print the resolved recipe, batch arithmetic and memory estimate, and stop"},
+        stops_between_steps=True,
+    ),
+    "evaluate": Verb(
+        "weighted F1 and more on held-out posts, with a report", stops_between_steps=False
+    ),
+    "export": Verb(
+        "write the Hugging Face folder of a run",
+        {"--verify": "reload with transformers (needs torch) and compare logits and text"},
+    ),
+    "plan": Verb(
+        "memory, traffic, time and cost on a TPU topology, from any machine",
+        {
+            "--topology": {"help": "one slice (needed): v5p:2x2x4, or by its type, v5p-32"},
+            "--slices": {
+                "type": int,
+                "default": 1,
+                "help": "slices joined by the data-centre network",
+            },
+            "--json": {
+                "dest": "json_path",
+                "metavar": "OUT",
+                "type": Path,
+                "help": "write the plan here, too",
+            },
+            "--sweep": "try every mesh and rank them",
+        },
+    ),
+    "quickstart": Verb("the whole path on made-up posts with a tiny model, on a CPU"),
+    "sample": Verb(
+        "one post in, staged reasoning and answer out",
+        {
+            "--post": {"help": "the text to assess; otherwise standard input"},
+            "--set": {"dest": "set_name", "help": "whose question to ask"},
+        },
+    ),
 }
 
 
@@ -36,27 +91,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = [argument for argument in late if argument.startswith("-")]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    options.overrides += late
     try:
-        overrides = [*options.overrides, *late]
-        if getattr(options, "verify", False):
-            overrides.append("export.verify=true")
-        _run(options, load_config(options.config, overrides))
+        _run(**vars(options))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-# What runs on many processes at the same time; the others need one.
-JOINING = ("sft", "train", "evaluate")
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The parser, one sub-command a verb."""
     parser = argparse.ArgumentParser(prog="mental-r1", description=__doc__.split("\n\n")[0])
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for verb, description in VERBS.items():
-        command = verbs.add_parser(verb, help=description, description=description)
+    commands = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, verb in VERBS.items():
+        command = commands.add_parser(name, help=verb.description, description=verb.description)
         command.add_argument("config", help="a YAML recipe, or the folder of a run")
         command.add_argument(
             "overrides",
@@ -64,32 +113,9 @@ def make_parser() -> argparse.ArgumentParser:
             metavar="section.key=value",
             help="values that replace those of the recipe",
         )
-        if verb == "train":
-            command.add_argument(
-                "--dry-run",
-                action="store_true",
-                help="print the resolved recipe, batch arithmetic and memory estimate, and stop",
-            )
-        if verb == "export":
-            command.add_argument(
-                "--verify",
-                action="store_true",
-                help="reload with transformers (needs torch) and compare logits and text",
-            )
-        if verb == "plan":
-            command.add_argument(
-                "--topology", help="one slice (needed): v5p:2x2x4, or by its type, v5p-32"
-            )
-            command.add_argument(
-                "--slices", type=int, default=1, help="slices joined by the data-centre network"
-            )
-            command.add_argument("--json", metavar="OUT", help="write the plan to this file, too")
-            command.add_argument(
-                "--sweep", action="store_true", help="try every mesh and rank them"
-            )
-        if verb == "sample":
-            command.add_argument("--post", help="the text to assess; otherwise standard input")
-            command.add_argument("--set", dest="set_name", help="whose question to ask")
+        for flag, settings in verb.options.items():
+            switch = {"action": "store_true", "help": settings}
+            command.add_argument(flag, **(switch if isinstance(settings, str) else settings))
     return parser
 
 
@@ -108,62 +134,21 @@ def collect_garbage_rarely() -> None:
     gc.set_threshold(100_000)
 
 
-def _run(options: argparse.Namespace, config: ExperimentConfig) -> None:
+def _run(verb: str, config: str, overrides: Sequence[str], **given: Any) -> None:
     """Hand over to the verb's job; imported here, so that `--help` needs no JAX."""
+    recipe = load_config(config, overrides)
+    if verb == "plan":
+        given["name"] = Path(config).stem
     quiet_libraries()
     collect_garbage_rarely()
-    if options.verb != "data":
-        from mental_r1_jax import compilation_cache
+    if VERBS[verb].compiles:
+        from mental_r1_jax.programs import cache
 
-        compilation_cache.use_cache(config.run)
-    if options.verb in JOINING:
-        from mental_r1_jax import hosts
+        cache.use_cache(recipe.run)
+    with contextlib.ExitStack() as stack:
+        if VERBS[verb].stops_between_steps is not None:
+            from mental_r1_jax import hosts
 
-        with hosts.joined(stops_between_steps=options.verb != "evaluate"):
-            _run_job(options, config)
-    else:
-        _run_job(options, config)
-
-
-def _run_job(options: argparse.Namespace, config: ExperimentConfig) -> None:
-    """Run the verb's job in this process, alone or one of several."""
-    match options.verb:
-        case "data":
-            from mental_r1_jax.jobs import data
-
-            data.run(config)
-        case "sft":
-            from mental_r1_jax.jobs import sft
-
-            sft.run(config)
-        case "train":
-            from mental_r1_jax.jobs import train
-
-            train.run(config, dry_run=options.dry_run)
-        case "evaluate":
-            from mental_r1_jax.jobs import evaluate
-
-            evaluate.run(config)
-        case "export":
-            from mental_r1_jax.jobs import export
-
-            export.run(config)
-        case "plan":
-            from mental_r1_jax.jobs import plan
-
-            plan.run(
-                config,
-                name=Path(options.config).stem,
-                topology=options.topology,
-                slices=options.slices,
-                json_path=Path(options.json) if options.json else None,
-                sweep=options.sweep,
-            )
-        case "sample":
-            from mental_r1_jax.jobs import sample
-
-            sample.run(config, post=options.post, set_name=options.set_name)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+            stops = VERBS[verb].stops_between_steps
+            stack.enter_context(hosts.joined(stops_between_steps=bool(stops)))
+        importlib.import_module(f"mental_r1_jax.jobs.{verb}").run(recipe, **given)

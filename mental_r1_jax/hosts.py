@@ -1,8 +1,8 @@
 """Processes: which rows of a batch this one holds, and how all of them come to the same numbers.
 
-A batch is cut over the mesh, so every process holds the rows of its own devices. It reads, samples
-and scores those rows and no others. What all must know (rewards for the metrics, the longest
-prompt, a request to stop) is exchanged here; with one process every exchange is the identity.
+A batch is sharded over the mesh, so every process holds the rows of its own devices. It reads,
+samples and scores those rows and no others. What all must know (scores, the longest prompt,
+a request to stop) is exchanged here; with one process every exchange is the identity.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def local_rows(mesh: Mesh, total: int) -> np.ndarray:
 
 
 def put_batch(mesh: Mesh, tree: Any) -> Any:
-    """Make global arrays, cut over axis 0, of this process's rows of `tree` (see `local_rows`)."""
+    """Make global arrays, sharded over axis 0, from this process's `local_rows` of `tree`."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     held = len(local_rows(mesh, shards))
 
@@ -183,7 +183,7 @@ def put_batch(mesh: Mesh, tree: Any) -> Any:
 
 
 def fetch_rows(array: jax.Array) -> np.ndarray:
-    """This process's rows of an array that is cut over axis 0 alone; waits for it.
+    """This process's rows of an array that is sharded over axis 0 alone; waits for it.
 
     Devices that hold the same rows give them once.
     """

@@ -55,13 +55,8 @@ class RewardFunction:
     function: Callable[[str, ParsedCompletion, LabelledExample], float]
 
 
-def format_reward(parsed: ParsedCompletion) -> float:
-    """Return +0.5 for a well-formed completion, else -0.5."""
-    return 0.5 if parsed.well_formed else -0.5
-
-
 def answer_is_right(answer: str | None, label: str, match: AnswerMatch = "prefix") -> bool:
-    """Return whether `answer` names `label`, ignoring case.
+    """Return whether `answer` names `label`, ignoring case; the one rule by which answers are read.
 
     Args:
         answer: the stripped answer, or None where there is none.
@@ -69,27 +64,16 @@ def answer_is_right(answer: str | None, label: str, match: AnswerMatch = "prefix
         match: "prefix": the answer starts with the label and no word character follows it, so
             "Yes, clearly" is right for "Yes" and "Yesterday" is not; "exact": it is the label.
     """
-    if answer is None:
-        return False
-    label_here = re.compile(re.escape(label), re.IGNORECASE)
-    if match == "exact":
-        return label_here.fullmatch(answer) is not None
-    return re.compile(label_here.pattern + r"(?!\w)", re.IGNORECASE).match(answer) is not None
+    end = r"\Z" if match == "exact" else r"(?!\w)"
+    return re.match(re.escape(label) + end, answer or "", re.IGNORECASE) is not None
 
 
 def match_label(
     answer: str | None, labels: Sequence[str], match: AnswerMatch = "prefix"
 ) -> str | None:
-    """Return which of `labels` the answer names, the longest if several, or None."""
+    """Return which of `labels` the answer names by `answer_is_right`, the longest if several."""
     named = [label for label in labels if answer_is_right(answer, label, match)]
     return max(named, key=len, default=None)
-
-
-def answer_reward(
-    parsed: ParsedCompletion, label: str, weight: float, match: AnswerMatch = "prefix"
-) -> float:
-    """Return +weight for the right answer, else -weight; the format need not hold."""
-    return weight if answer_is_right(parsed.answer, label, match) else -weight
 
 
 def balanced_weights(counts: Mapping[str, Mapping[str, int]]) -> dict[tuple[str, str], float]:
@@ -120,9 +104,9 @@ def balanced_weights(counts: Mapping[str, Mapping[str, int]]) -> dict[tuple[str,
 
 
 def format_function(weight: float) -> RewardFunction:
-    """Return the format reward as an entry of the sum."""
+    """Return the format reward: +0.5 for a well-formed completion, else -0.5."""
     return RewardFunction(
-        "format", weight, lambda completion, parsed, example: format_reward(parsed)
+        "format", weight, lambda completion, parsed, example: 0.5 if parsed.well_formed else -0.5
     )
 
 
@@ -131,7 +115,7 @@ def answer_function(
     label_weights: Mapping[tuple[str, str], float] | None,
     match: AnswerMatch = "prefix",
 ) -> RewardFunction:
-    """Return the answer reward as an entry of the sum.
+    """Return the answer reward: +w for the right answer, else -w; the format need not hold.
 
     Args:
         weight: its factor in the sum.
@@ -141,7 +125,7 @@ def answer_function(
 
     def value(completion: str, parsed: ParsedCompletion, example: LabelledExample) -> float:
         w = 1.0 if label_weights is None else label_weights[example.set_name, example.label]
-        return answer_reward(parsed, example.label, w, match)
+        return w if answer_is_right(parsed.answer, example.label, match) else -w
 
     return RewardFunction("answer", weight, value)
 

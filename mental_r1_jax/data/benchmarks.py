@@ -31,7 +31,7 @@ class BenchmarkSpec:
     """One labelled data set.
 
     Attributes:
-        name: of the set, and of its folder.
+        name: the name of the set, which is also that of its folder.
         asks_for: what the labels say about the writer, in a few words.
         labels: every label, spelled as in the `label` column, mildest first where they are ordered.
         question: the user turn before the post, for files without a `mental_prompt` column; None

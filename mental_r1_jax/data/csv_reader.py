@@ -21,12 +21,13 @@ from typing import Literal
 
 from mental_r1_jax.data.benchmarks import SPLITS, BenchmarkSpec, Split
 from mental_r1_jax.data.csv_scanner import Cells, LineIndex, QuoteFault, Record, scan_records
-from mental_r1_jax.data.records import CheckedSet, Example, Problem, veil
+from mental_r1_jax.data.records import CheckedSet, Example, Problem, redacted
 from mental_r1_jax.data.repeats import LocatedExample, drop_repeats, repeat_warnings
 
 TEXT_COLUMN = "text"
 LABEL_COLUMN = "label"
 QUESTION_COLUMN = "mental_prompt"
+_COLUMNS = (TEXT_COLUMN, LABEL_COLUMN, QUESTION_COLUMN)
 
 MIN_POST_CHARS = 3
 _SHOWN_CHARS = 40
@@ -94,7 +95,7 @@ def _show(value: str, like: Sequence[str] = ()) -> str:
     """A value no longer than those it should be `like`; others may be a post in a wrong column."""
     words = max((len(word.split()) for word in like), default=0) + 1
     fits = len(value) <= _SHOWN_CHARS and len(value.split()) <= words
-    return repr(value) if fits else veil(value)
+    return repr(value) if fits else redacted(value)
 
 
 def _read_files(
@@ -158,7 +159,7 @@ class _FileReading:
                 self._take_row(event, rows)
                 rows += 1
         if text is not None and not self._header:
-            self._error(None, "", "an empty file", f"columns {self._wanted_columns()}", "no rows")
+            self._error(None, "", "an empty file", f"columns {', '.join(_COLUMNS)}", "no rows")
         elif text is not None and rows == 0:
             self._error(None, "", "a header without rows", "at least one labelled post", "no rows")
 
@@ -186,7 +187,8 @@ class _FileReading:
         self._header = event.cells
         counts = Counter(event.cells)
         shown = ", ".join(
-            repr(c) if c.isidentifier() and len(c) <= _SHOWN_CHARS else veil(c) for c in event.cells
+            repr(c) if c.isidentifier() and len(c) <= _SHOWN_CHARS else redacted(c)
+            for c in event.cells
         )
         required = [TEXT_COLUMN, LABEL_COLUMN]
         if self.spec.question is None:
@@ -197,7 +199,7 @@ class _FileReading:
                 hint = f" (is {near[0]!r} meant?)" if near else ""
                 expected = f"a column {column!r}{hint}"
                 self._error(event.line, column, f"columns {shown}", expected, "missing column")
-        for column in (TEXT_COLUMN, LABEL_COLUMN, QUESTION_COLUMN):
+        for column in _COLUMNS:
             if counts[column] > 1:
                 self._error(event.line, column, f"columns {shown}", "it once", "repeated column")
         if not self.errors or all(p.kind == "not UTF-8" for p in self.errors):
@@ -289,9 +291,6 @@ class _FileReading:
             "unbalanced quotes",
         )
 
-    def _wanted_columns(self) -> str:
-        return f"{TEXT_COLUMN}, {LABEL_COLUMN}, {QUESTION_COLUMN}"
-
     def _error(self, line: int | None, column: str, value: str, expected: str, kind: str) -> None:
         self.errors.append(Problem(self.file, line, column, value, expected, kind))
 
@@ -304,7 +303,7 @@ def _length_warnings(found: Sequence[LocatedExample], absurd_post_chars: int) ->
             item.file,
             item.line,
             TEXT_COLUMN,
-            veil(item.example.text),
+            redacted(item.example.text),
             expected,
             "absurd length",
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mental_r1_jax.config import DataConfig, ExperimentConfig
-from mental_r1_jax.data.benchmarks import SPLITS, SYNTHETIC_SPECS, BenchmarkSpec, Split, spec_for
+from mental_r1_jax.data.benchmarks import SYNTHETIC_SPECS, BenchmarkSpec, Split, spec_for
 from mental_r1_jax.data.csv_reader import check_set, content_hash
 from mental_r1_jax.data.records import CheckedSet, Example
 from mental_r1_jax.data.synthetic import GENERATOR_VERSION, write_synthetic_sets
@@ -20,35 +20,24 @@ _SHOWN_ERRORS = 10
 Post = TypeVar("Post")
 
 
-def load_examples(config: ExperimentConfig, split: str) -> dict[str, Sequence[Example]]:
+def load_examples(config: ExperimentConfig, split: Split) -> dict[str, Sequence[Example]]:
     """Return the posts of `split` for each set of the recipe, in the recipe's order.
 
     A set whose files have not changed since it was built is opened; any other is checked and built
     first. `data.limit_per_set` shortens the training split.
 
-    Args:
-        config: the recipe.
-        split: "train", "validation" (also "val" or "dev") or "test".
-
     Raises:
-        UserError: no such set or split, or errors in the files.
+        UserError: no such set, or errors in the files.
     """
     data = config.data
-    wanted = _split_called(split)
     root, tfds_dir = csv_root(data), tfds_folder(data)
-    hashes = {}
-    for name in data.sets:
+    limit = data.limit_per_set if split == "train" else None
+    folders = {}
+    for name in data.sets:  # all of them, before any is opened
         spec = set_spec(data, name)
-        hashes[name] = content_hash(root, spec, data.on_duplicate)
-        if not built_folder(tfds_dir, name, hashes[name]).is_dir():
-            hashes[name] = _check_and_build(data, root, spec, tfds_dir)
-    sources: dict[str, Sequence[Example]] = {
-        name: open_set(tfds_dir, name, wanted, hashes[name]) for name in data.sets
-    }
-    if wanted == "train" and data.limit_per_set is not None:
-        limit = data.limit_per_set
-        sources = {name: spread(source, limit) for name, source in sources.items()}
-    return sources
+        folder = built_folder(tfds_dir, name, content_hash(root, spec, data.on_duplicate))
+        folders[name] = folder if folder.is_dir() else _check_and_build(data, root, spec, tfds_dir)
+    return {name: spread(open_set(folder, split), limit) for name, folder in folders.items()}
 
 
 def spread(source: Sequence[Post], limit: int | None) -> Sequence[Post]:
@@ -134,19 +123,8 @@ def label_counts(sources: Mapping[str, Sequence[Example]]) -> dict[str, dict[str
     return counts
 
 
-def _split_called(name: str) -> Split:
-    """The split that a recipe or a person means by `name`."""
-    aliases: dict[str, Split] = {split: split for split in SPLITS}
-    aliases |= {"val": "validation", "dev": "validation"}
-    if name not in aliases:
-        raise UserError(
-            "There is no such split", f"one of {', '.join(aliases)}", repr(name), "Choose one."
-        )
-    return aliases[name]
-
-
-def _check_and_build(data: DataConfig, root: Path, spec: BenchmarkSpec, tfds_dir: Path) -> str:
-    """Build one set; return its content hash."""
+def _check_and_build(data: DataConfig, root: Path, spec: BenchmarkSpec, tfds_dir: Path) -> Path:
+    """Build one set; return its folder."""
     checked = check_set(root, spec, data.on_duplicate, data.absurd_post_chars)
     if checked.errors:
         shown = "\n".join(f"  {problem}" for problem in checked.errors[:_SHOWN_ERRORS])
@@ -156,5 +134,4 @@ def _check_and_build(data: DataConfig, root: Path, spec: BenchmarkSpec, tfds_dir
             f"these, to begin with:\n{shown}\n",
             "Mend the files; `mental-r1 data` lists every error of every set",
         )
-    build_set(checked, tfds_dir)
-    return checked.content_hash
+    return build_set(checked, tfds_dir)

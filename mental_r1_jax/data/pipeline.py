@@ -45,11 +45,6 @@ class PromptIterator(Iterator[list[Example]]):
         self._next_batch += 1
         return batch
 
-    @property
-    def position(self) -> int:
-        """Number of batches given so far."""
-        return self._next_batch
-
     def get_state(self) -> dict[str, int | str]:
         """Return the position, ready for JSON, with what it belongs to."""
         return {"next_batch": self._next_batch, **self._identity}
@@ -83,7 +78,7 @@ def make_prompt_iterator(
     Args:
         sources: the training posts of each set, random access.
         batch_size: B, posts of a global batch, over all hosts.
-        seed: of the order.
+        seed: seed of the shuffle; the same seed gives the same order.
         rows: which rows of each batch to return, from 0 to B - 1; all of them when None.
 
     Raises:

@@ -63,7 +63,7 @@ class CheckedSet:
     """A set after the check: usable when `errors` is empty.
 
     Attributes:
-        spec: of the set.
+        spec: name, labels and question of the set.
         examples: the posts of each split, in file order.
         errors: problems that forbid building.
         warnings: problems that a person should look at.
@@ -77,7 +77,7 @@ class CheckedSet:
     content_hash: str
 
 
-def veil(text: str) -> str:
-    """Return length and hash of a post, which is all that a report may say about it."""
+def redacted(text: str) -> str:
+    """Return what a report may say of a post: its length and the beginning of its SHA-256."""
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
     return f"{len(text)} characters, sha256 {digest[:8]}"

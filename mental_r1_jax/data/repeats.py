@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from mental_r1_jax.data.records import Example, Problem, veil
+from mental_r1_jax.data.records import Example, Problem, redacted
 
 # The later in this order, the more a split is held out: a leak is mended on the earlier side.
 _HELD_OUT_ORDER = ("train", "validation", "test")
@@ -62,7 +62,7 @@ def _warning(item: LocatedExample, kept: LocatedExample) -> Problem:
         file=item.file,
         line=item.line,
         column="text",
-        value=veil(item.example.text),
+        value=redacted(item.example.text),
         expected=f"a text that is not also at {PurePath(kept.file).name}:{kept.line}{differs}",
         kind="repeated in split" if inside else "repeated across splits",
     )

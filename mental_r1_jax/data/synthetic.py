@@ -10,18 +10,20 @@ well a model reads real posts.
 from __future__ import annotations
 
 import csv
+import functools
+import importlib.resources
 import random
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from mental_r1_jax.data.benchmarks import SPLITS, SYNTHETIC_SPECS, BenchmarkSpec, Split
-from mental_r1_jax.data.synthetic_phrases import CUES, NEUTRAL_PHRASES, OPENINGS
+import yaml
+
+from mental_r1_jax.data.benchmarks import SPLITS, SYNTHETIC_SPECS, BenchmarkSpec
 from mental_r1_jax.errors import UserError
-
-__all__ = ["SYNTHETIC_SPECS", "SplitSizes", "write_synthetic_sets"]
 
 # Changes whenever the same seed would give other posts; names the cached folder.
 GENERATOR_VERSION = 1
@@ -57,8 +59,8 @@ def write_synthetic_sets(root: Path, seed: int = 0, sizes: SplitSizes | None = N
 
     Args:
         root: the folder to make.
-        seed: of the random choices.
-        sizes: posts in each split.
+        seed: seed of the random choices; the same seed gives the same posts.
+        sizes: posts in each split; the sizes of `SplitSizes` when None.
 
     Returns:
         `root`.
@@ -85,19 +87,22 @@ def write_synthetic_sets(root: Path, seed: int = 0, sizes: SplitSizes | None = N
     return root
 
 
+@functools.cache
+def read_phrases() -> dict[str, Any]:
+    """The invented phrases: `openings`, `neutral`, and `cues` by set and label."""
+    file = importlib.resources.files(__package__) / "synthetic_phrases.yaml"
+    phrases: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return phrases
+
+
 def _write_set(folder: Path, spec: BenchmarkSpec, seed: int, sizes: SplitSizes) -> None:
     """Write the three files of one set."""
     folder.mkdir()
-    counts: Mapping[Split, int] = {
-        "train": sizes.train,
-        "validation": sizes.validation,
-        "test": sizes.test,
-    }
     rng = random.Random(f"{spec.name}/{seed}/{GENERATOR_VERSION}")
-    posts = _distinct_posts(rng, CUES[spec.name])
+    posts = _distinct_posts(rng, read_phrases()["cues"][spec.name])
     stems = {"train": "train", "validation": spec.validation_file, "test": "test"}
     for split in SPLITS:
-        labels = _labels_of_split(rng, spec.labels, counts[split])
+        labels = _labels_of_split(rng, spec.labels, getattr(sizes, split))
         path = folder / f"{stems[split]}_clean.csv"
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
@@ -146,8 +151,8 @@ def _distinct_posts(
 def _compose(rng: random.Random, cues: Sequence[str]) -> str:
     """One post: an opening or none, two cues, a neutral phrase or two, in a random arrangement."""
     first, second = rng.sample(cues, 2)
-    neutral, other = rng.sample(NEUTRAL_PHRASES, 2)
-    opening = rng.choice(OPENINGS)
+    neutral, other = rng.sample(read_phrases()["neutral"], 2)
+    opening = rng.choice(read_phrases()["openings"])
     arrangement = rng.choice(
         (
             "{opening} {first} and {second}.",

@@ -158,36 +158,22 @@ def built_folder(tfds_dir: Path, name: str, content_hash: str) -> Path:
     return tfds_dir / LabelledPosts.name / name / _version(content_hash)
 
 
-def open_set(
-    tfds_dir: Path, name: str, split: Split, content_hash: str | None = None
-) -> PostSource:
-    """Return one split of a built set.
-
-    Args:
-        tfds_dir: where `build_set` put it.
-        name: of the set.
-        split: to read.
-        content_hash: which version; may be left out when there is only one.
+def open_set(folder: Path, split: Split) -> PostSource:
+    """Return one split of the built set in `folder`, see `built_folder`.
 
     Raises:
-        UserError: there is no such version, or several and none was asked for.
+        UserError: the set has not been built there.
     """
-    if content_hash is not None:
-        folder = built_folder(tfds_dir, name, content_hash)
-        versions = [folder] if folder.is_dir() else []
-    else:
-        versions = sorted((tfds_dir / LabelledPosts.name / name).glob(f"{_FORMAT_VERSION}.*"))
-    if len(versions) != 1:
+    if not folder.is_dir():
         raise UserError(
-            f"Cannot open the built data set {name!r} in {tfds_dir}",
-            "one built version" if content_hash is None else "the version of the current files",
-            f"{len(versions)} versions",
-            "Run `mental-r1 data`, and name the version by its content hash if there are several.",
+            "The data set has not been built",
+            "the version that belongs to the current files",
+            f"no folder {folder}",
+            "Run `mental-r1 data`.",
         )
     with _quiet():
-        builder = tfds.builder_from_directory(versions[0])
-        records = builder.as_data_source(split=split)
-    return PostSource(records, name, split)
+        records = tfds.builder_from_directory(folder).as_data_source(split=split)
+    return PostSource(records, folder.parent.name, split)
 
 
 def _write_records(checked: CheckedSet, tfds_dir: Path) -> None:

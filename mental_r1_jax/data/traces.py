@@ -39,8 +39,8 @@ class Trace:
     """One supervised example.
 
     Attributes:
-        question: the fixed start of the user turn, never cut.
-        post: the rest of the user turn, cut where the prompt is too long.
+        question: the fixed start of the user turn, never truncated.
+        post: the rest of the user turn, truncated where the prompt is too long.
         completion: what to write after the prefill.
     """
 
@@ -98,7 +98,7 @@ def template_traces(
         labels: set name -> its labels.
         per_set: traces of each set.
         label_noise: share of traces whose label is drawn at random from the set's labels.
-        seed: of the wordings and the noise.
+        seed: seed of wordings and noise; a post's trace depends on (seed, set, row) alone.
     """
     traces = []
     for name, source in sources.items():

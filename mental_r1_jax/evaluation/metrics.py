@@ -6,16 +6,16 @@ label could be read counts as a wrong answer: it is never dropped.
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from mental_r1_jax.text.stages import STAGE_NAMES
+from mental_r1_jax.config import STAGE_NAMES
 
 UNREADABLE = "unreadable"
 
@@ -31,18 +31,18 @@ AVERAGED = (
 )
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Prediction:
     """What the model answered to one post.
 
     Attributes:
         set_name: data set of the post.
         row: row of the post in its split.
-        label: the true label.
+        label: the gold label.
         prediction: the label read from the answer, or None when none could be read.
         well_formed: the completion follows the five-stage grammar.
         truncated: the completion hit the length limit.
-        num_tokens: sampled tokens.
+        num_tokens: number of sampled tokens, the end-of-sequence token included.
         answer: the raw text of the answer, or None without one.
         stage_entropies: mean entropy (nats) of each stage's tokens; None where it is missing.
         completion: what the model wrote.
@@ -62,7 +62,7 @@ class Prediction:
     text: str
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class ClassMetrics:
     """Scores of one label; `support` is how often it is the true one."""
 
@@ -73,7 +73,7 @@ class ClassMetrics:
     support: int
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class SetMetrics:
     """Scores of one data set.
 
@@ -85,7 +85,7 @@ class SetMetrics:
         well_formed: share of completions that follow the grammar.
         truncated: share of completions that hit the length limit.
         unreadable: share of completions without a readable label.
-        n: posts.
+        n: number of posts.
         per_class: one entry a label, in the order of the set's labels.
         confusion: `[true label][predicted label]` counts; the last column is for the unreadable.
         weighted_f1_interval: 95% percentile bootstrap over posts; None if none was asked for.
@@ -120,7 +120,7 @@ def set_metrics(
     Args:
         labels: every label of the set; fixes the order of `per_class` and `confusion`.
         bootstrap_samples: resamples behind the interval; 0 leaves it out.
-        seed: of the resampling; the same seed gives the same interval.
+        seed: seed of the resampling; the same seed gives the same interval.
 
     Raises:
         ValueError: no predictions, predictions of several sets, or a label outside `labels`.
@@ -219,20 +219,11 @@ def vote(predictions: Sequence[str | None]) -> str | None:
 
 def _set_document(metrics: SetMetrics) -> dict[str, Any]:
     labels = [one.label for one in metrics.per_class]
-    interval = metrics.weighted_f1_interval
+    fields, interval = dataclasses.asdict(metrics), metrics.weighted_f1_interval
     return {
-        **{name: getattr(metrics, name) for name in AVERAGED},
-        "n": metrics.n,
-        "weighted_f1_interval": None if interval is None else list(interval),
-        "per_class": {
-            one.label: {
-                "precision": one.precision,
-                "recall": one.recall,
-                "f1": one.f1,
-                "support": one.support,
-            }
-            for one in metrics.per_class
-        },
+        **{name: fields[name] for name in (*AVERAGED, "n")},
+        "weighted_f1_interval": interval and list(interval),
+        "per_class": {one.pop("label"): one for one in fields["per_class"]},
         "confusion": {
             "true": labels,
             "predicted": [*labels, UNREADABLE],

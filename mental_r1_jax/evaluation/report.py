@@ -20,14 +20,14 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
+from mental_r1_jax.config import STAGE_NAMES
 from mental_r1_jax.evaluation.metrics import (
     Prediction,
     SetMetrics,
     average_metrics,
     metrics_document,
 )
-from mental_r1_jax.evaluation.report_page import report_page
-from mental_r1_jax.text.stages import STAGE_NAMES
+from mental_r1_jax.evaluation.report_page import percent, report_page
 
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.csv"
@@ -66,20 +66,16 @@ def console_table(metrics: Mapping[str, SetMetrics]) -> Table:
         table.add_column(heading, justify="right")
     for name, one in metrics.items():
         interval = one.weighted_f1_interval
-        shown = "-" if interval is None else " - ".join(_percent(end) for end in interval)
+        shown = "-" if interval is None else " - ".join(percent(end) for end in interval)
         numbers = (one.macro_f1, one.balanced_accuracy, one.accuracy, one.well_formed)
-        cells = [_percent(number) for number in (*numbers, one.truncated)]
-        table.add_row(Text(name), str(one.n), _percent(one.weighted_f1), shown, *cells)
+        cells = [percent(number) for number in (*numbers, one.truncated)]
+        table.add_row(Text(name), str(one.n), percent(one.weighted_f1), shown, *cells)
     table.add_section()
     average = average_metrics(metrics)
     names = ("macro_f1", "balanced_accuracy", "accuracy", "well_formed", "truncated")
-    cells = [_percent(average[name]) for name in names]
-    table.add_row("average", "", _percent(average["weighted_f1"]), "", *cells, style="bold")
+    cells = [percent(average[name]) for name in names]
+    table.add_row("average", "", percent(average["weighted_f1"]), "", *cells, style="bold")
     return table
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f}"
 
 
 def _predictions_csv(predictions: Sequence[Prediction], *, include_text: bool) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
+from mental_r1_jax.config import STAGE_NAMES
 from mental_r1_jax.evaluation.metrics import UNREADABLE, SetMetrics, average_metrics
-from mental_r1_jax.text.stages import STAGE_NAMES
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1d2330;--soft:#5b6475;--line:#d9dee7;--page:#f6f7f9;
@@ -62,7 +62,7 @@ MEASURES = (
     ("macro F1", "plain mean F1 of the labels: rare ones count as much as common ones"),
     ("balanced accuracy", "mean recall of the labels; a constant answer gets 1 / labels"),
     ("well formed", "completions that follow the five-stage grammar"),
-    ("truncated", "completions cut off by the length limit"),
+    ("truncated", "completions that reached the length limit"),
     (UNREADABLE, "completions without a readable label; they count as wrong"),
     ("interval", "95% percentile bootstrap over the posts"),
 )
@@ -102,7 +102,8 @@ def report_page(
     )
 
 
-def _percent(fraction: float) -> str:
+def percent(fraction: float) -> str:
+    """A fraction from 0 to 1 in percent, with one digit."""
     return f"{100 * fraction:.1f}"
 
 
@@ -124,10 +125,10 @@ def _score_table(metrics: Mapping[str, SetMetrics]) -> str:
     names = [name.replace("_", " ").replace("f1", "F1") for name in columns]
     rows = []
     for name, one in metrics.items():
-        cells = [_percent(getattr(one, column)) for column in columns]
+        cells = [percent(getattr(one, column)) for column in columns]
         rows.append(_row(name, [str(one.n), *cells, f"{one.mean_tokens:.0f}"]))
     average = average_metrics(metrics)
-    cells = [_percent(average[column]) for column in columns]
+    cells = [percent(average[column]) for column in columns]
     rows.append(_row("average", ["", *cells, f"{average['mean_tokens']:.0f}"], kind="mean"))
     head = _head(["set", "posts", *names, "tokens"])
     return (
@@ -161,7 +162,7 @@ def _f1_chart(metrics: Mapping[str, SetMetrics]) -> str:
     for i, (name, one) in enumerate(metrics.items()):
         y = top + pitch * (i + 0.5)
         parts.append(
-            f'<text x="{left - 14}" y="{y + 4:.1f}" text-anchor="end">{escape(_cut(name))}</text>'
+            f'<text x="{left - 14}" y="{y + 4:.1f}" text-anchor="end">{escape(_short(name))}</text>'
         )
         if one.weighted_f1_interval is not None:
             low, high = (x(end) for end in one.weighted_f1_interval)
@@ -171,7 +172,7 @@ def _f1_chart(metrics: Mapping[str, SetMetrics]) -> str:
         parts.append(
             f'<circle class="bar" cx="{x(one.weighted_f1):.1f}" cy="{y:.1f}" r="6"/>'
             f'<circle class="ring" cx="{x(one.macro_f1):.1f}" cy="{y:.1f}" r="8"/>'
-            f'<text x="{width - 52}" y="{y + 4:.1f}">{_percent(one.weighted_f1)}</text>'
+            f'<text x="{width - 52}" y="{y + 4:.1f}">{percent(one.weighted_f1)}</text>'
         )
     return "".join(parts) + "</svg>"
 
@@ -227,7 +228,7 @@ def _set_card(name: str, metrics: SetMetrics) -> str:
     classes = "".join(
         _row(
             one.label,
-            [_percent(one.precision), _percent(one.recall), _percent(one.f1), str(one.support)],
+            [percent(one.precision), percent(one.recall), percent(one.f1), str(one.support)],
         )
         for one in metrics.per_class
     )
@@ -239,5 +240,5 @@ def _set_card(name: str, metrics: SetMetrics) -> str:
     return f'<div class="card"><h3>{escape(name)}</h3>{pair}</div>'
 
 
-def _cut(name: str, limit: int = 24) -> str:
+def _short(name: str, limit: int = 24) -> str:
     return name if len(name) <= limit else name[: limit - 1] + "\u2026"

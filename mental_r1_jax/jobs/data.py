@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mental_r1_jax.config import ExperimentConfig
+from mental_r1_jax.console.progress import open_console
 from mental_r1_jax.data.benchmarks import SPLITS
 from mental_r1_jax.data.loading import check_sets, tfds_folder
 from mental_r1_jax.data.records import CheckedSet, Example, Problem
@@ -27,7 +28,6 @@ from mental_r1_jax.data.tfds_builder import build_set
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.text.prompts import render_prompt
 from mental_r1_jax.text.tokenizer import Tokenizer, load_tokenizer
-from mental_r1_jax.training.progress import open_console
 
 _PERCENTILES = (50, 90, 99, 100)
 _TOKENIZER_FILES = ("*token*", "*.jinja", "vocab*", "merges*", "config.json", "generation_config*")
@@ -38,7 +38,7 @@ class TokenLengths:
     """Posts of one split in tokens.
 
     Attributes:
-        percentiles: of the posts alone, at 50, 90, 99 and 100 percent.
+        percentiles: lengths of the posts alone, at 50, 90, 99 and 100 percent.
         truncated: posts that do not fit into `rollout.max_prompt_length` with their instruction.
     """
 

@@ -1,4 +1,4 @@
-"""`make quickstart`: the whole path on made-up posts with a tiny model, in minutes on a CPU.
+"""`mental-r1 quickstart`: the whole path on made-up posts with a tiny model, in minutes on a CPU.
 
 random model -> cold start -> CRPO -> export -> reload, with an evaluation on the test split after
 each stage; ends with one table and the path of the Hugging Face folder.
@@ -7,22 +7,18 @@ each stage; ends with one table and the path of the Hugging Face folder.
 from __future__ import annotations
 
 import json
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from mental_r1_jax import compilation_cache
 from mental_r1_jax.config import ExperimentConfig
-from mental_r1_jax.errors import UserError
+from mental_r1_jax.console.progress import open_console
 from mental_r1_jax.jobs import evaluate, export, sft, train
 from mental_r1_jax.models.tiny import make_tiny_model
-from mental_r1_jax.recipe import load_config
 from mental_r1_jax.text.prompts import system_instruction
-from mental_r1_jax.training.progress import open_console
 
 
 def run(config: ExperimentConfig) -> dict[str, dict[str, float]]:
@@ -90,19 +86,3 @@ def _print_table(scores: dict[str, dict[str, float]], released: Path, minutes: f
     console.print(table)
     console.print(f"Hugging Face folder: {released}", soft_wrap=True)
     console.print(f"{minutes:.1f} minutes")
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Run the recipe `arguments[0]` with the overrides after it; returns the exit status."""
-    try:
-        config = load_config(arguments[0], arguments[1:])
-        compilation_cache.use_cache(config.run)
-        run(config)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -7,14 +7,15 @@ import sys
 from rich.text import Text
 
 from mental_r1_jax.config import ExperimentConfig
+from mental_r1_jax.console.progress import open_console
 from mental_r1_jax.data.loading import set_spec
 from mental_r1_jax.data.records import Example
 from mental_r1_jax.errors import UserError
-from mental_r1_jax.jobs.policy import load_weights, open_mesh, open_policy
-from mental_r1_jax.jobs.predict import make_predictor, predict
+from mental_r1_jax.opening.devices import open_mesh
+from mental_r1_jax.opening.model_source import load_weights, open_model
+from mental_r1_jax.prediction.predictor import make_predictor, predict
 from mental_r1_jax.text.stages import GRAMMAR
 from mental_r1_jax.text.tokenizer import printable
-from mental_r1_jax.training.progress import open_console
 
 
 def run(config: ExperimentConfig, *, post: str | None, set_name: str | None) -> None:
@@ -45,8 +46,8 @@ def run(config: ExperimentConfig, *, post: str | None, set_name: str | None) -> 
         update={"evaluate": config.evaluate.model_copy(update={"batch_size": 1})}
     )
     mesh = open_mesh(one, rows={})
-    policy = open_policy(config.evaluate.model or str(config.run.output_dir), config)
-    params = load_weights(policy, mesh, which="best")
+    model = open_model(config.evaluate.model or str(config.run.output_dir), config)
+    params = load_weights(model, mesh, which="best")
     spec = set_spec(config.data, name)
     if spec.question is None:
         raise UserError(
@@ -57,7 +58,7 @@ def run(config: ExperimentConfig, *, post: str | None, set_name: str | None) -> 
         )
     example = Example(name, "test", 0, text, spec.labels[0], spec.question)
     (prediction,) = predict(
-        make_predictor(policy, one, mesh), params, [example], {name: spec.labels}
+        make_predictor(model, one, mesh, "evaluate"), params, [example], {name: spec.labels}
     )
     parsed = GRAMMAR.parse(prediction.completion)
     console = open_console()

@@ -10,96 +10,60 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import optax
-from jax.sharding import Mesh
 
 from mental_r1_jax import hosts
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.data.loading import load_examples, set_spec
 from mental_r1_jax.data.traces import Trace, read_traces, template_traces
 from mental_r1_jax.errors import UserError
-from mental_r1_jax.jobs.policy import Policy, open_mesh, open_policy
-from mental_r1_jax.jobs.run_loop import Metrics, run_loop
-from mental_r1_jax.jobs.trainer import step_config
-from mental_r1_jax.rollout.collect import pad_prompts, prompt_width, put_batch
+from mental_r1_jax.opening.devices import open_mesh
+from mental_r1_jax.opening.model_source import open_model
+from mental_r1_jax.rollout.collect import pad_prompts, prompt_width
+from mental_r1_jax.runs.session import open_session
+from mental_r1_jax.runs.step_log import StepRecord
 from mental_r1_jax.text.prompts import RenderedPrompt, render_prompt
-from mental_r1_jax.training.metrics import scalars
+from mental_r1_jax.text.tokenizer import Tokenizer
 from mental_r1_jax.training.optimizer import learning_rates, make_optimizer, make_schedule
-from mental_r1_jax.training.progress import Progress
-from mental_r1_jax.training.train_step import TrainState, jit_step, sft_step
+from mental_r1_jax.training.train_step import jit_sft_step
 from mental_r1_jax.types import TraceBatch
 
 
 def run(config: ExperimentConfig) -> None:
     """Train on traces, or resume; the run folder is laid out as that of `train`."""
-    per_update = config.sft.batch_size // config.run.micro_batches
-    policy = open_policy(config.model.path, config)
+    sft = config.sft
+    model = open_model(config.model.path, config)
     mesh = open_mesh(
         config,
         rows={
-            "sft.batch_size / run.micro_batches": per_update,
+            "sft.batch_size / run.micro_batches": sft.batch_size // config.run.micro_batches,
             "evaluate.batch_size": config.evaluate.batch_size,
         },
-        model=policy.config,
+        model=model.decoder,
     )
-    traces = encode_traces(policy, config, collect_traces(config))
-    print(f"cold start: {len(traces)} traces, {config.sft.num_steps} updates")
-    optimizer = make_optimizer(config.sft.optimizer, config.sft.num_steps)
-    work = SftWork(config, policy, mesh, optimizer, traces)
-    run_loop(work, config, policy, mesh, optimizer, config.sft.num_steps)
-
-
-class SftWork:
-    """The updates of a cold start; trace order and position follow from the step number."""
-
-    def __init__(
-        self,
-        config: ExperimentConfig,
-        policy: Policy,
-        mesh: Mesh,
-        optimizer: optax.GradientTransformation,
-        traces: Sequence[tuple[RenderedPrompt, list[int]]],
-    ) -> None:
-        self._config, self._policy, self._mesh, self._traces = config, policy, mesh, traces
-        self._rows = hosts.local_rows(mesh, config.sft.batch_size)
-        schedule = make_schedule(config.sft.optimizer, config.sft.num_steps)
-        self._rates = learning_rates(schedule, config.sft.num_steps)
-        self._trained = 0.0
-        self._update = jit_step(
-            sft_step, config=step_config(config, policy), optimizer=optimizer, mesh=mesh
-        )
-
-    def position(self) -> dict[str, Any]:
-        """Nothing beyond the step number."""
-        return {}
-
-    def seek(self, position: dict[str, Any]) -> None:
-        """Nothing to do: every batch is a function of its step number."""
-
-    def step(
-        self, step: int, state: TrainState, progress: Progress, meanwhile: Callable[[], None]
-    ) -> tuple[TrainState, Metrics]:
-        """One update on the batch of this step; see `Work.step`."""
-        progress.phase("training")
-        called = time.perf_counter()
-        batch = trace_batch(self._config, self._policy, self._traces, step, self._rows)
-        state, device_metrics = self._update(state, put_batch(self._mesh, batch))
-        meanwhile()
-        started = max(called, self._trained)
-
-        def metrics() -> dict[str, float]:
-            numbers = scalars(device_metrics)
-            self._trained = time.perf_counter()
-            return numbers | {
-                "learning_rate": float(self._rates[step - 1]),
-                "time/step": self._trained - started,
-            }
-
-        return state, metrics
+    traces = encode_traces(model.tokenizer, config, collect_traces(config))
+    print(f"cold start: {len(traces)} traces, {sft.num_steps} updates")
+    optimizer = make_optimizer(sft.optimizer, sft.num_steps)
+    rates = learning_rates(make_schedule(sft.optimizer, sft.num_steps), sft.num_steps)
+    rows = hosts.local_rows(mesh, sft.batch_size)
+    update = jit_sft_step(config=config, decoder=model.decoder, optimizer=optimizer, mesh=mesh)
+    with open_session(config, model, mesh, optimizer, sft.num_steps) as session:
+        state, log = session.state, session.log
+        if session.position is None:
+            session.validate(0, state.params)
+        for step in session.steps():
+            with session.traced(step):
+                asked = time.perf_counter()
+                batch = trace_batch(config, model.tokenizer.pad_id, traces, step, rows)
+                state, metrics = update(state, hosts.put_batch(mesh, batch))
+                # The last step's metrics are written while the device trains.
+                started = max(asked, log.flush())
+                log.defer(StepRecord(step, [metrics], float(rates[step - 1]), started))
+            score = session.validate(step, state.params)
+            session.save(step, state, {}, score)
 
 
 def collect_traces(config: ExperimentConfig) -> list[Trace]:
@@ -116,14 +80,14 @@ def collect_traces(config: ExperimentConfig) -> list[Trace]:
 
 
 def encode_traces(
-    policy: Policy, config: ExperimentConfig, traces: Sequence[Trace]
+    tokenizer: Tokenizer, config: ExperimentConfig, traces: Sequence[Trace]
 ) -> list[tuple[RenderedPrompt, list[int]]]:
     """Prompt and completion ids of each trace, the completion ending in EOS.
 
     Raises:
         UserError: completions that do not fit into `rollout.max_completion_length`.
     """
-    tokenizer, rollout = policy.tokenizer, config.rollout
+    rollout = config.rollout
     own_eos = tokenizer.hf.eos_token_id
     eos = tokenizer.eos_ids[0] if own_eos is None else own_eos
     encoded = [
@@ -146,7 +110,7 @@ def encode_traces(
 
 def trace_batch(
     config: ExperimentConfig,
-    policy: Policy,
+    pad_id: int,
     traces: Sequence[tuple[RenderedPrompt, list[int]]],
     step: int,
     places: Sequence[int] | np.ndarray,
@@ -154,13 +118,13 @@ def trace_batch(
     """The traces of `step` (from 1), in an order that depends on (seed, epoch) alone.
 
     Args:
-        config: the recipe.
-        policy: its tokenizer.
-        traces: all of them.
-        step: number of the update.
+        config: the recipe, for batch size, lengths and seed.
+        pad_id: token that fills up short rows.
+        traces: all encoded traces, from `encode_traces`.
+        step: number of the update, from 1.
         places: rows of the batch to return, from 0 to `sft.batch_size` - 1.
     """
-    batch, pad_id = config.sft.batch_size, policy.tokenizer.pad_id
+    batch = config.sft.batch_size
     everywhere = [
         shuffled_row(len(traces), config.run.seed, (step - 1) * batch + place)
         for place in range(batch)

@@ -1,1 +1,1 @@
-"""What a run will take on chips that are not there: memory, traffic and time of its programs."""
+"""What a run will take on TPUs, known before one is rented: memory, traffic and time of a step."""

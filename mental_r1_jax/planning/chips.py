@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-GIB = 2**30
+from mental_r1_jax.footprint import GIB
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Chip:
     """One chip.
 
     Attributes:
-        name: as people call it.
+        name: what people call the chip.
         flops: bfloat16 matrix rate, operations a second.
         memory: bytes of HBM that a program can use.
         memory_bandwidth: bytes a second between HBM and the cores.

@@ -6,7 +6,6 @@ be multiplied by the number of its turns, which the loop's condition tells.
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 from collections.abc import Iterator
@@ -18,8 +17,13 @@ _BYTES = {
 }
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _CALLED = re.compile(r"\b(?:calls|to_apply)=%?([\w.\-]+)|\bbranch_computations=\{([^}]*)\}")
+# Instructions whose called computation only combines two numbers.
+_COMBINING = {
+    *("all-reduce", "all-reduce-start", "reduce", "reduce-scatter", "reduce-window"),
+    *("scatter", "select-and-scatter", "sort", "map"),
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,6 @@ class Instruction:
         arrays: what it returns; several for a tuple.
         operands: names of its inputs.
         rest: everything after the operands.
-        is_root: whether the computation returns it.
         literal: what stands between the parentheses, the value of a constant.
     """
 
@@ -54,7 +57,6 @@ class Instruction:
     arrays: tuple[Array, ...]
     operands: tuple[str, ...]
     rest: str
-    is_root: bool
     literal: str
 
     def attribute(self, name: str) -> str | None:
@@ -93,12 +95,12 @@ class Program:
     Attributes:
         computations: name -> its lines.
         entry: name of the computation that runs first.
-        header: the line with the aliases of inputs and outputs.
+        aliases: number of outputs that take over the memory of an input.
     """
 
     computations: dict[str, tuple[Instruction, ...]]
     entry: str
-    header: str
+    aliases: int
 
     def visits(self) -> Iterator[Visit]:
         """Every instruction of the program with the number of times it runs."""
@@ -164,11 +166,6 @@ class Program:
             return end if place == int(str(line.attribute("index"))) else 0
         return 0
 
-    @functools.cached_property
-    def aliases(self) -> int:
-        """Number of outputs that take over the memory of an input."""
-        return len(re.findall(r"\{[\d, ]*\}: \(\d+, \{[\d, ]*\}", self.header))
-
 
 def parse_program(text: str) -> Program:
     """Read the text that XLA prints for a compiled program.
@@ -185,10 +182,11 @@ def parse_program(text: str) -> Program:
         elif raw.startswith("}"):
             computations[name] = tuple(lines)
         elif found := _LINE.match(raw):
-            lines.append(_instruction(found[2], found[3], is_root=bool(found[1])))
+            lines.append(_instruction(found[1], found[2]))
     if not entry:
         raise ValueError("no entry computation in the program's text")
-    return Program(computations, entry, text.lstrip().partition("\n")[0])
+    aliases = re.findall(r"\{[\d, ]*\}: \(\d+, \{[\d, ]*\}", text.lstrip().partition("\n")[0])
+    return Program(computations, entry, len(aliases))
 
 
 def arrays_in(shape: str) -> tuple[Array, ...]:
@@ -199,7 +197,7 @@ def arrays_in(shape: str) -> tuple[Array, ...]:
     )
 
 
-def _instruction(name: str, text: str, is_root: bool) -> Instruction:
+def _instruction(name: str, text: str) -> Instruction:
     """Take `SHAPE opcode(operands), attributes` apart."""
     end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
     shape, text = text[:end], text[end:].lstrip()
@@ -207,9 +205,7 @@ def _instruction(name: str, text: str, is_root: bool) -> Instruction:
     close = _closing(text, len(opcode))
     inside = text[len(opcode) + 1 : close]
     operands = tuple(re.findall(r"%([\w.\-]+)", inside))
-    return Instruction(
-        name, opcode, arrays_in(shape), operands, text[close + 1 :], is_root, inside.strip()
-    )
+    return Instruction(name, opcode, arrays_in(shape), operands, text[close + 1 :], inside.strip())
 
 
 def _closing(text: str, start: int) -> int:
@@ -224,15 +220,7 @@ def _closing(text: str, start: int) -> int:
 
 def _called(line: Instruction) -> list[str]:
     """Computations that an instruction calls once, other than those that combine two numbers."""
-    if line.opcode in (
-        "all-reduce",
-        "all-reduce-start",
-        "reduce",
-        "reduce-scatter",
-        "reduce-window",
-    ):
-        return []
-    if line.opcode in ("scatter", "select-and-scatter", "sort", "map"):
+    if line.opcode in _COMBINING:
         return []
     found = ", ".join(one or several for one, several in _CALLED.findall(line.rest))
     return re.findall(r"[\w.\-]+", found)

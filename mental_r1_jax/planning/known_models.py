@@ -1,11 +1,18 @@
-"""The `config.json` facts of the models in our recipes, so that planning needs no download.
+"""The architecture of a recipe's model, without a download for the models of our recipes.
 
-Public values, as the models' own files on the hub state them.
+Their `config.json` facts stand here: public values, as the models' own files on the hub state them.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from mental_r1_jax.config import ExperimentConfig
+from mental_r1_jax.models import hf_format
+from mental_r1_jax.models.architecture import DecoderConfig
+from mental_r1_jax.models.hf_config import decoder_config_from_hf, read_hf_config
+from mental_r1_jax.opening.model_source import BASE_MODEL
 
 _LLAMA: dict[str, Any] = {
     **{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu"},
@@ -48,3 +55,22 @@ KNOWN_CONFIGS: dict[str, dict[str, Any]] = {
     "Qwen/Qwen3-8B": _qwen3(4096, 12288, 36, 32, tied=False),
     "Qwen/Qwen3-32B": _qwen3(5120, 25600, 64, 64, tied=False),
 }
+
+
+def planned_decoder(config: ExperimentConfig) -> DecoderConfig:
+    """The architecture of the recipe's model by its `config.json` alone.
+
+    A folder needs no other file; the models of our own recipes need not be there at all.
+
+    Raises:
+        UserError: no such model, or one that the decoder would compute wrongly.
+    """
+    name, settings = config.model.path, config.model
+    if name in KNOWN_CONFIGS and not Path(name).is_dir():
+        hf_config = KNOWN_CONFIGS[name]
+    else:
+        run = Path(name) / BASE_MODEL
+        hf_config = read_hf_config(run if run.is_dir() else hf_format.resolve_model(name))
+    return decoder_config_from_hf(
+        hf_config, compute_dtype=settings.compute_dtype, remat=settings.remat
+    )

@@ -1,4 +1,4 @@
-"""What is known about a run before it has run: the result of planning, to print or to keep."""
+"""The result of planning as data: what is known about a run before it has run; and its JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from mental_r1_jax.planning.chips import Chip
-from mental_r1_jax.planning.memory import peak
 from mental_r1_jax.planning.roofline import ASSUMPTIONS, PhaseTime
 from mental_r1_jax.planning.workload import Workload
 
@@ -23,7 +22,7 @@ class PhasePlan:
         needed: bytes that the compiler asked for where they were too many.
         traffic: kind of collective -> {times, ici_bytes, dcn_bytes} of a chip, in one run.
         time: None where it did not compile.
-        compile_seconds: on this machine.
+        compile_seconds: how long this machine took to compile it.
     """
 
     phase: str
@@ -36,7 +35,7 @@ class PhasePlan:
     @property
     def peak(self) -> float:
         """Bytes of a chip while the phase runs."""
-        return peak(self.parts) if self.parts is not None else float(self.needed or 0.0)
+        return sum(self.parts.values()) if self.parts is not None else float(self.needed or 0.0)
 
 
 @dataclass(frozen=True)
@@ -44,15 +43,14 @@ class Plan:
     """A recipe on a topology.
 
     Attributes:
-        recipe: its name.
-        topology: as people write it.
-        chip: every chip of it.
-        mesh: axis -> size.
-        mesh_reason: why these sizes.
-        work: sizes of a step.
+        recipe: name of the recipe.
+        topology: layout and number of slices, `2 slices of v5p:2x2x4`.
+        chip: published figures of each chip.
+        work: the step: recipe, model and mesh.
+        mesh_reason: why the mesh has these sizes.
         phases: in the order in which a step runs them.
         reshard_bytes: bytes that a chip sends to bring the weights into their decoding layout.
-        steps: of the whole run.
+        steps: number of steps of the whole run.
         steps_reason: where that number comes from.
         remedy: the smallest change found with which it fits; empty where it fits.
     """
@@ -60,9 +58,8 @@ class Plan:
     recipe: str
     topology: str
     chip: Chip
-    mesh: Mapping[str, int]
-    mesh_reason: str
     work: Workload
+    mesh_reason: str
     phases: tuple[PhasePlan, ...]
     reshard_bytes: float
     steps: int
@@ -99,18 +96,18 @@ class Plan:
         """Hours times chips, which is what is paid for."""
         return self.hours * self.work.devices
 
-    def with_remedy(self, remedy: str) -> Plan:
-        """The same plan with a word on how to make it fit."""
-        return dataclasses.replace(self, remedy=remedy)
+    def per_hour(self, count: int) -> float | None:
+        """What is done `count` times a step, an hour; None where no time is known."""
+        return 3600 * count / self.expected if self.expected else None
 
     def as_json(self) -> dict[str, Any]:
         """Everything, with the derived figures, as plain values."""
         phases = [
             dataclasses.asdict(phase)
-            | {"peak_bytes": phase.peak}
             | {
-                "bound_seconds": phase.time.bound if phase.time else None,
-                "expected_seconds": phase.time.expected if phase.time else None,
+                "peak_bytes": phase.peak,
+                "bound_seconds": phase.time and phase.time.bound,
+                "expected_seconds": phase.time and phase.time.expected,
             }
             for phase in self.phases
         ]
@@ -119,7 +116,7 @@ class Plan:
             "topology": self.topology,
             "chips": self.work.devices,
             "chip": dataclasses.asdict(self.chip),
-            "mesh": dict(self.mesh),
+            "mesh": dict(self.work.mesh),
             "mesh_reason": self.mesh_reason,
             "fits": self.fits,
             "remedy": self.remedy,
@@ -128,10 +125,8 @@ class Plan:
             "reshard_bytes": self.reshard_bytes,
             "step_bound_seconds": self.bound,
             "step_expected_seconds": self.expected,
-            "prompts_per_hour": 3600 * self.work.prompts / self.expected if self.expected else None,
-            "completion_tokens_per_hour": (
-                3600 * self.work.completion_tokens / self.expected if self.expected else None
-            ),
+            "prompts_per_hour": self.per_hour(self.work.config.rollout.prompts_per_step),
+            "completion_tokens_per_hour": self.per_hour(self.work.completion_tokens),
             "steps": self.steps,
             "steps_reason": self.steps_reason,
             "hours": self.hours,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -15,7 +15,7 @@ from mental_r1_jax.planning.roofline import ASSUMPTIONS
 
 def print_plan(plan: Plan, console: Console) -> None:
     """Print memory, traffic, time and cost of one plan."""
-    mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
+    mesh = " x ".join(f"{axis} {size}" for axis, size in plan.work.mesh.items())
     console.print(f"{plan.recipe} on {plan.topology} ({plan.work.devices} x {plan.chip.name})")
     console.print(f"mesh {mesh}: {plan.mesh_reason}")
     console.print(memory_table(plan))
@@ -39,10 +39,8 @@ def verdict(plan: Plan) -> str:
 
 def memory_table(plan: Plan) -> Table:
     """GiB of a chip by part and phase."""
-    table = Table(title="memory of a chip, GiB", title_justify="left")
-    table.add_column("part")
-    for phase in plan.phases:
-        table.add_column(phase.phase, justify="right")
+    phases = (phase.phase for phase in plan.phases)
+    table = _table("memory of a chip, GiB", "part", right=phases)
     compiled = [phase.parts or {} for phase in plan.phases]
     for part in PARTS:
         if any(parts.get(part) for parts in compiled):
@@ -55,9 +53,8 @@ def memory_table(plan: Plan) -> Table:
 
 def traffic_table(plan: Plan) -> Table:
     """Collectives of each phase by kind."""
-    table = Table(title="collectives of one step, a chip", title_justify="left")
-    for name in ("phase", "kind", "times", "over ICI, GiB", "over DCN, GiB"):
-        table.add_column(name, justify="left" if name in ("phase", "kind") else "right")
+    sent = ("times", "over ICI, GiB", "over DCN, GiB")
+    table = _table("collectives of one step, a chip", "phase", "kind", right=sent)
     for phase in plan.phases:
         for kind, row in phase.traffic.items():
             ici, dcn = (f"{row[key] / GIB:.3f}" for key in ("ici_bytes", "dcn_bytes"))
@@ -67,11 +64,8 @@ def traffic_table(plan: Plan) -> Table:
 
 def time_table(plan: Plan) -> Table:
     """Seconds of each phase by what they are spent on."""
-    table = Table(title="time of a step, seconds", title_justify="left")
     columns = ("model FLOPs", "compute", "memory", "ICI", "DCN", "at best", "expected")
-    table.add_column("phase")
-    for name in columns:
-        table.add_column(name, justify="right")
+    table = _table("time of a step, seconds", "phase", right=columns)
     for phase in plan.phases:
         time = phase.time
         if time is None:
@@ -88,12 +82,12 @@ def time_table(plan: Plan) -> Table:
 
 def cost_line(plan: Plan) -> str:
     """Throughput, length and price of the run."""
-    if not plan.expected or any(phase.time is None for phase in plan.phases):
+    prompts = plan.per_hour(plan.work.config.rollout.prompts_per_step)
+    tokens = plan.per_hour(plan.work.completion_tokens)
+    if prompts is None or tokens is None or any(phase.time is None for phase in plan.phases):
         return "no times: not every program compiled"
-    hourly = 3600 / plan.expected
     return (
-        f"{hourly * plan.work.prompts:,.0f} prompts and "
-        f"{hourly * plan.work.completion_tokens:,.0f} completion tokens an hour; "
+        f"{prompts:,.0f} prompts and {tokens:,.0f} completion tokens an hour; "
         f"{plan.steps} steps ({plan.steps_reason}): {plan.hours:.2f} hours, "
         f"{plan.chip_hours:.1f} chip-hours"
     )
@@ -101,13 +95,11 @@ def cost_line(plan: Plan) -> str:
 
 def sweep_table(plans: Sequence[Plan]) -> Table:
     """Plans of several meshes, the best first."""
-    table = Table(title="meshes, fastest first", title_justify="left")
-    names = ("data", "fsdp", "tensor", "peak GiB", "fits", "at best s", "expected s")
-    for name in (*names, "chip-hours"):
-        table.add_column(name, justify="right")
+    names = ("data", "fsdp", "tensor", "peak GiB", "fits", "at best s", "expected s", "chip-hours")
+    table = _table("meshes, fastest first", right=names)
     for plan in plans:
         table.add_row(
-            *(str(size) for size in plan.mesh.values()),
+            *(str(size) for size in plan.work.mesh.values()),
             f"{plan.peak / GIB:.2f}",
             "yes" if plan.fits else "no",
             f"{plan.bound:.2f}",
@@ -117,24 +109,11 @@ def sweep_table(plans: Sequence[Plan]) -> Table:
     return table
 
 
-def markdown_rows(plans: Sequence[Plan]) -> str:
-    """One row of a Markdown table a plan, for the documentation."""
-    head = (
-        "| recipe | topology | mesh (data x fsdp x tensor) | peak of a chip, GiB | fits "
-        "| sent by a chip a step, GiB (ICI / DCN) | step, s (at best / expected) | chip-hours "
-        "| compiled in, s |"
-    )
-    rows = [head, "|" + "---|" * 9]
-    for plan in plans:
-        sent = [
-            sum(row[key] for phase in plan.phases for row in phase.traffic.values()) / GIB
-            for key in ("ici_bytes", "dcn_bytes")
-        ]
-        rows.append(
-            f"| `{plan.recipe}` | {plan.topology} | {' x '.join(map(str, plan.mesh.values()))} "
-            f"| {plan.peak / GIB:.1f} of {plan.chip.memory / GIB:.1f} "
-            f"| {'yes' if plan.fits else 'no'} | {sent[0]:.1f} / {sent[1]:.1f} "
-            f"| {plan.bound:.1f} / {plan.expected:.1f} | {plan.chip_hours:.1f} "
-            f"| {sum(phase.compile_seconds for phase in plan.phases):.0f} |"
-        )
-    return "\n".join(rows) + "\n"
+def _table(title: str, *left: str, right: Iterable[str]) -> Table:
+    """An empty table: columns of words, then columns of figures."""
+    table = Table(title=title, title_justify="left")
+    for name in left:
+        table.add_column(name)
+    for name in right:
+        table.add_column(name, justify="right")
+    return table

@@ -1,4 +1,4 @@
-"""How long a step takes if the chips keep their promises: a bound, and an expectation.
+"""How long a step takes at the chips' published rates: a bound, and an expectation.
 
 The bound lets computing, memory and network overlap perfectly at their published rates. The
 expectation takes the shares of those rates that well-tuned programs of this kind reach, and hides
@@ -37,10 +37,10 @@ class PhaseTime:
     Attributes:
         model_flops: operations that the method needs, over all chips.
         compute: of the matrix unit at its full rate, with what is computed twice.
-        memory: of HBM at its full bandwidth.
-        ici: of the links between neighbours.
-        dcn: of the data-centre network.
-        latency: of starting the collectives.
+        memory: seconds that HBM takes at its full bandwidth.
+        ici: seconds that the links between neighbours take.
+        dcn: seconds that the data-centre network takes.
+        latency: seconds that starting the collectives takes.
     """
 
     model_flops: float
@@ -62,32 +62,22 @@ class PhaseTime:
         return busy + (self.ici + self.dcn) / NETWORK_SHARE + self.latency
 
 
-def phase_times(
-    work: Workload, chip: Chip, traffic: dict[str, Sequence[Collective]]
-) -> dict[str, PhaseTime]:
-    """Time of every phase that has a compiled program.
+def phase_time(phase: str, work: Workload, chip: Chip, found: Sequence[Collective]) -> PhaseTime:
+    """Time of all runs of one phase's program in a step.
 
     Args:
+        phase: `rollout`, `reference` or `update`.
         work: sizes of the step.
-        chip: each of the devices.
-        traffic: phase -> collectives of one run of its program.
+        chip: published rates of each of the devices.
+        found: collectives of one run of the program.
     """
-    flops, moved = phase_flops(work), phase_memory_traffic(work)
-    runs = {
-        "rollout": 1,
-        "reference": work.has_reference + (work.num_iterations > 1),
-        "update": work.num_iterations,
-    }
-    times = {}
-    for phase, found in traffic.items():
-        needed, done = flops[phase]
-        times[phase] = PhaseTime(
-            model_flops=needed,
-            compute=done / work.devices / chip.flops,
-            memory=moved[phase] / chip.memory_bandwidth,
-            ici=runs[phase] * sum(c.times * c.ici_bytes for c in found) / chip.ring_bandwidth,
-            dcn=runs[phase] * sum(c.times * c.dcn_bytes for c in found) / chip.dcn_bandwidth,
-            latency=runs[phase]
-            * sum(c.times * (DCN_LATENCY if c.dcn_bytes else ICI_LATENCY) for c in found),
-        )
-    return times
+    needed, done = phase_flops(work)[phase]
+    runs = work.runs[phase]
+    return PhaseTime(
+        model_flops=needed,
+        compute=done / work.devices / chip.flops,
+        memory=phase_memory_traffic(work)[phase] / chip.memory_bandwidth,
+        ici=runs * sum(c.times * c.ici_bytes for c in found) / chip.ring_bandwidth,
+        dcn=runs * sum(c.times * c.dcn_bytes for c in found) / chip.dcn_bandwidth,
+        latency=runs * sum(c.times * (DCN_LATENCY if c.dcn_bytes else ICI_LATENCY) for c in found),
+    )

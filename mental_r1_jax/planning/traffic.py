@@ -56,9 +56,9 @@ def collectives(program: Program, num_devices: int, num_slices: int = 1) -> list
     rarest link runs; other collectives count once in each loop.
 
     Args:
-        program: of one device.
-        num_devices: that run it together.
-        num_slices: the devices are in so many slices, one after the other.
+        program: what each device runs.
+        num_devices: number of devices that run it together.
+        num_slices: number of slices; each has a run of consecutive device numbers.
     """
     found: dict[tuple[str, tuple[str, ...]], Collective] = {}
     for visit in program.visits():
@@ -176,7 +176,7 @@ def _scattered(program: Program, line: Instruction) -> bool:
 def _between_slices(line: Instruction, num_slices: int) -> Collective | None:
     """The exchange over DCN that a `send` to the host stands for, or None.
 
-    The TPU compiler cuts a collective over several slices in three: a part inside each slice, an
+    The TPU compiler makes three of a collective over several slices: a part inside each slice, an
     exchange of a chip's share through the hosts (`megascale`), and another part inside the slice.
     """
     found = re.search(r'_xla_megascale_transfer_type="(\w+)"', line.rest)

@@ -1,4 +1,4 @@
-"""The arithmetic of a step, from shapes alone: operations, and bytes read from memory.
+"""The arithmetic of a step, from shapes alone: operations, and bytes moved to and from memory.
 
 Counting follows the usual convention: a matrix product of a token with a matrix of n numbers is 2n
 operations, attention counts the keys that a token may see, and nothing else counts. The compiler's
@@ -7,9 +7,13 @@ own count is of no use here: it counts the body of a loop once.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mental_r1_jax.models.architecture import DecoderConfig, parameter_count
+from mental_r1_jax.config import ExperimentConfig
+from mental_r1_jax.footprint import cache_bytes
+from mental_r1_jax.models.decoder import DecoderConfig, parameter_count
 
 # Bytes that AdamW moves for a parameter: reads weight, gradient and two moments, writes three.
 _OPTIMIZER_BYTES = 28
@@ -17,46 +21,51 @@ _OPTIMIZER_BYTES = 28
 
 @dataclass(frozen=True)
 class Workload:
-    """Sizes of one step, over all devices.
+    """One step over all devices; every prompt and completion is taken at its greatest length.
 
     Attributes:
+        config: the recipe.
         model: architecture.
-        prompts: B.
-        group: G.
-        prompt_length: P; every prompt is taken to be so long.
-        completion_length: C; every completion is taken to run to its limit.
-        num_iterations: updates of one rollout.
-        has_reference: whether a reference policy scores the completions.
-        data: copies of the model.
-        fsdp: ways in which weights and rows are cut.
-        tensor: ways in which matrices are cut.
+        mesh: axis -> size.
     """
 
+    config: ExperimentConfig
     model: DecoderConfig
-    prompts: int
-    group: int
-    prompt_length: int
-    completion_length: int
-    num_iterations: int
-    has_reference: bool
-    data: int
-    fsdp: int
-    tensor: int
+    mesh: Mapping[str, int]
 
     @property
     def devices(self) -> int:
         """Devices of the mesh."""
-        return self.data * self.fsdp * self.tensor
+        return math.prod(self.mesh.values())
+
+    @property
+    def row_shards(self) -> int:
+        """Shares into which the rows of a batch are divided."""
+        return self.mesh["data"] * self.mesh["fsdp"]
 
     @property
     def completion_tokens(self) -> int:
         """Tokens sampled in a step."""
-        return self.prompts * self.group * self.completion_length
+        rollout = self.config.rollout
+        return rollout.prompts_per_step * rollout.num_generations * rollout.max_completion_length
 
     @property
     def tokens(self) -> int:
         """Tokens that a pass over prompts and completions computes; a prompt counts once."""
-        return self.prompts * self.prompt_length + self.completion_tokens
+        rollout = self.config.rollout
+        return rollout.prompts_per_step * rollout.max_prompt_length + self.completion_tokens
+
+    @property
+    def runs(self) -> dict[str, int]:
+        """Phase -> how often a step runs its program.
+
+        The reference scores completions where there is a KL penalty, the policy itself where a
+        rollout is used for several updates.
+        """
+        crpo = self.config.crpo
+        scored = (crpo.kl_coef > 0) + (crpo.num_iterations > 1)
+        runs = {"rollout": 1, "reference": scored, "update": crpo.num_iterations}
+        return {phase: times for phase, times in runs.items() if times}
 
 
 def layer_matrix_size(model: DecoderConfig) -> int:
@@ -71,14 +80,24 @@ def head_size(model: DecoderConfig) -> int:
     return model.hidden_size * model.vocab_size
 
 
-def attention_flops(work: Workload) -> tuple[float, float]:
-    """Operations of attention in one forward pass: (of prompts, of completions)."""
-    model = work.model
+def matrix_flops(model: DecoderConfig, tokens: float, sampled: float) -> float:
+    """Operations of the matrix products of one forward pass, attention's own not included.
+
+    Args:
+        model: architecture.
+        tokens: tokens that pass through the layers.
+        sampled: tokens whose logits the head computes; prompts need none.
+    """
+    return 2.0 * (layer_matrix_size(model) * tokens + head_size(model) * sampled)
+
+
+def attention_flops(work: Workload) -> float:
+    """Operations of attention in one forward pass: query-key and weight-value products."""
+    model, rollout = work.model, work.config.rollout
+    p, c = rollout.max_prompt_length, rollout.max_completion_length
+    one_prompt = p * (p + 1) / 2 + rollout.num_generations * c * (p + (c + 1) / 2)
     one_key = 4.0 * model.num_layers * model.num_heads * model.head_dim
-    p, c = work.prompt_length, work.completion_length
-    prompts = work.prompts * p * (p + 1) / 2
-    completions = work.prompts * work.group * c * (p + (c + 1) / 2)
-    return one_key * prompts, one_key * completions
+    return one_key * rollout.prompts_per_step * one_prompt
 
 
 def phase_flops(work: Workload) -> dict[str, tuple[float, float]]:
@@ -87,32 +106,13 @@ def phase_flops(work: Workload) -> dict[str, tuple[float, float]]:
     The update is one forward and two backward products for each matrix; `remat: layers` runs their
     forward again, and the chunked head makes its logits again.
     """
-    layers, head = 2.0 * layer_matrix_size(work.model), 2.0 * head_size(work.model)
-    of_prompts, of_completions = attention_flops(work)
-    body = layers * work.tokens + of_prompts + of_completions
-    forward = body + head * work.completion_tokens
-    again = (body if work.model.remat == "layers" else 0.0) + head * work.completion_tokens
-    phases = {
-        "rollout": (forward, forward),
-        "update": (
-            3 * forward * work.num_iterations,
-            (3 * forward + again) * work.num_iterations,
-        ),
-    }
-    passes = work.has_reference + (work.num_iterations > 1)
-    if passes:
-        phases["reference"] = (passes * forward, passes * forward)
-    return phases
-
-
-def cache_bytes(work: Workload) -> tuple[float, float]:
-    """Keys and values on one device: (of prompts, of completions of full length)."""
-    model = work.model
-    cuts = work.tensor if model.num_kv_heads % work.tensor == 0 else 1
-    one_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * model.dtype.itemsize
-    rows = work.prompts / (work.data * work.fsdp)
-    prompts = rows * work.prompt_length * one_token / cuts
-    return prompts, rows * work.group * work.completion_length * one_token / cuts
+    body = matrix_flops(work.model, work.tokens, 0) + attention_flops(work)
+    head = matrix_flops(work.model, 0, work.completion_tokens)
+    forward = body + head
+    again = (body if work.model.remat == "layers" else 0.0) + head
+    once = {phase: (forward, forward) for phase in work.runs}
+    once["update"] = (3 * forward, 3 * forward + again)
+    return {p: (n * once[p][0], n * once[p][1]) for p, n in work.runs.items()}
 
 
 def phase_memory_traffic(work: Workload) -> dict[str, float]:
@@ -122,18 +122,17 @@ def phase_memory_traffic(work: Workload) -> dict[str, float]:
     completions' on average. The passes over whole sequences read the weights once, and the update
     writes and reads the layers' inputs besides what the optimizer moves.
     """
-    model = work.model
+    model, mesh, rollout = work.model, work.mesh, work.config.rollout
     count = parameter_count(model)
-    weights = count * model.dtype.itemsize / work.tensor
-    prompts, completions = cache_bytes(work)
-    shards = work.fsdp * work.tensor
-    inputs = work.tokens / (work.data * work.fsdp) * model.hidden_size * model.dtype.itemsize
-    update = 3 * weights + 3 * model.num_layers * inputs + _OPTIMIZER_BYTES * count / shards
-    phases = {
-        "rollout": weights + work.completion_length * (weights + prompts + completions / 2),
-        "update": update * work.num_iterations,
+    weights = count * model.dtype.itemsize / mesh["tensor"]
+    prompts, completions = cache_bytes(rollout, model, mesh)
+    one_layer = work.tokens / work.row_shards * model.hidden_size * model.dtype.itemsize
+    inputs = model.num_layers * one_layer
+    optimizer = _OPTIMIZER_BYTES * count / (mesh["fsdp"] * mesh["tensor"])
+    steps = rollout.max_completion_length
+    once = {
+        "rollout": weights + steps * (weights + prompts + completions / 2),
+        "reference": weights + 2 * inputs,
+        "update": 3 * weights + 3 * inputs + optimizer,
     }
-    passes = work.has_reference + (work.num_iterations > 1)
-    if passes:
-        phases["reference"] = passes * (weights + 2 * model.num_layers * inputs)
-    return phases
+    return {phase: times * once[phase] for phase, times in work.runs.items()}

@@ -2,7 +2,7 @@
 
 1. The model's own chat template renders the instruction (system) and the question and post (user).
 2. The assistant turn is prefilled, so that a completion begins inside the first stage.
-3. If that is too long, the end of the *post* is cut; instruction and question never are.
+3. If that is too long, the *post* is truncated at its end; instruction and question never are.
 
 A post is material, never control: a special token written in it ("<|im_end|>") is broken up by a
 space after its first character ("< |im_end|>"), so it is encoded as plain text and stays readable.
@@ -19,7 +19,7 @@ from jaxtyping import Int
 from jinja2 import TemplateError
 
 from mental_r1_jax.errors import UserError
-from mental_r1_jax.text.stages import GRAMMAR, Grammar
+from mental_r1_jax.text.stages import GRAMMAR, THINK_TAG
 from mental_r1_jax.text.tokenizer import Tokenizer, printable
 
 # Stands for the post while the template is rendered; private-use characters, so that no template
@@ -34,7 +34,7 @@ class RenderedPrompt:
     Attributes:
         ids: token ids, special tokens exactly as the chat template wrote them.
         text: the text that `ids` encode; ends with the grammar's prefill.
-        truncated: whether the end of the post was cut.
+        truncated: whether the post lost its end.
     """
 
     ids: tuple[int, ...]
@@ -42,24 +42,20 @@ class RenderedPrompt:
     truncated: bool
 
 
-def system_instruction(grammar: Grammar = GRAMMAR) -> str:
+def system_instruction() -> str:
     """Return the system turn: the task and the form of the completion."""
     return (
         "You assess mental health from what people write. Think through the post in "
-        f"{len(grammar.stages)} stages, then answer with one of the labels given in the question. "
+        f"{len(GRAMMAR.stages)} stages, then answer with one of the labels given in the question. "
         "Write each stage briefly, in this order, and use exactly this form:\n"
-        f"{grammar.skeleton()}"
+        f"{GRAMMAR.skeleton()}"
     )
 
 
 def render_prompt(
-    tokenizer: Tokenizer,
-    question: str,
-    post: str,
-    max_prompt_length: int,
-    grammar: Grammar = GRAMMAR,
+    tokenizer: Tokenizer, question: str, post: str, max_prompt_length: int
 ) -> RenderedPrompt:
-    """Render and encode the prompt of one post, cutting the post where it is too long.
+    """Render and encode the prompt of one post, truncating the post where it is too long.
 
     The kept part of a post is the longest that fits, measured in tokens of the full prompt. Blank
     space around the post is dropped, and broken UTF-8 in it becomes U+FFFD.
@@ -69,12 +65,11 @@ def render_prompt(
         question: the question of the data set, directly followed by the post.
         post: the text to assess.
         max_prompt_length: the limit in tokens, prefill included.
-        grammar: the form of the completion.
 
     Raises:
         UserError: there is no usable chat template, or the prompt without the post is too long.
     """
-    before, after = _frame(tokenizer, question, grammar)
+    before, after = _frame(tokenizer, question)
     post = _without_special_tokens(printable(post).strip(), tokenizer)
     ids = tokenizer.encode(before + post + after)
     if len(ids) <= max_prompt_length:
@@ -82,15 +77,15 @@ def render_prompt(
     return _truncate(tokenizer, before, post, after, max_prompt_length)
 
 
-def check_grammar(tokenizer: Tokenizer, grammar: Grammar = GRAMMAR) -> None:
+def check_grammar(tokenizer: Tokenizer) -> None:
     """Check that the tokenizer can write the grammar: tags survive encoding and decoding.
 
     Raises:
         UserError: they do not, for instance because a tag is a special token, which has no text.
     """
-    completion = grammar.render([stage.description for stage in grammar.stages], "Yes")
+    completion = GRAMMAR.render([stage.description for stage in GRAMMAR.stages], "Yes")
     decoded = tokenizer.decode(tokenizer.encode(completion)).text
-    parsed = grammar.parse(decoded)
+    parsed = GRAMMAR.parse(decoded)
     if not parsed.well_formed:
         raise UserError(
             what="The tokenizer cannot write the tags of the grammar",
@@ -101,7 +96,7 @@ def check_grammar(tokenizer: Tokenizer, grammar: Grammar = GRAMMAR) -> None:
 
 
 @functools.lru_cache(maxsize=256)
-def _frame(tokenizer: Tokenizer, question: str, grammar: Grammar) -> tuple[str, str]:
+def _frame(tokenizer: Tokenizer, question: str) -> tuple[str, str]:
     """The rendered prompt before and after the post, prefill included."""
     if not tokenizer.hf.chat_template:
         raise UserError(
@@ -110,7 +105,7 @@ def _frame(tokenizer: Tokenizer, question: str, grammar: Grammar) -> tuple[str, 
             got="neither",
             remedy="Use an instruction-tuned model, or add the template of its family.",
         )
-    rendered = _apply_template(tokenizer, system_instruction(grammar), question + _POST_MARK)
+    rendered = _apply_template(tokenizer, system_instruction(), question + _POST_MARK)
     before, mark, after = rendered.partition(_POST_MARK)
     if not mark or _POST_MARK in after or question.strip() not in before:
         raise UserError(
@@ -120,10 +115,10 @@ def _frame(tokenizer: Tokenizer, question: str, grammar: Grammar) -> tuple[str, 
             remedy="Use the template of an ordinary chat model.",
         )
     # Templates of reasoning models may open the thinking themselves; the prefill opens it here.
-    opening = f"<{grammar.think_tag}>"
+    opening = f"<{THINK_TAG}>"
     if after.rstrip().endswith(opening):
         after = after.rstrip().removesuffix(opening)
-    return before, after + grammar.prefill
+    return before, after + GRAMMAR.prefill
 
 
 def _apply_template(tokenizer: Tokenizer, system: str, user: str) -> str:
@@ -188,14 +183,14 @@ def _truncate(
 ) -> RenderedPrompt:
     """The prompt with the longest beginning of `post` that fits into `limit` tokens.
 
-    Cuts are tried where a token of the whole prompt starts. A cut changes the tokens next to it
-    only, so their number is known but for a constant that every trial corrects: about five
-    encodings decide, whatever the length.
+    A beginning may end where a token of the whole prompt starts. Ending there changes the tokens
+    next to it only, so the number of tokens is known but for a constant that every trial corrects:
+    about five encodings decide, whatever the length.
     """
-    cuts, tokens_before = _cuts(tokenizer, before, post, after)
+    lengths, tokens_before = _beginnings(tokenizer, before, post, after)
 
-    def at(cut: int) -> tuple[str, list[int]]:
-        text = before + post[: cuts[cut]] + after
+    def at(place: int) -> tuple[str, list[int]]:
+        text = before + post[: lengths[place]] + after
         return text, tokenizer.encode(text)
 
     fits, best = 0, at(0)
@@ -206,26 +201,26 @@ def _truncate(
             got=str(limit),
             remedy="Raise rollout.max_prompt_length.",
         )
-    too_long, constant = len(cuts) - 1, len(best[1]) - tokens_before[0]
+    too_long, constant = len(lengths) - 1, len(best[1]) - tokens_before[0]
     while too_long - fits > 1:
         guess = int(np.searchsorted(tokens_before, limit - constant, side="right")) - 1
-        cut = min(max(guess, fits + 1), too_long - 1)
-        trial = at(cut)
-        constant = len(trial[1]) - tokens_before[cut]
+        place = min(max(guess, fits + 1), too_long - 1)
+        trial = at(place)
+        constant = len(trial[1]) - tokens_before[place]
         if len(trial[1]) <= limit:
-            fits, best = cut, trial
+            fits, best = place, trial
         else:
-            too_long = cut
+            too_long = place
     return RenderedPrompt(tuple(best[1]), best[0], truncated=True)
 
 
-def _cuts(
+def _beginnings(
     tokenizer: Tokenizer, before: str, post: str, after: str
-) -> tuple[list[int], Int[np.ndarray, " cuts"]]:
-    """Where `post` may be cut: ascending lengths of its beginnings, from nothing to all of it.
+) -> tuple[list[int], Int[np.ndarray, " places"]]:
+    """Lengths to which `post` may be truncated, ascending, from nothing to all of it.
 
-    Also returns, for each, how many tokens of the whole prompt start before the cut. A token that
-    starts inside a character has the offset of the character, which is therefore kept or cut whole.
+    Also returns, for each, how many tokens of the whole prompt start before that place. A token
+    that starts inside a character has the offset of the character, which is kept or lost whole.
     """
     encoded = tokenizer.hf(
         before + post + after, add_special_tokens=False, return_offsets_mapping=True
@@ -236,5 +231,5 @@ def _cuts(
         while start > 0 and post[start - 1].isspace():
             start -= 1
         lengths.add(start)
-    cuts = sorted(lengths)
-    return cuts, np.searchsorted(np.sort(starts), cuts, side="left")
+    ascending = sorted(lengths)
+    return ascending, np.searchsorted(np.sort(starts), ascending, side="left")

@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mental_r1_jax.config import STAGE_NAMES
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -27,14 +29,16 @@ class Stage:
     description: str
 
 
-STAGES = (
-    Stage("stimulus", "the event, situation or object described, without interpretation"),
-    Stage("primary_appraisal", "how relevant it is to the person and what it may do to them"),
-    Stage("secondary_appraisal", "which resources and options they have to cope"),
-    Stage("reaction", "the likely feelings and behaviour"),
-    Stage("mental_state", "the probable mental-health condition or state"),
+_DESCRIPTIONS = (
+    "the event, situation or object described, without interpretation",
+    "how relevant it is to the person and what it may do to them",
+    "which resources and options they have to cope",
+    "the likely feelings and behaviour",
+    "the probable mental-health condition or state",
 )
-STAGE_NAMES: tuple[str, ...] = tuple(stage.name for stage in STAGES)
+STAGES = tuple(Stage(*both) for both in zip(STAGE_NAMES, _DESCRIPTIONS, strict=True))
+
+THINK_TAG, ANSWER_TAG = "think", "answer"  # around all stages, and around the answer
 
 
 @dataclass(frozen=True)
@@ -58,22 +62,18 @@ class ParsedCompletion:
 
 @dataclass(frozen=True)
 class Grammar:
-    """The tags of a completion and everything derived from them.
+    """The form of a completion: its tags, and everything derived from them.
 
     Attributes:
         stages: the stages, in order.
-        think_tag: the tag around all stages.
-        answer_tag: the tag around the answer.
     """
 
     stages: tuple[Stage, ...] = STAGES
-    think_tag: str = "think"
-    answer_tag: str = "answer"
 
     @property
     def prefill(self) -> str:
         """The start of the assistant turn; a completion begins inside the first stage."""
-        return f"{_opening(self.think_tag)}\n{_opening(self.stages[0].name)}"
+        return f"{_opening(THINK_TAG)}\n{_opening(self.stages[0].name)}"
 
     def skeleton(self) -> str:
         """Return the form shown in the prompt: every stage holds its description."""
@@ -113,7 +113,7 @@ class Grammar:
                 _span(completion, stage.name, opened_before=index == 0)
                 for index, stage in enumerate(self.stages)
             ),
-            answer=_first_answer(completion, self.answer_tag),
+            answer=_first_answer(completion),
             well_formed=reason is None,
             reason=reason,
         )
@@ -123,8 +123,8 @@ class Grammar:
         first, *others = zip(self.stages, contents, strict=True)
         lines = [first[1] + _closing(first[0].name)]
         lines += [f"{_opening(stage.name)}{text}{_closing(stage.name)}" for stage, text in others]
-        answer_line = f"{_opening(self.answer_tag)}{answer}{_closing(self.answer_tag)}"
-        return "\n".join([*lines, _closing(self.think_tag), answer_line])
+        answer_line = f"{_opening(ANSWER_TAG)}{answer}{_closing(ANSWER_TAG)}"
+        return "\n".join([*lines, _closing(THINK_TAG), answer_line])
 
     def _first_fault(self, text: str) -> str | None:
         """The first reason why `text` (prefill included) is not well formed.
@@ -132,9 +132,9 @@ class Grammar:
         Well formed: every tag exactly once, in the grammar's order, and neither a stage nor the
         answer blank. Text between the elements is allowed.
         """
-        inner = (*(stage.name for stage in self.stages), self.answer_tag)
+        inner = (*(stage.name for stage in self.stages), ANSWER_TAG)
         tags = [tag for name in inner for tag in (_opening(name), _closing(name))]
-        tags = [_opening(self.think_tag), *tags[:-2], _closing(self.think_tag), *tags[-2:]]
+        tags = [_opening(THINK_TAG), *tags[:-2], _closing(THINK_TAG), *tags[-2:]]
         for tag in tags:
             count = text.count(tag)
             if count != 1:
@@ -172,14 +172,11 @@ def _span(text: str, name: str, *, opened_before: bool) -> tuple[int, int] | Non
     return (start, closing) if closing >= start else None
 
 
-def _first_answer(text: str, name: str) -> str | None:
-    """Stripped text from the first opening tag to the closing tag that follows it."""
-    opening = text.find(_opening(name))
-    if opening < 0:
-        return None
-    start = opening + len(_opening(name))
-    closing = text.find(_closing(name), start)
-    return text[start:closing].strip() if closing >= 0 else None
+def _first_answer(text: str) -> str | None:
+    """Stripped text from the first opening answer tag to the closing tag that follows it."""
+    _, opening, rest = text.partition(_opening(ANSWER_TAG))
+    answer, closing, _ = rest.partition(_closing(ANSWER_TAG))
+    return answer.strip() if opening and closing else None
 
 
 GRAMMAR = Grammar()

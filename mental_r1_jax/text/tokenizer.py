@@ -78,7 +78,7 @@ class Tokenizer:
 
     def _bytes_of(self, token_id: int) -> bytes:
         if token_id < 0:
-            raise ValueError(f"{token_id=} is negative; cut the padding off before decoding")
+            raise ValueError(f"{token_id=} is negative; leave the padding out before decoding")
         return self.token_bytes[token_id] if token_id < self.vocab_size else b""
 
 

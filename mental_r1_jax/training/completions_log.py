@@ -40,10 +40,11 @@ COLUMNS = {
 def write_completions(
     folder: Path, step: int, rows: Sequence[Mapping[str, Any]], *, redact: bool = False
 ) -> Path:
-    """Write `folder/completions/step_000010.parquet`, atomically; returns its path.
+    """Write `folder/completions/step_NNNNNN.parquet`, atomically; returns its path.
 
     Args:
         folder: the run folder.
+        step: number of the step, from 1; names the file and fills the column `step`.
         rows: one mapping a completion, with the keys of `COLUMNS` and any `rewards/<name>`.
         redact: leave out the prompts (they hold the posts).
 
@@ -67,8 +68,8 @@ def console_table(rows: Sequence[Mapping[str, Any]], limit: int = 300) -> Table:
     """The completion with the highest and the one with the lowest reward, side by side.
 
     Args:
-        rows: as for `write_completions`; prompts are never shown.
-        limit: characters shown of each completion; the middle of a longer one is cut out.
+        rows: one mapping a completion, as in `write_completions`; prompts are never shown.
+        limit: characters shown of each completion; a longer one loses its middle.
     """
     table = Table(title="best and worst completion", title_justify="left", show_lines=True)
     table.add_column("")

@@ -28,15 +28,15 @@ class Profiler:
         self._tracing = False
 
     @contextlib.contextmanager
-    def around(self, step: int, settle: Callable[[], None]) -> Iterator[None]:
+    def around(self, step: int, drain: Callable[[], object]) -> Iterator[None]:
         """Trace `step` if it is one of those asked for.
 
         Args:
-            step: the step that the body asks the device for.
-            settle: waits until the device has nothing to do, so that a trace holds whole steps.
+            step: number of the step that the body asks the device for, from 1.
+            drain: waits until the device has nothing to do, so that a trace holds whole steps.
         """
         if step in self._steps and not self._tracing:
-            settle()
+            drain()
             options = jax.profiler.ProfileOptions()
             # One event a Python call would hide what the device does, and slow the host down.
             options.python_tracer_level = 0
@@ -45,7 +45,7 @@ class Profiler:
         with jax.profiler.StepTraceAnnotation("step", step_num=step):
             yield
         if self._tracing and step + 1 not in self._steps:
-            settle()
+            drain()
             self._stop()
 
     def __enter__(self) -> Profiler:

@@ -7,7 +7,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -17,7 +16,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from mental_r1_jax.text.stages import STAGE_NAMES
+from mental_r1_jax.config import STAGE_NAMES
 
 # In plain mode the phases of a step are announced only while steps are this slow (seconds), so
 # that a slow run is never silent and a fast one does not print four lines a step.
@@ -81,12 +80,7 @@ class Progress:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Leave the last state on the screen and give the terminal back."""
         if self._live is not None:
             self._phase = "stopped" if kind else "done"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -13,21 +13,20 @@ from jaxtyping import Bool, Float
 
 from mental_r1_jax import hosts, sharding
 from mental_r1_jax.config import ExperimentConfig
+from mental_r1_jax.data.records import Example
 from mental_r1_jax.evaluation.metrics import Prediction, vote
-from mental_r1_jax.jobs.compiled import as_word, jit_sampler, trace_batch
-from mental_r1_jax.jobs.policy import Policy
+from mental_r1_jax.models import decoder as network
+from mental_r1_jax.opening.model_source import ModelSource
+from mental_r1_jax.programs.step_programs import as_word, bind_sampler, traces_of
 from mental_r1_jax.rewards import match_label
 from mental_r1_jax.rollout.collect import (
-    LabelledPost,
     ScoredCompletion,
     pad_prompts,
     prompt_width,
-    put_batch,
     render_prompts,
     score_completions,
 )
-from mental_r1_jax.rollout.sampler import SamplingConfig
-from mental_r1_jax.training.train_step import policy_stats
+from mental_r1_jax.rollout.sampler import sampler_settings
 from mental_r1_jax.types import TraceBatch
 
 
@@ -36,52 +35,49 @@ class Predictor:
     """Compiled generation for evaluation; build it once with `make_predictor`.
 
     Attributes:
-        policy: the model without its weights.
+        model: the model without its weights.
         config: the recipe; `rollout` lengths, `evaluate` batch size and votes, `rewards` matching.
         mesh: where the weights live.
-        sample: `(params, prompts, seed, step) -> Completions`, see `Programs`.
+        sample: `(params, prompts, seed, step) -> Completions`, see `StepPrograms`.
         entropies: `(params, traces) -> [B, votes, C]`, nats.
     """
 
-    policy: Policy
+    model: ModelSource
     config: ExperimentConfig
     mesh: Mesh
     sample: Callable[..., Any]
     entropies: Callable[..., Any]
 
 
-def make_predictor(policy: Policy, config: ExperimentConfig, mesh: Mesh) -> Predictor:
+def make_predictor(
+    model: ModelSource,
+    config: ExperimentConfig,
+    mesh: Mesh,
+    use: Literal["validate", "evaluate"],
+) -> Predictor:
     """Bind everything static; programs compile at their first call, one for each prompt length."""
-    votes = config.evaluate.num_votes
-    sampling = SamplingConfig(
-        num_generations=votes,
-        max_completion_length=config.rollout.max_completion_length,
-        temperature=config.rollout.temperature,
-        top_p=config.rollout.top_p,
-        top_k=config.rollout.top_k,
-        eos_ids=policy.tokenizer.eos_ids,
-        pad_id=policy.tokenizer.pad_id,
-        greedy=votes == 1,
+    settings = sampler_settings(
+        config, use, eos_ids=model.tokenizer.eos_ids, pad_id=model.tokenizer.pad_id
     )
 
     def entropies(params: Any, traces: TraceBatch) -> jax.Array:
-        return policy_stats(
+        return network.completion_stats(
             params,
             traces,
-            config=policy.config,
+            config=model.decoder,
             temperature=config.rollout.temperature,
             chunk_size=config.model.logprob_chunk_size,
         )[1]
 
-    sample = jit_sampler(policy.config, sampling, mesh)
-    cut = sharding.batch_sharding(mesh, 3)
-    return Predictor(policy, config, mesh, sample, jax.jit(entropies, out_shardings=cut))
+    sample = bind_sampler(model.decoder, settings, mesh)
+    by_prompt = sharding.batch_sharding(mesh, 3)
+    return Predictor(model, config, mesh, sample, jax.jit(entropies, out_shardings=by_prompt))
 
 
 def predict(
     predictor: Predictor,
     params: Any,
-    posts: Sequence[LabelledPost],
+    posts: Sequence[Example],
     labels: dict[str, tuple[str, ...]],
     on_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Prediction]:
@@ -95,7 +91,7 @@ def predict(
         on_batch: called with (posts done, posts in all) after each batch.
     """
     config = predictor.config
-    prompts = render_prompts(predictor.policy.tokenizer, posts, config.rollout.max_prompt_length)
+    prompts = render_prompts(predictor.model.tokenizer, posts, config.rollout.max_prompt_length)
     # Posts of like length share a batch, so that short ones run in a small compiled shape.
     order = sorted(range(len(posts)), key=lambda i: len(prompts[i].ids))
     size = config.evaluate.batch_size
@@ -125,22 +121,21 @@ def _generate(
     predictor: Predictor, params: Any, posts: Any, prompts: Any, rows: list[int], width: int
 ) -> tuple[Any, Float[np.ndarray, "B votes C"]]:
     """Sample completions for `rows`, parse them, and measure their entropies."""
-    config, tokenizer = predictor.config, predictor.policy.tokenizer
+    config, tokenizer = predictor.config, predictor.model.tokenizer
     asked = [prompts[row] for row in rows]
     # The rows are positions in all posts: votes of a post draw their own noise whatever batch it
     # falls into.
-    batch = put_batch(predictor.mesh, pad_prompts(asked, width, tokenizer.pad_id, rows))
+    batch = hosts.put_batch(predictor.mesh, pad_prompts(asked, width, tokenizer.pad_id, rows))
     completions = predictor.sample(params, batch, as_word(config.run.seed), as_word(0))
-    entropies = predictor.entropies(params, trace_batch(batch, completions))
-    wanted = (completions.completion_ids, completions.completion_mask, completions.finished)
-    ids, mask, finished, entropies = map(hosts.fetch_rows, (*wanted, entropies))
+    entropies = predictor.entropies(params, traces_of(batch, completions))
     posts = [posts[row] for row in rows]
-    groups = score_completions(tokenizer, posts, ids, mask, finished, functions=())
-    return groups, entropies
+    match = config.rewards.answer_match
+    groups = score_completions(tokenizer, posts, completions, (), match)
+    return groups, hosts.fetch_rows(entropies)
 
 
 def _prediction(
-    post: LabelledPost,
+    post: Example,
     labels: tuple[str, ...],
     completions: Sequence[ScoredCompletion],
     stage_mask: Bool[np.ndarray, "votes S C"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -12,56 +13,46 @@ import numpy as np
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.data.loading import load_examples
 from mental_r1_jax.errors import UserError
-from mental_r1_jax.jobs.policy import Policy
 from mental_r1_jax.models import decoder, hf_format
+from mental_r1_jax.models.hf_config import decoder_config_from_hf
+from mental_r1_jax.opening.model_source import ModelSource
 from mental_r1_jax.rollout.collect import pad_prompts, render_prompts
-from mental_r1_jax.rollout.sampler import SamplingConfig, sample_completions, step_key
+from mental_r1_jax.rollout.sampler import sample_completions, sampler_settings, step_key
 
 # float32 logits of two implementations; the sums run in another order.
 LOGIT_TOLERANCE = 1e-3
 
 
-def verify_export(folder: Path, policy: Policy, config: ExperimentConfig) -> None:
+def verify_export(folder: Path, model: ModelSource, config: ExperimentConfig) -> None:
     """Reload `folder` with transformers and compare logits and greedy text, both in float32.
 
     Raises:
         UserError: torch is missing, a logit differs by more than `LOGIT_TOLERANCE`, or the greedy
             tokens differ before a point where the two likeliest tokens are closer than that.
     """
-    torch, model = _load_reference(folder)
-    exact = hf_format.decoder_config_from_hf(
-        policy.hf_config, compute_dtype="float32", remat="none"
-    )
+    torch, reference = _load_reference(folder)
+    exact = decoder_config_from_hf(model.hf_config, compute_dtype="float32", remat="none")
     params = hf_format.load_params(folder, exact, None)
     post = next(source[0] for source in load_examples(config, "validation").values())
-    prompt = render_prompts(policy.tokenizer, [post], config.rollout.max_prompt_length)[0]
-    padded = pad_prompts([prompt], len(prompt.ids), policy.tokenizer.pad_id)
+    prompt = render_prompts(model.tokenizer, [post], config.rollout.max_prompt_length)[0]
+    padded = pad_prompts([prompt], len(prompt.ids), model.tokenizer.pad_id)
     batch = jax.tree.map(jnp.asarray, padded)
-    sampling = SamplingConfig(
-        num_generations=1,
-        max_completion_length=config.rollout.max_completion_length,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=None,
-        eos_ids=policy.tokenizer.eos_ids,
-        pad_id=policy.tokenizer.pad_id,
-        greedy=True,
-    )
-    completions = jax.jit(sample_completions, static_argnames=("config", "sampling"))(
-        params, batch, step_key(0, 0), config=exact, sampling=sampling
-    )
+    eos_ids, pad_id = model.tokenizer.eos_ids, model.tokenizer.pad_id
+    settings = sampler_settings(config, "verify", eos_ids=eos_ids, pad_id=pad_id)
+    sample = functools.partial(sample_completions, config=exact, settings=settings)
+    completions = jax.jit(sample)(params, batch, step_key(0, 0))
     length = int(completions.completion_mask.sum())
     ours = np.asarray(completions.completion_ids)[0, 0, :length]
     ids = torch.tensor([list(prompt.ids)])
     with torch.no_grad():
-        theirs = model.generate(
+        theirs = reference.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,
             max_new_tokens=config.rollout.max_completion_length,
         )[0, len(prompt.ids) :].numpy()
         joined = torch.tensor([[*prompt.ids, *ours.tolist()]])
-        their_logits = model(joined).logits[0, len(prompt.ids) - 1 : -1].float().numpy()
+        their_logits = reference(joined).logits[0, len(prompt.ids) - 1 : -1].float().numpy()
     hidden = decoder.forward(
         params,
         exact,

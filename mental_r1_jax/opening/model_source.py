@@ -1,4 +1,4 @@
-"""Opening a model to train, evaluate or export: tokenizer, architecture, mesh and weights.
+"""Opening a model to train, evaluate or export: tokenizer, architecture and weights.
 
 A model is named by a Hugging Face folder, a hub id, or a run folder of ours. A run folder carries
 `base_model/` (configuration and tokenizer, no weights), so it needs nothing outside itself.
@@ -12,44 +12,43 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
-from mental_r1_jax import sharding
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.errors import UserError
-from mental_r1_jax.models import decoder, hf_format
-from mental_r1_jax.planning.mesh_choice import choose_mesh
+from mental_r1_jax.models import decoder as network
+from mental_r1_jax.models import hf_format
+from mental_r1_jax.models.decoder import DecoderConfig
+from mental_r1_jax.models.hf_config import decoder_config_from_hf
 from mental_r1_jax.recipe import load_config
 from mental_r1_jax.text.prompts import check_grammar
 from mental_r1_jax.text.tokenizer import Tokenizer, load_tokenizer
 from mental_r1_jax.training.checkpoint import abstract_like, restore_params
-from mental_r1_jax.training.train_step import param_shardings
 
 BASE_MODEL = "base_model"
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".index.json")
 
 
 @dataclasses.dataclass(frozen=True)
-class Policy:
-    """A model without its weights.
+class ModelSource:
+    """Where a model comes from, and everything about it but its weights.
 
     Attributes:
         folder: configuration and tokenizer files in the Hugging Face layout.
         run_folder: the run whose checkpoints hold the weights, or None when `folder` holds them.
         hf_config: the parsed `config.json`.
         tokenizer: the model's own.
-        config: the architecture as our decoder reads it.
+        decoder: its architecture.
     """
 
     folder: Path
     run_folder: Path | None
     hf_config: dict[str, Any]
     tokenizer: Tokenizer
-    config: decoder.DecoderConfig
+    decoder: DecoderConfig
 
 
-def open_policy(name: str, experiment: ExperimentConfig) -> Policy:
+def open_model(name: str, config: ExperimentConfig) -> ModelSource:
     """Read configuration and tokenizer of `name`; weights are left alone.
 
     Raises:
@@ -68,26 +67,26 @@ def open_policy(name: str, experiment: ExperimentConfig) -> Policy:
     hf_config = json.loads(file.read_text(encoding="utf-8"))
     tokenizer = load_tokenizer(folder)
     check_grammar(tokenizer)
-    return Policy(
+    return ModelSource(
         folder=folder,
         run_folder=run_folder,
         hf_config=hf_config,
         tokenizer=tokenizer,
-        config=hf_format.decoder_config_from_hf(
+        decoder=decoder_config_from_hf(
             hf_config,
-            compute_dtype=experiment.model.compute_dtype,
-            remat=experiment.model.remat,
+            compute_dtype=config.model.compute_dtype,
+            remat=config.model.remat,
         ),
     )
 
 
-def load_weights(policy: Policy, mesh: Mesh, which: str | int = "latest") -> Any:
-    """Float32 parameters of `policy`, born sharded on `mesh`."""
-    shardings = param_shardings(policy.config, mesh)
-    if policy.run_folder is None:
-        return hf_format.load_params(policy.folder, policy.config, shardings)
-    abstract = abstract_like(decoder.abstract_params(policy.config), shardings)
-    return restore_params(policy.run_folder, which, abstract)[1]
+def load_weights(model: ModelSource, mesh: Mesh, which: str | int = "latest") -> Any:
+    """Float32 parameters of `model`, born sharded on `mesh`."""
+    shardings = network.param_shardings(model.decoder, mesh)
+    if model.run_folder is None:
+        return hf_format.load_params(model.folder, model.decoder, shardings)
+    abstract = abstract_like(network.abstract_params(model.decoder), shardings)
+    return restore_params(model.run_folder, which, abstract)[1]
 
 
 def origin_of(model: str) -> str:
@@ -102,44 +101,7 @@ def public_name(model: str) -> str:
     return Path(model).resolve().name if Path(model).exists() else model
 
 
-def open_mesh(
-    experiment: ExperimentConfig,
-    *,
-    rows: dict[str, int],
-    model: decoder.DecoderConfig | None = None,
-) -> Mesh:
-    """The mesh of the recipe; every count in `rows` must split evenly over its prompts axis.
-
-    Args:
-        experiment: the recipe.
-        rows: name of a batch size -> its number of prompts.
-        model: whose size decides what the recipe leaves open; without it such axes are 1.
-
-    Raises:
-        UserError: the axes do not multiply to the device count, or a batch does not divide.
-    """
-    sizes = experiment.mesh
-    if model is None or None not in (sizes.fsdp, sizes.tensor):
-        mesh = sharding.make_mesh(sizes.data, sizes.fsdp or 1, sizes.tensor or 1)
-    else:
-        memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-        in_slice = jax.device_count() // sharding.count_slices(jax.devices())
-        choice = choose_mesh(model, in_slice, memory, fsdp=sizes.fsdp, tensor=sizes.tensor)
-        print(f"mesh: {choice.reason}")
-        mesh = sharding.make_mesh(sizes.data, choice.fsdp, choice.tensor)
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    for name, count in rows.items():
-        if count % shards:
-            raise UserError(
-                what=f"{name}={count} does not split over the mesh",
-                expected=f"a multiple of mesh.data x mesh.fsdp = {shards}",
-                got=str(count),
-                remedy=f"use {max(1, round(count / shards)) * shards}, or change the mesh",
-            )
-    return mesh
-
-
-def save_base_model(policy: Policy, run_folder: Path) -> None:
+def save_base_model(model: ModelSource, run_folder: Path) -> None:
     """Copy configuration and tokenizer into the run folder, so that it stands on its own."""
     target = run_folder / BASE_MODEL
     if target.is_dir():
@@ -147,7 +109,7 @@ def save_base_model(policy: Policy, run_folder: Path) -> None:
     staging = run_folder / f".{BASE_MODEL}.partial"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    for path in policy.folder.iterdir():
+    for path in model.folder.iterdir():
         if path.is_file() and not path.name.endswith(_WEIGHT_SUFFIXES):
             shutil.copy2(path, staging / path.name)
     staging.rename(target)

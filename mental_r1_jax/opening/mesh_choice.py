@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mental_r1_jax.models.architecture import DecoderConfig, parameter_count
-
-# Bytes of a parameter that are cut over `fsdp` and `tensor`: weight, two moments and gradient in
-# float32, and the reference in the compute dtype.
-_CUT_BYTES = 18
-_DECODING_BYTES = 2
+from mental_r1_jax.footprint import GIB, bytes_per_parameter
+from mental_r1_jax.models.decoder import DecoderConfig, parameter_count
 
 # Shares of a device's memory that these may take; activations, caches and programs need the rest.
-_CUT_SHARE = 1 / 3
+_TRAINING_SHARE = 1 / 3
 _DECODING_SHARE = 1 / 4
 
 
@@ -40,32 +36,32 @@ def choose_mesh(
 
     Args:
         model: its parameters set the size; `tensor` divides its key/value heads.
-        devices: in one slice; both axes lie inside it.
+        devices: number of devices in one slice; both axes lie inside it.
         memory: bytes of one device, or None where the platform does not tell.
-        fsdp: the recipe's own choice, or None.
-        tensor: the recipe's own choice, or None.
+        fsdp: size that the recipe gives, or None.
+        tensor: size that the recipe gives, or None.
     """
     given = [f"{k}={v} as the recipe says" for k, v in (("fsdp", fsdp), ("tensor", tensor)) if v]
     if memory is None:
         free = [name for name, size in (("fsdp", fsdp), ("tensor", tensor)) if size is None]
         why = [f"{name}=1: this platform does not tell its memory" for name in free]
         return MeshChoice(fsdp or 1, tensor or 1, "; ".join(given + why))
-    count, reasons = parameter_count(model), given
+    training, decoding = (size * parameter_count(model) for size in bytes_per_parameter(model))
+    reasons = given
     if tensor is None:
         sizes = [t for t in _divisors(devices // (fsdp or 1)) if model.num_kv_heads % t == 0]
-        tensor = _smallest(sizes, _DECODING_BYTES * count, memory * _DECODING_SHARE)
+        room = memory * _DECODING_SHARE
+        tensor = _smallest(sizes, decoding, room)
         reasons.append(
-            f"tensor={tensor}: the weights for decoding, {_gib(_DECODING_BYTES * count / tensor)}, "
-            f"beside {_gib(memory * _DECODING_SHARE)} (a quarter of a device)"
+            f"tensor={tensor}: the weights for decoding, {_gib(decoding / tensor)}, "
+            f"beside {_gib(room)} (a quarter of a device)"
         )
     if fsdp is None:
-        fsdp = _smallest(
-            _divisors(devices // tensor), _CUT_BYTES * count / tensor, memory * _CUT_SHARE
-        )
+        room = memory * _TRAINING_SHARE
+        fsdp = _smallest(_divisors(devices // tensor), training / tensor, room)
         reasons.append(
             f"fsdp={fsdp}: weights, moments, gradients and reference, "
-            f"{_gib(_CUT_BYTES * count / tensor / fsdp)}, beside {_gib(memory * _CUT_SHARE)} "
-            "(a third of a device)"
+            f"{_gib(training / tensor / fsdp)}, beside {_gib(room)} (a third of a device)"
         )
     return MeshChoice(fsdp, tensor, "; ".join(reasons))
 
@@ -82,4 +78,4 @@ def _smallest(sizes: list[int], total: float, room: float) -> int:
 
 def _gib(size: float) -> str:
     """Bytes to read."""
-    return f"{size / 2**30:.1f} GiB"
+    return f"{size / GIB:.1f} GiB"

@@ -7,12 +7,12 @@ from typing import Any
 from jax.sharding import Mesh
 
 from mental_r1_jax.config import ExperimentConfig
+from mental_r1_jax.console.progress import Progress
 from mental_r1_jax.evaluation.metrics import average_metrics
-from mental_r1_jax.jobs.evaluate import evaluate_posts, held_out_posts
-from mental_r1_jax.jobs.policy import Policy
-from mental_r1_jax.jobs.predict import make_predictor
+from mental_r1_jax.opening.model_source import ModelSource
+from mental_r1_jax.prediction.held_out import evaluate_posts, held_out_posts
+from mental_r1_jax.prediction.predictor import make_predictor
 from mental_r1_jax.training.metrics import Writers
-from mental_r1_jax.training.progress import Progress
 
 
 class Validator:
@@ -21,19 +21,14 @@ class Validator:
     def __init__(
         self,
         config: ExperimentConfig,
-        policy: Policy,
+        model: ModelSource,
         mesh: Mesh,
         writers: Writers,
         progress: Progress,
     ) -> None:
-        self._every = config.run.eval_every
         self._writers, self._progress = writers, progress
         self._posts = held_out_posts(config, "validation", config.run.eval_limit_per_set)
-        self._predictor = make_predictor(policy, config, mesh)
-
-    def due(self, step: int, num_steps: int) -> bool:
-        """Whether `step` is validated: every `eval_every` steps, and after the last."""
-        return step == num_steps or bool(self._every and step % self._every == 0)
+        self._predictor = make_predictor(model, config, mesh, "validate")
 
     def validate(self, step: int, params: Any) -> float:
         """Score `params`, log every set, and return the mean weighted F1 (0 to 1)."""

@@ -1,4 +1,4 @@
-"""TPU topologies that are not there: their devices, to compile for, on any machine.
+"""Names of TPU topologies, and their devices to compile for, on a machine without a TPU.
 
 The TPU compiler is a library (libtpu, in the `tpu` extra) that needs no TPU. It describes the chips
 of a topology as JAX devices; programs compile for them, and only running them fails.
@@ -47,7 +47,7 @@ class Topology:
     Attributes:
         generation: `v5e`, `v5p` or `v6e`.
         shape: chips along the axes of a slice's torus.
-        slices: slices, joined by the data-centre network.
+        slices: number of slices, joined by the data-centre network.
     """
 
     generation: str
@@ -80,7 +80,7 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
 
     Args:
         text: generation and layout of a slice, or its accelerator type.
-        slices: equal slices joined by the data-centre network.
+        slices: number of equal slices, joined by the data-centre network.
 
     Raises:
         UserError: the text is neither, or there are no chips or slices.

@@ -1,7 +1,7 @@
 """The tables of docs/tpu.md: plans every recipe on the hardware its header names.
 
-    python -m mental_r1_jax.jobs.tpu_table docs            all of them, about an hour on two cores
-    python -m mental_r1_jax.jobs.tpu_table docs 0p6b       those with this in their name
+    python benchmarks/tpu_table.py docs         all, about an hour on two cores
+    python benchmarks/tpu_table.py docs 0p6b    those with this in their name
 
 Plans are kept in `DOCS/tpu_plans.json`; tables and the recipes' headers are written from there.
 """
@@ -11,15 +11,16 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mental_r1_jax.jobs.plan import in_own_process, planned_steps
-from mental_r1_jax.jobs.planner import make_plan
 from mental_r1_jax.planning.chips import GIB
+from mental_r1_jax.planning.compile import in_own_process, make_plan
+from mental_r1_jax.planning.steps import planned_steps
+from mental_r1_jax.planning.topologies import parse_topology
 from mental_r1_jax.recipe import load_config
-from mental_r1_jax.topologies import parse_topology
 
 PLANS_FILE = "tpu_plans.json"
 PAGE = "tpu.md"
@@ -30,10 +31,10 @@ class Row:
     """One plan to make.
 
     Attributes:
-        recipe: its file's stem.
-        topology: of one slice.
-        slices: number of them.
-        overrides: of the recipe.
+        recipe: stem of the recipe's file.
+        topology: layout or type of one slice.
+        slices: number of slices.
+        overrides: changes of the recipe, `section.key=value`.
         table: which table it stands in, `plans` or `scale`.
     """
 
@@ -109,12 +110,11 @@ def plan_lines(plans: dict[str, Any]) -> list[str]:
         "| sent a step, GiB | step, s | tokens/h | run, chip-hours | compiled in, s |"
     )
     lines = [head, "|" + "---|" * 11]
-    for row in (row for row in ROWS if row.table == "plans" and row.key in plans):
-        plan = plans[row.key]
+    for row, plan in _planned("plans", plans):
         lines.append(
             f"| `{row.recipe}` | {_hardware(row)} | {plan['chips']} | {_mesh(plan)} "
             f"| {_peak(plan)} | {'yes' if plan['fits'] else 'no'} | {_sent(plan)} "
-            f"| {plan['step_bound_seconds']:.1f} to {plan['step_expected_seconds']:.1f} "
+            f"| {_seconds(plan)} "
             f"| {plan['completion_tokens_per_hour'] / 1e6:.0f} M | {plan['chip_hours']:.0f} "
             f"| {plan['compile_seconds']:.0f} |"
         )
@@ -128,8 +128,7 @@ def scale_lines(plans: dict[str, Any]) -> list[str]:
         "| rollout sends, GiB | update sends, GiB | step, s | prompts/h a chip |"
     )
     lines = [head, "|" + "---|" * 9]
-    for row in (row for row in ROWS if row.table == "scale" and row.key in plans):
-        plan = plans[row.key]
+    for _, plan in _planned("scale", plans):
         phases = {phase["phase"]: phase for phase in plan["phases"]}
         peaks, sent = (
             [f"{value(phases[name]):.1f}" for name in ("rollout", "update")]
@@ -138,7 +137,7 @@ def scale_lines(plans: dict[str, Any]) -> list[str]:
         lines.append(
             f"| {plan['chips']} | {8 * plan['chips']} | {_mesh(plan)} | {' | '.join(peaks)} "
             f"| {' | '.join(sent)} "
-            f"| {plan['step_bound_seconds']:.1f} to {plan['step_expected_seconds']:.1f} "
+            f"| {_seconds(plan)} "
             f"| {plan['prompts_per_hour'] / plan['chips']:,.0f} |"
         )
     return lines
@@ -146,15 +145,11 @@ def scale_lines(plans: dict[str, Any]) -> list[str]:
 
 def header_lines(recipe: str, plans: dict[str, Any]) -> list[str]:
     """Planned time and memory of a recipe on each hardware, as its header states them."""
-    lines = []
-    for row in ROWS:
-        if row.table == "plans" and row.recipe == recipe and row.key in plans:
-            plan = plans[row.key]
-            lines.append(
-                f"#            {_hardware(row)}: {plan['step_bound_seconds']:.1f} to "
-                f"{plan['step_expected_seconds']:.1f} s, HBM {_peak(plan)} GiB a chip"
-            )
-    return lines
+    return [
+        f"#            {_hardware(row)}: {_seconds(plan)} s, HBM {_peak(plan)} GiB a chip"
+        for row, plan in _planned("plans", plans)
+        if row.recipe == recipe
+    ]
 
 
 def write_header(recipe_file: Path, recipe: str, plans: dict[str, Any]) -> None:
@@ -165,6 +160,15 @@ def write_header(recipe_file: Path, recipe: str, plans: dict[str, Any]) -> None:
         r"(# Duration: .*\n)(?:#            .*\n|# PLAN\n)*", lambda m: m[1] + block, text, count=1
     )
     recipe_file.write_text(text, encoding="utf-8")
+
+
+def _planned(table: str, plans: dict[str, Any]) -> Iterator[tuple[Row, dict[str, Any]]]:
+    """The rows of a table that have a plan, with it."""
+    return ((row, plans[row.key]) for row in ROWS if row.table == table and row.key in plans)
+
+
+def _seconds(plan: dict[str, Any]) -> str:
+    return f"{plan['step_bound_seconds']:.1f} to {plan['step_expected_seconds']:.1f}"
 
 
 def _hardware(row: Row) -> str:

@@ -1,0 +1,139 @@
+"""What a device holds during a step, array by array, from shapes alone: the one model of memory.
+
+`train --dry-run` prints it, the choice of a mesh divides it by the mesh's axes, and `plan` uses it
+to name the parts of what the compiler measured. Temporary arrays and programs are not in it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from mental_r1_jax.config import ExperimentConfig, RolloutConfig
+from mental_r1_jax.models import decoder
+from mental_r1_jax.models.decoder import DecoderConfig
+
+GIB = 2**30
+
+# Float32 arrays of training that are as large as the weights: AdamW's moments, and gradients.
+MOMENTS, GRADIENTS = 2, 1
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of one device. Not all of it is there at once: the cache is gone before the update.
+
+    Attributes:
+        weights: master weights, float32.
+        moments: the two of AdamW, float32.
+        gradients: one for each weight while an update runs, float32.
+        reference: frozen start model in the compute dtype; 0 where the KL penalty is off.
+        decoding_weights: what a rollout reads: compute dtype, sharded over `tensor` only.
+        cache: keys and values of a rollout, every sequence at its greatest length.
+        layer_inputs: what `remat: layers` keeps of one micro-batch for its backward pass.
+        logits_chunk: float32 logits of one micro-batch's completions, one chunk of the vocabulary.
+    """
+
+    weights: float
+    moments: float
+    gradients: float
+    reference: float
+    decoding_weights: float
+    cache: float
+    layer_inputs: float
+    logits_chunk: float
+
+
+def footprint(config: ExperimentConfig, model: DecoderConfig, mesh: Mesh) -> Footprint:
+    """What each device of `mesh` holds in a step of the recipe; nothing is allocated.
+
+    Raises:
+        UserError: a large parameter that the mesh cannot shard.
+    """
+    rollout, sizes = config.rollout, mesh.shape
+    weights = shard_bytes(_placed(decoder.abstract_params(model), model, mesh))
+    rounded = compute_weights(model, mesh)
+    prompts = rollout.prompts_per_step / (sizes["data"] * sizes["fsdp"]) / config.run.micro_batches
+    sampled = rollout.num_generations * rollout.max_completion_length
+    token = model.num_layers * model.hidden_size * model.dtype.itemsize
+    return Footprint(
+        weights=weights,
+        moments=MOMENTS * weights,
+        gradients=GRADIENTS * weights,
+        reference=shard_bytes(rounded) if config.crpo.kl_coef > 0 else 0.0,
+        decoding_weights=shard_bytes(rounded, without="fsdp"),
+        cache=sum(cache_bytes(rollout, model, sizes)),
+        layer_inputs=prompts * (rollout.max_prompt_length + sampled) * token,
+        logits_chunk=prompts * sampled * 4 * min(config.model.logprob_chunk_size, model.vocab_size),
+    )
+
+
+def bytes_per_parameter(model: DecoderConfig) -> tuple[int, int]:
+    """Bytes of one parameter: (in training, reference included; of the copy for decoding).
+
+    The first are sharded over `fsdp` and `tensor`, the second over `tensor` only.
+    """
+    return 4 * (1 + MOMENTS + GRADIENTS) + model.dtype.itemsize, model.dtype.itemsize
+
+
+def cache_token_bytes(model: DecoderConfig) -> int:
+    """Bytes of one token's keys and values in all layers."""
+    return 2 * model.num_layers * model.num_kv_heads * model.head_dim * model.dtype.itemsize
+
+
+def cache_bytes(
+    rollout: RolloutConfig, model: DecoderConfig, sizes: Mapping[str, int]
+) -> tuple[float, float]:
+    """Keys and values on one device: (of prompts, of completions), each at its greatest length.
+
+    Args:
+        rollout: numbers and lengths of prompts and completions.
+        model: whose key/value heads are sharded over `tensor` if it divides their number.
+        sizes: mesh axis -> size.
+    """
+    tensor = sizes["tensor"] if model.num_kv_heads % sizes["tensor"] == 0 else 1
+    prompts = rollout.prompts_per_step / (sizes["data"] * sizes["fsdp"])
+    one_token = cache_token_bytes(model) / tensor
+    completions = prompts * rollout.num_generations
+    return (
+        prompts * rollout.max_prompt_length * one_token,
+        completions * rollout.max_completion_length * one_token,
+    )
+
+
+def compute_weights(model: DecoderConfig, mesh: Mesh) -> PyTree[jax.ShapeDtypeStruct]:
+    """Shapes and shardings of weights with matrices in the compute dtype, as the reference has."""
+    rounded = functools.partial(decoder.cast_matrices, config=model)
+    return _placed(jax.eval_shape(rounded, decoder.abstract_params(model)), model, mesh)
+
+
+def shard_bytes(tree: PyTree, without: str | None = None) -> float:
+    """Bytes of one device's share of arrays, or of their shapes with shardings.
+
+    Args:
+        tree: leaves with shape, dtype and a `NamedSharding`.
+        without: a mesh axis over which everything is taken to be replicated.
+    """
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        where = leaf.sharding
+        if without is not None:
+            spec = PartitionSpec(*(None if axis == without else axis for axis in where.spec))
+            where = NamedSharding(where.mesh, spec)
+        total += math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    return float(total)
+
+
+def _placed(shapes: PyTree, model: DecoderConfig, mesh: Mesh) -> PyTree[jax.ShapeDtypeStruct]:
+    """Shapes of parameters with their shardings."""
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        shapes,
+        decoder.param_shardings(model, mesh),
+    )

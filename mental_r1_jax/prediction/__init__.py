@@ -1,0 +1,1 @@
+"""Generating and reading answers for labelled posts, for validation and evaluation."""

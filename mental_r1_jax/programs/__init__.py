@@ -1,0 +1,1 @@
+"""The compiled programs of a step, and compiling them before they are called."""

@@ -1,0 +1,117 @@
+"""The Hugging Face folder of a run: weights, configuration, tokenizer and model card.
+
+The folder is written beside its final place and renamed at the end, so it is there whole or not at
+all; a folder that `export` did not make is never touched.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mental_r1_jax
+from mental_r1_jax.config import ExperimentConfig
+from mental_r1_jax.data.loading import label_counts, load_examples, set_spec
+from mental_r1_jax.errors import UserError
+from mental_r1_jax.models import hf_format
+from mental_r1_jax.opening.model_source import ModelSource, origin_of, public_name
+from mental_r1_jax.release.model_card import model_card
+
+MARKER = "mental_r1_export.json"
+
+
+def check_target(target: Path) -> None:
+    """Refuse a non-empty folder that an export did not make.
+
+    Raises:
+        UserError: `target` is such a folder, or a file; nothing is touched.
+    """
+    ours = (target / MARKER).is_file()
+    empty = target.is_dir() and not any(target.iterdir())
+    if target.exists() and not ours and not empty:
+        raise UserError(
+            what=f"{target} exists and was not made by `mental-r1 export`",
+            expected="a new or empty folder, or an earlier export to replace",
+            got=f"a file or folder without {MARKER}",
+            remedy="choose another export.output_dir; nothing was touched",
+        )
+
+
+def write_beside(target: Path, params: Any, model: ModelSource, config: ExperimentConfig) -> Path:
+    """Write the whole folder beside `target`; returns its path, for `put_in_place`.
+
+    Args:
+        target: the final place, from `check_target`.
+        params: float32 weights, on any mesh; written as `export.dtype`.
+        model: the model's configuration and tokenizer; their files are copied.
+        config: the recipe of the run.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    shutil.copytree(model.folder, staging)
+    hf_format.save_params(
+        params,
+        model.decoder,
+        staging,
+        dtype=config.export.dtype,
+        max_shard_bytes=config.export.max_shard_megabytes * 10**6,
+    )
+    write_configs(model, staging, config)
+    (staging / "README.md").write_text(card_of(config), encoding="utf-8")
+    made_by = {"made_by": "mental-r1 export", "version": mental_r1_jax.__version__}
+    _write_json(staging / MARKER, made_by)
+    return staging
+
+
+def put_in_place(staging: Path, target: Path) -> None:
+    """Rename `staging` to `target`; an earlier export there goes only once the new one stands."""
+    retired = target.with_name(f".{target.name}.retired")
+    shutil.rmtree(retired, ignore_errors=True)
+    if target.exists():
+        target.rename(retired)
+    staging.rename(target)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def write_configs(model: ModelSource, folder: Path, config: ExperimentConfig) -> None:
+    """`config.json` with the dtype of the weights, and a `generation_config.json` that stops."""
+    hf_config: dict[str, Any] = dict(model.hf_config)
+    hf_config.pop("torch_dtype", None)
+    hf_config["dtype"] = config.export.dtype
+    _write_json(folder / "config.json", hf_config)
+    file = folder / "generation_config.json"
+    generation = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    eos = list(model.tokenizer.eos_ids)
+    generation |= {
+        "eos_token_id": eos[0] if len(eos) == 1 else eos,
+        "pad_token_id": model.tokenizer.pad_id,
+        "max_new_tokens": config.rollout.max_completion_length,
+        "do_sample": False,
+    }
+    # Sampling settings of the base model contradict greedy decoding, and transformers warns.
+    for key in ("temperature", "top_p", "top_k", "max_length"):
+        generation.pop(key, None)
+    _write_json(file, generation)
+
+
+def card_of(config: ExperimentConfig) -> str:
+    """The model card, from the recipe, its training posts and the newest evaluation of the run."""
+    evaluations = sorted(
+        config.run.output_dir.glob("evaluation/*/metrics.json"),
+        key=lambda path: path.stat().st_mtime,
+    )
+    return model_card(
+        config,
+        json.loads(evaluations[-1].read_text(encoding="utf-8")) if evaluations else None,
+        base_model=public_name(origin_of(config.model.path)),
+        sets=[set_spec(config.data, name) for name in config.data.sets],
+        counts=label_counts(load_examples(config, "train")),
+        facts={"mental_r1_jax": mental_r1_jax.__version__, "weights": config.export.dtype},
+    )
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

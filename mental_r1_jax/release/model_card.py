@@ -1,0 +1,140 @@
+"""The model card (README.md) of an exported model, made only from the recipe and the results."""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from mental_r1_jax.config import ExperimentConfig
+from mental_r1_jax.data.benchmarks import BenchmarkSpec
+from mental_r1_jax.text.prompts import system_instruction
+from mental_r1_jax.text.stages import GRAMMAR, STAGES
+
+# What the Hugging Face hub takes for a model: "organisation/name".
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+# What of the recipe is shown: these sections whole, so that no key can be forgotten, and these keys
+# of others. Paths and book-keeping stay out of a published card.
+METHOD_SECTIONS = ("rollout", "rewards", "crpo", "optimizer")
+OTHER_KEYS = {"model": ("compute_dtype",), "run": ("num_steps", "num_epochs", "seed")}
+
+SCORES = ("weighted_f1", "macro_f1", "balanced_accuracy", "accuracy", "well_formed", "truncated")
+
+
+def model_card(
+    config: ExperimentConfig,
+    metrics: Mapping[str, Any] | None,
+    *,
+    base_model: str,
+    sets: Sequence[BenchmarkSpec],
+    counts: Mapping[str, Mapping[str, int]],
+    facts: Mapping[str, Any],
+) -> str:
+    """The text of README.md: YAML front matter, then Markdown.
+
+    Every number comes from the arguments.
+
+    Args:
+        config: the resolved recipe.
+        metrics: the content of `metrics.json` (fractions), or None when nothing was evaluated.
+        base_model: hub id ("organisation/name") of the start model, or any name of a local one.
+        sets: the data sets of the recipe.
+        counts: set name -> label -> training posts.
+        facts: more rows for the recipe table, such as versions.
+    """
+    shown = base_model if _HUB_ID.fullmatch(base_model) else re.split(r"[/\\]", base_model)[-1]
+    questions = [one.question for one in sets if one.question]
+    stages = [(f"`{stage.name}`", stage.description) for stage in STAGES]
+    recipe = [(f"`{key}`", _plain(value)) for key, value in shown_settings(config).items()]
+    recipe += [(_plain(name), _plain(value)) for name, value in facts.items()]
+    template = (importlib.resources.files(__package__) / "model_card.md").read_text("utf-8")
+    return string.Template(template).substitute(
+        front_matter=_front_matter(base_model),
+        base=_plain(shown),
+        data_sets="\n\n".join(_data_set(one, counts[one.name]) for one in sets),
+        stages=_table(("stage", "what stands there"), stages),
+        skeleton=GRAMMAR.skeleton(),
+        instruction=repr(system_instruction()),
+        question=repr(questions[0] if questions else "YOUR QUESTION, WITH ITS LABELS\nStatement: "),
+        prefill=repr(GRAMMAR.prefill),
+        max_new_tokens=config.rollout.max_completion_length,
+        recipe=_table(("setting", "value"), recipe),
+        results=_results(metrics),
+    )
+
+
+def _front_matter(base_model: str) -> str:
+    """Metadata that the hub reads; a local start model has no `base_model` there."""
+    hub_id = _HUB_ID.fullmatch(base_model) is not None
+    matter: dict[str, Any] = {
+        "license": "other",
+        "license_name": "same-as-base-model",
+        **({"license_link": f"https://huggingface.co/{base_model}"} if hub_id else {}),
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        **({"base_model": base_model} if hub_id else {}),
+        "tags": ["mental-health", "reasoning", "reinforcement-learning", "grpo", "crpo", "jax"],
+        "metrics": ["f1", "accuracy"],
+    }
+    return f"---\n{yaml.safe_dump(matter, sort_keys=False)}---"
+
+
+def shown_settings(config: ExperimentConfig) -> dict[str, Any]:
+    """What the card shows of a recipe, `section.key` -> value; keys without a value are left out.
+
+    A new key of the method is on the card without being named here.
+    """
+    recipe = config.model_dump(mode="json")
+    keys = {name: tuple(recipe[name]) for name in METHOD_SECTIONS} | OTHER_KEYS
+    shown = {f"{name}.{key}": recipe[name][key] for name in keys for key in keys[name]}
+    return {key: value for key, value in shown.items() if value not in (None, {}, [])}
+
+
+def _data_set(one: BenchmarkSpec, counts: Mapping[str, int]) -> str:
+    """What a set asks for, and how many training posts each label has."""
+    shown = [f"{_plain(label)}: {counts.get(label, 0)}" for label in one.labels]
+    asks_for = f" ({_plain(one.asks_for)})" if one.asks_for else ""
+    lines = [f"### {_plain(one.name)}{asks_for}", ""]
+    lines.append(f"{sum(counts.values())} posts. {'; '.join(shown)}.")
+    if one.question:
+        lines += ["", *(f"> {_plain(line)}" for line in one.question.strip().splitlines())]
+    return "\n".join(lines)
+
+
+def _results(metrics: Mapping[str, Any] | None) -> str:
+    if metrics is None:
+        return "This model has not been evaluated: expect nothing of its answers."
+    rows = []
+    for name, scores in metrics["sets"].items():
+        cells = [_percent(scores[score]) for score in SCORES]
+        interval = scores.get("weighted_f1_interval")
+        shown = "" if interval is None else " to ".join(_percent(end) for end in interval)
+        rows.append((_plain(name), str(scores["n"]), *cells, shown))
+    means = [_percent(metrics["average"][score]) for score in SCORES]
+    rows.append(("**average**", "", *means, ""))
+    names = [score.replace("_", " ").replace("f1", "F1") for score in SCORES]
+    head = ("set", "posts", *names, "interval of weighted F1")
+    note = (
+        "Percent, on held-out posts; an answer without a readable label counts as wrong, the\n"
+        "interval is a bootstrap over posts at the usual level, and the average is over sets."
+    )
+    return f"{note}\n\n{_table(head, rows)}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _plain(value: Any) -> str:
+    """`value` as text that cannot be taken for a table border, a tag or a link."""
+    return re.sub(r"([|<>\[\]*`\\])", r"\\\1", str(value)).replace("\n", " ")
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}"

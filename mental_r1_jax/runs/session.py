@@ -1,0 +1,156 @@
+"""What the loops of `train` and `sft` share: resuming, validation, checkpoints, a clean stop.
+
+The device runs ahead of the host: the metrics of a step are read when the next step's work has been
+asked for (see `step_log`). Before a validation, a checkpoint or the end the deferred step is
+flushed, so that files and checkpoints tell the same story.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optax
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+
+from mental_r1_jax import hosts
+from mental_r1_jax.config import ExperimentConfig
+from mental_r1_jax.console.progress import Progress
+from mental_r1_jax.opening.model_source import ModelSource, save_base_model
+from mental_r1_jax.prediction.validation import Validator
+from mental_r1_jax.programs.step_programs import abstract_state
+from mental_r1_jax.runs.run_folder import StopSignal, exit_if_stopped, open_run_folder
+from mental_r1_jax.runs.step_log import StepLog
+from mental_r1_jax.runs.training_run import fresh_state
+from mental_r1_jax.training import checkpoint
+from mental_r1_jax.training.metrics import METRICS_FILE, Writers, open_writers, truncate_after
+from mental_r1_jax.training.profiling import Profiler
+from mental_r1_jax.training.train_step import TrainState
+
+
+@dataclass
+class Session:
+    """A run between its start, or its newest checkpoint, and its end; see `open_session`.
+
+    Attributes:
+        step: steps done so far.
+        state: at the start of the session; the first update donates it.
+        position: in the data at that time, None at the start of a run.
+        log: the metrics of each step, written one step late.
+        progress: the display; the rest are the parts that its methods use.
+    """
+
+    step: int
+    state: TrainState
+    position: dict[str, Any] | None
+    config: ExperimentConfig
+    num_steps: int
+    log: StepLog
+    progress: Progress
+    checkpoints: ocp.CheckpointManager
+    stop: StopSignal
+    profiler: Profiler
+    validator: Validator
+    stopping: bool = False
+
+    def steps(self) -> Iterator[int]:
+        """The numbers of the steps to do, until the last one or until a signal asks to stop."""
+        self.stopping = self.stop.reached(self.step)
+        for step in range(self.step + 1, self.num_steps + 1):
+            if self.stopping:
+                return
+            yield step
+
+    def traced(self, step: int) -> contextlib.AbstractContextManager[None]:
+        """Profile what is done inside, if `step` is one of `run.profile_steps`."""
+        return self.profiler.around(step, self.log.flush)
+
+    def validate(self, step: int, params: Any) -> float | None:
+        """Mean weighted F1 (0 to 1) of `params` where `step` is due for a validation, else None.
+
+        Due are step 0, every `run.eval_every` steps, and the last one.
+        """
+        every = self.config.run.eval_every
+        if step == self.num_steps > 0 or (every and step % every == 0):
+            self.log.flush()
+            return self.validator.validate(step, params)
+        return None
+
+    def save(
+        self, step: int, state: TrainState, position: Mapping[str, Any], score: float | None
+    ) -> None:
+        """Write a checkpoint where one is due: after a validation, every so often, at a stop.
+
+        Args:
+            step: the step just done.
+            state: after it.
+            position: JSON-able position in the data.
+            score: of the validation after this step, None where there was none.
+        """
+        # Read once: a later signal is served after the next step, and that one is saved.
+        self.stopping = self.stop.reached(step)
+        self.step = step
+        if score is not None or self.stopping or step % self.config.run.save_every == 0:
+            self.log.flush()
+            checkpoint.save(self.checkpoints, step, state, position, score)
+
+
+@contextlib.contextmanager
+def open_session(
+    config: ExperimentConfig,
+    model: ModelSource,
+    mesh: Mesh,
+    optimizer: optax.GradientTransformation,
+    num_steps: int,
+) -> Iterator[Session]:
+    """Open the run folder and everything in it; go on from its newest checkpoint if it has one.
+
+    Ends the process with the status of a terminated one where a signal asked the run to stop.
+
+    Raises:
+        UserError: the folder holds something else, or a run of another configuration.
+    """
+    folder = config.run.output_dir
+    open_run_folder(folder, config)
+    if hosts.is_first():
+        save_base_model(model, folder)
+    hosts.wait_for_all("made the run folder")
+    manager = checkpoint.open_checkpoints(folder / "checkpoints", keep=config.run.keep_checkpoints)
+    with manager as checkpoints, StopSignal() as stop:
+        restored = checkpoint.restore(checkpoints, abstract_state(model.decoder, optimizer, mesh))
+        if restored is not None:
+            print(f"resuming after step {restored[0]}")
+        start: tuple[int, TrainState, dict[str, Any] | None]
+        start = restored or (0, fresh_state(model, optimizer, mesh), None)
+        # A run that died before its first checkpoint starts anew, its step-0 line included.
+        with (
+            _open_writers(folder, config, -1 if restored is None else start[0]) as writers,
+            Progress(num_steps, start=start[0]) as progress,
+            contextlib.closing(StepLog(config.run, mesh, writers, progress)) as log,
+            Profiler(folder, config.run.profile_steps) as profiler,
+        ):
+            validator = Validator(config, model, mesh, writers, progress)
+            run = (config, num_steps, log, progress, checkpoints, stop, profiler, validator)
+            session = Session(start[0], start[1], start[2], *run)
+            yield session
+        checkpoints.wait_until_finished()
+    if stop.requested:
+        print(f"stopped by a signal after step {session.step}; run the same command to resume")
+    exit_if_stopped(stop)
+
+
+def _open_writers(folder: Path, config: ExperimentConfig, step: int) -> Writers:
+    """The files and trackers of the run, truncated after `step`; none but on the first process."""
+    if not hosts.is_first():
+        return Writers([])
+    truncate_after(folder / METRICS_FILE, step)
+    return open_writers(
+        folder,
+        tensorboard=config.run.tensorboard,
+        wandb_project=config.run.wandb_project,
+        config=config.model_dump(mode="json"),
+    )

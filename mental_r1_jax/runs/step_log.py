@@ -1,0 +1,165 @@
+"""What is said about a step, written one step late so that the device never waits for a file."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from mental_r1_jax import hosts
+from mental_r1_jax.config import RunConfig
+from mental_r1_jax.console.progress import Progress
+from mental_r1_jax.rewards import RewardFunction
+from mental_r1_jax.rollout.collect import (
+    ScoredGroups,
+    StepPrompts,
+    completion_rows,
+    reward_metrics,
+)
+from mental_r1_jax.training.completions_log import console_table, write_completions
+from mental_r1_jax.training.metrics import Writers, scalars
+
+# So many steps in a row without a single group to learn from are worth a word.
+SILENT_STEPS = 5
+
+
+@dataclass(frozen=True)
+class RolloutRecord:
+    """The part of a step's record that only a step with a rollout has.
+
+    Attributes:
+        prompts: this process's posts and prompts.
+        groups: its scored completions.
+        table: the score table of all processes, on the device where there are several.
+        functions: reward functions, in the order of the table's columns.
+        advantages: that the update used, [B, G] or [B, G, C], on the device.
+        compiled: programs and shapes compiled so far.
+        sampled: when the rollout was scored and placed, seconds of `time.perf_counter`.
+    """
+
+    prompts: StepPrompts
+    groups: ScoredGroups
+    table: np.ndarray | jax.Array
+    functions: Sequence[RewardFunction]
+    advantages: jax.Array
+    compiled: int
+    sampled: float
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """Everything there is to say about a step; the device may still be at work on parts of it.
+
+    Attributes:
+        step: number of the step, from 1.
+        updates: metrics of each of its updates, on the device.
+        learning_rate: rate of the first of these updates.
+        started: when the device was free for the step, seconds of `time.perf_counter`.
+        rollout: where the batch came from, None in supervised steps.
+    """
+
+    step: int
+    updates: Sequence[Mapping[str, Any]]
+    learning_rate: float
+    started: float
+    rollout: RolloutRecord | None = None
+
+
+def read_record(record: StepRecord) -> tuple[dict[str, float], float]:
+    """Wait for the device and return a step's metrics, and when the device had finished it.
+
+    The metrics are those of the step's last update, with the skipped updates of all.
+    """
+    updates = [scalars(update) for update in record.updates]
+    numbers = updates[-1] | {"updates/skipped": sum(one["updates/skipped"] for one in updates)}
+    rollout = record.rollout
+    table = None if rollout is None else np.asarray(rollout.table)
+    finished = time.perf_counter()
+    seconds = finished - record.started
+    numbers |= {"learning_rate": record.learning_rate, "time/step": seconds}
+    if rollout is not None and table is not None:
+        numbers |= reward_metrics(table, rollout.functions)
+        numbers |= {
+            "prompts/truncated": float(np.mean([p.truncated for p in rollout.prompts.rendered])),
+            "time/rollout": rollout.sampled - record.started,
+            "time/train": finished - rollout.sampled,
+            "tokens_per_second": numbers["tokens/completion"] / seconds,
+            "compiled_programs": float(rollout.compiled),
+        }
+    return numbers, finished
+
+
+class StepLog:
+    """Writes the record of each step when it is flushed, which the next step does.
+
+    Closing it flushes, so that a deferred record is written also where the next step fails.
+    """
+
+    def __init__(self, run: RunConfig, mesh: Mesh, writers: Writers, progress: Progress) -> None:
+        """Nothing is deferred at first.
+
+        Args:
+            run: where completions are written, how often, and whether prompts are redacted.
+            mesh: over which the rows of a step are sharded.
+            writers: files and trackers of metrics.
+            progress: the display.
+        """
+        self._run, self._mesh, self._writers, self._progress = run, mesh, writers, progress
+        self._deferred: StepRecord | None = None
+        self._silent_steps = 0
+
+    def defer(self, record: StepRecord) -> None:
+        """Keep the record of a step until it is flushed."""
+        self._deferred = record
+        self._progress.phase("training")
+
+    def flush(self) -> float:
+        """Write the deferred record, if there is one, waiting for the device.
+
+        Returns:
+            When the device had finished that step, seconds of `time.perf_counter`; -inf if there
+            was none.
+        """
+        if self._deferred is None:
+            return -math.inf
+        record, self._deferred = self._deferred, None
+        numbers, finished = read_record(record)
+        self._writers.write(record.step, numbers)
+        self._progress.update(record.step, numbers)
+        if record.rollout is not None:
+            self._warn_if_silent(numbers["frac_reward_zero_std"])
+            every = self._run.log_completions_every
+            if every and record.step % every == 0:
+                self._write_completions(record.step, record.rollout)
+        return finished
+
+    close = flush
+
+    def _warn_if_silent(self, share: float) -> None:
+        """Say why nothing is learned when all groups have had equal rewards for a while."""
+        self._silent_steps = self._silent_steps + 1 if share == 1.0 else 0
+        if self._silent_steps == SILENT_STEPS:
+            self._progress.print(
+                f"for {SILENT_STEPS} steps all completions of a prompt earned the same, so every "
+                "advantage is 0: look at well_formed and at the completions; a model that cannot "
+                "write the grammar needs a cold start (mental-r1 sft)"
+            )
+
+    def _write_completions(self, step: int, rollout: RolloutRecord) -> None:
+        """Write all completions of a step, and show the best and the worst one."""
+        advantages = hosts.fetch_rows(rollout.advantages)
+        own = completion_rows(rollout.prompts, rollout.groups, rollout.functions, advantages)
+        group = len(rollout.groups.completions[0])
+        rows = hosts.local_rows(self._mesh, rollout.advantages.shape[0])
+        places = (rows[:, None] * group + np.arange(group)[None]).ravel()
+        everything = hosts.all_items(zip(places.tolist(), own, strict=True))
+        if hosts.is_first():
+            redact = self._run.redact_completions
+            write_completions(self._run.output_dir, step, everything, redact=redact)
+            self._progress.print(console_table(everything))
