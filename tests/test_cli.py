@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import io
 import subprocess
 import sys
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mental_r1_jax.cli import VERBS, main
+from mental_r1_jax.cli import VERBS, main, make_parser
 from mental_r1_jax.recipe import dump_config, load_config
 from tests.every_field.lab import Lab, make_shared
 
@@ -61,6 +63,22 @@ def test_help_loads_no_jax() -> None:
         "assert not {'jax', 'flax', 'transformers', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_package_is_the_command_too() -> None:
+    command = [sys.executable, "-m", "mental_r1_jax", "train", "nothing.yaml"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == "" and done.stderr.startswith("error: recipe not found")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_is_an_argument_of_its_job(verb: str) -> None:
+    """Options reach `run` by keyword, which no type checker sees."""
+    run = importlib.import_module(f"mental_r1_jax.jobs.{verb}").run
+    given = set(vars(make_parser().parse_args([verb, "x.yaml"])))
+    of_the_job = given - {"verb", "overrides"} | ({"name"} if verb == "plan" else set())
+    assert of_the_job == set(inspect.signature(run).parameters)
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,22 @@ def test_values_that_contradict_each_other(overrides: list[str], parts: list[str
     assert all(part in text for part in parts), text
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stage_entropy_rule": "explicit", "stage_entropy_coefs": (0.1,)}, "at least 5 items"),
+        ({"stage_entropy_rule": "explicit"}, "go together"),
+        ({"dual_clip": 1.0}, "greater than 1"),
+    ],
+)
+def test_an_objective_that_contradicts_itself_cannot_be_made(
+    changes: dict[str, object], message: str
+) -> None:
+    """Also without a recipe: the loss takes this very section and checks nothing again."""
+    with pytest.raises(pydantic.ValidationError, match=message):
+        CrpoConfig(**changes)
+
+
 def test_the_defaults_are_the_paper_s() -> None:
     config = recipe()
     rollout, crpo, optimizer = config.rollout, config.crpo, config.optimizer

@@ -11,7 +11,6 @@ import inspect
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -20,19 +19,17 @@ import pydantic
 import pytest
 import yaml
 
-from mental_r1_jax.config import CustomSet, ExperimentConfig
+from mental_r1_jax.config import STAGE_NAMES, CustomSet, ExperimentConfig
 from mental_r1_jax.data.benchmarks import BENCHMARKS, SYNTHETIC_SPECS, spec_for
-from mental_r1_jax.jobs.policy import Policy
-from mental_r1_jax.jobs.trainer import sampling_config, step_config
-from mental_r1_jax.models import decoder, hf_format
-from mental_r1_jax.models.architecture import parameter_count
+from mental_r1_jax.models import decoder
+from mental_r1_jax.models.decoder import DecoderConfig, parameter_count
+from mental_r1_jax.models.hf_config import decoder_config_from_hf
+from mental_r1_jax.opening.mesh_choice import choose_mesh
 from mental_r1_jax.planning.chips import CHIPS
 from mental_r1_jax.planning.known_models import KNOWN_CONFIGS
-from mental_r1_jax.planning.mesh_choice import choose_mesh
+from mental_r1_jax.planning.topologies import parse_topology
 from mental_r1_jax.recipe import load_config
-from mental_r1_jax.rollout.sampler import sample_completions
-from mental_r1_jax.text.stages import STAGE_NAMES
-from mental_r1_jax.topologies import parse_topology
+from mental_r1_jax.rollout.sampler import sample_completions, sampler_settings
 from mental_r1_jax.training.optimizer import make_optimizer
 from mental_r1_jax.training.train_step import init_state, train_step
 from mental_r1_jax.types import Batch, PromptBatch
@@ -67,17 +64,12 @@ HARDWARE = {
 on_every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 
 
-def policy_of(config: ExperimentConfig) -> Policy:
-    """The recipe's model without a file: known shape, stand-in for the tokenizer."""
-    hf_config = KNOWN_CONFIGS.get(config.model.path, TINY)
-    return Policy(
-        folder=Path(),
-        run_folder=None,
-        hf_config=hf_config,
-        tokenizer=SimpleNamespace(eos_ids=(2,), pad_id=0),
-        config=hf_format.decoder_config_from_hf(
-            hf_config, compute_dtype=config.model.compute_dtype, remat=config.model.remat
-        ),
+def decoder_of(config: ExperimentConfig) -> DecoderConfig:
+    """The architecture of the recipe's model, without a file."""
+    return decoder_config_from_hf(
+        KNOWN_CONFIGS.get(config.model.path, TINY),
+        compute_dtype=config.model.compute_dtype,
+        remat=config.model.remat,
     )
 
 
@@ -108,7 +100,7 @@ def test_its_sets_are_known_and_its_folder_is_its_own(recipe: Path) -> None:
 def test_its_batches_divide_over_its_mesh(recipe: Path) -> None:
     """On one device, and on the slices that its header names, whose memory chooses the mesh."""
     config = load_config(recipe)
-    model = policy_of(config).config
+    model = decoder_of(config)
     for kind in HARDWARE.get(recipe.stem, ()):
         slice_ = parse_topology(kind)
         assert kind in recipe.read_text(encoding="utf-8") or recipe.stem == "qwen3_8b_grpo"
@@ -128,9 +120,9 @@ def test_its_batches_divide_over_its_mesh(recipe: Path) -> None:
 @on_every_recipe
 def test_its_update_abstract_evaluates(recipe: Path) -> None:
     config = load_config(recipe)
-    policy = policy_of(config)
+    model = decoder_of(config)
     millions = MODELS[config.model.path]
-    assert parameter_count(policy.config) == pytest.approx(millions * 1e6, rel=0.02)
+    assert parameter_count(model) == pytest.approx(millions * 1e6, rel=0.02)
 
     rollout = config.rollout
     b, g, p, c = (
@@ -153,31 +145,31 @@ def test_its_update_abstract_evaluates(recipe: Path) -> None:
         ref_logprobs=tokens if config.crpo.kl_coef > 0 else None,
     )
     optimizer = make_optimizer(config.optimizer, 10)
-    params = decoder.abstract_params(policy.config)
+    params = decoder.abstract_params(model)
     state = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), params)
-    step = functools.partial(train_step, config=step_config(config, policy), optimizer=optimizer)
-    after, metrics = jax.eval_shape(step, state, batch)
+    step = functools.partial(train_step, config=config, decoder=model, optimizer=optimizer)
+    after, metrics, advantages = jax.eval_shape(step, state, batch)
     assert jax.tree.structure(after) == jax.tree.structure(state)
     for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
         assert (old.shape, old.dtype) == (new.shape, new.dtype)
     assert {"loss", "grad_norm", "entropy/stage/stimulus"} <= set(metrics)
+    assert advantages.shape == (b, g)
 
 
 @on_every_recipe
 def test_its_rollout_abstract_evaluates(recipe: Path) -> None:
     config = load_config(recipe)
-    policy, rollout = policy_of(config), config.rollout
+    model, rollout = decoder_of(config), config.rollout
     b, p = rollout.prompts_per_step, rollout.max_prompt_length
     prompts = PromptBatch(
         prompt_ids=shape(b, p, dtype=jnp.int32),
         prompt_mask=shape(b, p, dtype=bool),
         prompt_index=shape(b, dtype=jnp.int32),
     )
-    sample = functools.partial(
-        sample_completions, config=policy.config, sampling=sampling_config(config, policy)
-    )
+    settings = sampler_settings(config, "train", eos_ids=(2,), pad_id=0)
+    sample = functools.partial(sample_completions, config=model, settings=settings)
     key = jax.eval_shape(jax.random.key, 0)
-    completions = jax.eval_shape(sample, decoder.abstract_params(policy.config), prompts, key)
+    completions = jax.eval_shape(sample, decoder.abstract_params(model), prompts, key)
     expected = (b, rollout.num_generations, rollout.max_completion_length)
     assert completions.completion_ids.shape == expected
     assert completions.finished.shape == expected[:2]

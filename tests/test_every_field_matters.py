@@ -1,8 +1,9 @@
 """Every field of a recipe changes what the program does, and this shows where.
 
-`FIELDS` gives each field another value and a probe: a part of the real program, run on the recipe
-before and after. A field that nobody reads leaves its probe's result alone and fails here; so does
-a new field without an entry.
+`FIELDS` gives each field another value and probes: parts of the real program, run on the recipe
+before and after. There is a probe for every part that reads the field (training, validation,
+evaluation, ...), so the table says who reads what. A part that does not read it leaves its probe's
+result alone and fails here; so does a new field without an entry.
 """
 
 from __future__ import annotations
@@ -18,24 +19,35 @@ import pytest
 
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.recipe import _models_in
-from tests.every_field import probes
+from tests.every_field import predictions, probes, programs
+from tests.every_field.kept import run_kept
 from tests.every_field.lab import Lab, make_shared
-from tests.every_field.loop_probe import run_kept
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """How one field is shown to matter.
+    """How one field is shown to matter to one part that reads it.
 
     Attributes:
         value: another value than that of the common recipe.
-        probe: what it must change.
+        probe: the part, and what of it must change.
         given: other keys to set first, where the field alone is not read.
     """
 
     value: Any
     probe: Callable[[Lab, ExperimentConfig], Any]
     given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+Probe = Callable[[Lab, ExperimentConfig], Any]
+
+
+def everywhere(
+    value: Any, *probes: Probe | tuple[Probe, Mapping[str, Any]], given: Any = None
+) -> tuple[Field, ...]:
+    """The same value for several parts; a probe may come with keys of its own to set first."""
+    pairs = [one if isinstance(one, tuple) else (one, given or {}) for one in probes]
+    return tuple(Field(value, probe, keys) for probe, keys in pairs)
 
 
 # Ratios far from 1 come with a second update on the same rollout.
@@ -61,12 +73,51 @@ def _optimizer_fields(section: str, probe: Callable[..., Any]) -> dict[str, Fiel
 
 
 SHORT = {"rollout.max_completion_length": 8}
+# Several samples of a post, which are drawn and not greedy.
+VOTES = {"evaluate.num_votes": 3}
+# Keys that say how tokens are drawn.
+DRAWN = {"rollout.temperature": 2.0, "rollout.top_p": 0.5, "rollout.top_k": 1}
+# Parts that render prompts.
+PROMPTED = (
+    probes.asked_prompts,
+    predictions.validated_shapes,
+    predictions.evaluated_shapes,
+    probes.cold_start_shapes,
+)
+# Parts that lay out devices.
+MESHES = (probes.mesh, probes.mesh_of_cold_start, programs.evaluation_mesh)
 MINE = "data.custom_sets.Calm"
-FIELDS: dict[str, Field] = {
-    "model.path": Field("{shared}/other", probes.opened_model),
-    "model.compute_dtype": Field("bfloat16", probes.program),
-    "model.remat": Field("none", probes.program),
-    "model.logprob_chunk_size": Field(2, probes.program),
+FIELDS: dict[str, Field | tuple[Field, ...]] = {
+    "model.path": everywhere(
+        "{shared}/other",
+        programs.training_sampler,
+        programs.training_update,
+        programs.validation_sampler,
+        programs.verification_sampler,
+        probes.cold_start_update,
+        probes.exported,
+    ),
+    "model.compute_dtype": everywhere(
+        "bfloat16",
+        programs.training_sampler,
+        programs.training_scorer,
+        programs.training_update,
+        programs.validation_sampler,
+        programs.validation_entropies,
+        programs.evaluation_sampler,
+        programs.evaluation_entropies,
+        programs.sample_sampler,
+        probes.cold_start_update,
+    ),
+    "model.remat": everywhere("none", programs.training_update, probes.cold_start_update),
+    "model.logprob_chunk_size": everywhere(
+        2,
+        programs.training_scorer,
+        programs.training_update,
+        programs.validation_entropies,
+        programs.evaluation_entropies,
+        probes.cold_start_update,
+    ),
     "data.root": Field("{shared}/other_posts", probes.posts),
     "data.sets": Field(["Calm"], probes.posts),
     f"{MINE}.labels": Field(["Yes", "Never"], probes.set_labels),
@@ -77,20 +128,76 @@ FIELDS: dict[str, Field] = {
     "data.on_duplicate": Field("drop", probes.posts),
     "data.absurd_post_chars": Field(10, probes.problems),
     "data.limit_per_set": Field(3, probes.posts),
-    "rollout.prompts_per_step": Field(16, probes.asked_prompts),
-    "rollout.num_generations": Field(3, probes.sampled, SHORT),
-    "rollout.max_prompt_length": Field(590, probes.asked_prompts),
-    "rollout.prompt_length_buckets": Field([590], probes.asked_prompts),
-    "rollout.max_completion_length": Field(7, probes.sampled, SHORT),
-    "rollout.temperature": Field(2.0, probes.sampled, SHORT),
-    "rollout.top_p": Field(0.5, probes.sampled, SHORT),
-    "rollout.top_k": Field(1, probes.sampled, SHORT),
-    "rollout.first_cache_length": Field(16, probes.decoding_loops),
-    "rollout.halvings": Field(1, probes.decoding_loops),
+    "rollout.prompts_per_step": everywhere(
+        16,
+        probes.asked_prompts,
+        programs.training_sampler,
+        programs.training_update,
+        probes.number_of_steps,
+        probes.steps_of_the_plan,
+    ),
+    "rollout.num_generations": everywhere(
+        3, (probes.sampled, SHORT), programs.training_sampler, programs.training_update
+    ),
+    "rollout.max_prompt_length": everywhere(590, *PROMPTED, programs.training_update),
+    "rollout.prompt_length_buckets": everywhere([590], *PROMPTED),
+    "rollout.max_completion_length": everywhere(
+        60,
+        probes.asked_completions,
+        programs.training_update,
+        programs.loops_of_training,
+        programs.loops_of_validation,
+        programs.loops_of_evaluation,
+        programs.loops_of_verification,
+        programs.sample_sampler,
+        probes.cold_start_shapes,
+        probes.exported,
+    ),
+    "rollout.temperature": everywhere(
+        2.0,
+        (probes.sampled, SHORT),
+        programs.training_sampler,
+        programs.training_scorer,
+        programs.training_update,
+        (programs.evaluation_sampler, VOTES),
+        programs.validation_entropies,
+        programs.evaluation_entropies,
+    ),
+    "rollout.top_p": everywhere(
+        0.5,
+        (probes.sampled, SHORT),
+        programs.training_sampler,
+        (programs.evaluation_sampler, VOTES),
+        (programs.sample_sampler, VOTES),
+    ),
+    "rollout.top_k": everywhere(
+        1,
+        (probes.sampled, SHORT),
+        programs.training_sampler,
+        (programs.evaluation_sampler, VOTES),
+        (programs.sample_sampler, VOTES),
+    ),
+    "rollout.first_cache_length": everywhere(
+        16,
+        programs.loops_of_training,
+        programs.loops_of_validation,
+        programs.loops_of_evaluation,
+        programs.loops_of_verification,
+    ),
+    # Those that decode one completion of a prompt have nothing to halve.
+    "rollout.halvings": everywhere(
+        1, programs.loops_of_training, (programs.loops_of_evaluation, VOTES)
+    ),
     "rewards.format_weight": Field(2.0, probes.reward),
     "rewards.answer_weight": Field(2.0, probes.reward),
     "rewards.answer_weighting": Field("uniform", probes.reward),
-    "rewards.answer_match": Field("exact", probes.reward),
+    "rewards.answer_match": everywhere(
+        "exact",
+        probes.reward,
+        (probes.accuracy, {"rewards.answer_weight": 0.0}),
+        predictions.validated_long_answers,
+        predictions.evaluated_long_answers,
+    ),
     "rewards.custom": Field({"tests.test_every_field_matters:number_of_words": 1.0}, probes.reward),
     "crpo.scale_rewards": Field("none", probes.objective),
     "crpo.advantage_baseline": Field("leave_one_out", probes.objective),
@@ -98,7 +205,7 @@ FIELDS: dict[str, Field] = {
     "crpo.clip_epsilon_high": Field(0.6, probes.objective, MOVED),
     "crpo.dual_clip": Field(1.5, probes.objective, MOVED),
     "crpo.importance_level": Field("sequence", probes.objective, MOVED),
-    "crpo.kl_coef": Field(0.5, probes.objective),
+    "crpo.kl_coef": everywhere(0.5, probes.objective, programs.training_update),
     "crpo.kl_estimator": Field("k2", probes.objective),
     "crpo.aggregation": Field("sequence", probes.objective),
     "crpo.stage_entropy_rule": Field("off", probes.objective),
@@ -107,36 +214,57 @@ FIELDS: dict[str, Field] = {
     "crpo.stage_entropy_coefs": Field([0.1, 0.1, 0.1, 0.1, 0.4], probes.objective, EXPLICIT),
     "crpo.stage_entropy_mean": Field("present_only", probes.objective),
     "crpo.entropy_bonus_coef": Field(0.5, probes.objective),
-    "crpo.mask_truncated_completions": Field(True, probes.trained_tokens),
-    "crpo.num_iterations": Field(2, probes.updated_weights),
+    "crpo.mask_truncated_completions": everywhere(True, probes.trained_tokens, probes.objective),
+    "crpo.num_iterations": everywhere(2, probes.updated_weights, programs.training_update),
     **_optimizer_fields("optimizer", probes.optimizer_of_training),
     "sft.traces": Field("{shared}/traces.jsonl", probes.traces),
     "sft.traces_per_set": Field(2, probes.traces),
     "sft.label_noise": Field(1.0, probes.traces),
-    "sft.batch_size": Field(16, probes.cold_start_batch),
-    "sft.num_steps": Field(7, probes.cold_start_batch),
+    "sft.batch_size": everywhere(16, probes.cold_start_shapes, probes.cold_start_update),
+    "sft.num_steps": everywhere(7, probes.cold_start_shapes, probes.optimizer_of_cold_start),
     **_optimizer_fields("sft.optimizer", probes.optimizer_of_cold_start),
-    "evaluate.model": Field("{shared}/other", probes.evaluated),
-    "evaluate.output_dir": Field("{tmp}/report", probes.evaluated),
-    "evaluate.split": Field("validation", probes.evaluated),
-    "evaluate.limit_per_set": Field(2, probes.evaluated),
-    "evaluate.batch_size": Field(16, probes.evaluated),
-    "evaluate.num_votes": Field(3, probes.evaluated),
-    "evaluate.bootstrap_samples": Field(7, probes.evaluated),
-    "evaluate.include_text": Field(True, probes.evaluated),
+    "evaluate.model": Field("{shared}/other", predictions.evaluated),
+    "evaluate.output_dir": Field("{tmp}/report", predictions.evaluated),
+    "evaluate.split": Field("validation", predictions.evaluated),
+    "evaluate.limit_per_set": Field(2, predictions.evaluated),
+    "evaluate.batch_size": everywhere(
+        16, predictions.evaluated_shapes, predictions.validated_shapes
+    ),
+    # Not validation, which is greedy; see below.
+    "evaluate.num_votes": everywhere(
+        3, predictions.evaluated, programs.loops_of_evaluation, programs.sample_sampler
+    ),
+    "evaluate.bootstrap_samples": Field(7, predictions.evaluated),
+    "evaluate.include_text": Field(True, predictions.evaluated),
     "export.checkpoint": Field("latest", probes.exported_weights),
     "export.output_dir": Field("{tmp}/released", probes.exported),
     "export.dtype": Field("float32", probes.exported_weights),
     "export.max_shard_megabytes": Field(1, probes.exported_weights),
     "export.verify": Field(True, probes.exported),
-    "mesh.data": Field(4, probes.mesh),  # eight devices: leaves some over, which is refused
-    "mesh.fsdp": Field(4, probes.mesh),
-    "mesh.tensor": Field(2, probes.mesh),
+    "mesh.data": everywhere(4, *MESHES),  # eight devices: leaves some over, which is refused
+    "mesh.fsdp": everywhere(4, *MESHES),
+    "mesh.tensor": everywhere(2, *MESHES),
     "run.output_dir": Field("{tmp}/another", run_kept),
-    "run.seed": Field(1, probes.asked_prompts),
-    "run.num_steps": Field(5, probes.number_of_steps),
-    "run.num_epochs": Field(5.0, probes.number_of_steps),
-    "run.micro_batches": Field(2, probes.program),
+    "run.seed": everywhere(
+        1,
+        probes.asked_prompts,
+        probes.asked_randomness,
+        predictions.evaluated_randomness,
+        (predictions.evaluated_intervals, {"evaluate.bootstrap_samples": 7}),
+        probes.traces,
+        (probes.cold_start_order, {"sft.traces": "{shared}/several.jsonl"}),
+    ),
+    "run.num_steps": everywhere(
+        5, probes.number_of_steps, probes.steps_of_the_plan, probes.optimizer_of_training
+    ),
+    "run.num_epochs": everywhere(5.0, probes.number_of_steps, probes.steps_of_the_plan),
+    # Batches of which a half still divides over the eight devices.
+    "run.micro_batches": everywhere(
+        2,
+        programs.training_update,
+        probes.cold_start_update,
+        given={"rollout.prompts_per_step": 16, "sft.batch_size": 16},
+    ),
     "run.save_every": Field(1, run_kept),
     "run.keep_checkpoints": Field(1, run_kept, {"run.save_every": 1}),
     "run.eval_every": Field(2, run_kept),
@@ -195,11 +323,17 @@ def run_probe(
         return probe(lab, lab.config(changes))
 
 
-@pytest.mark.parametrize("name", FIELDS)
+def entries() -> Iterator[Any]:
+    """A test for every field and part that reads it."""
+    for name, field in FIELDS.items():
+        for one in field if isinstance(field, tuple) else (field,):
+            yield pytest.param(name, one, id=f"{name}-{one.probe.__name__}")
+
+
+@pytest.mark.parametrize(("name", "field"), list(entries()))
 def test_the_field_changes_what_happens(
-    name: str, shared: Path, tmp_path: Path, outcomes: dict[str, Any]
+    name: str, field: Field, shared: Path, tmp_path: Path, outcomes: dict[str, Any]
 ) -> None:
-    field = FIELDS[name]
     key = f"{field.probe.__name__} {sorted(field.given.items())}"
     if key not in outcomes:
         outcomes[key] = run_probe(shared, tmp_path / "before", field.probe, field.given)
@@ -208,3 +342,36 @@ def test_the_field_changes_what_happens(
     changes = {**field.given, name: field.value}
     after = run_probe(shared, tmp_path / "after", field.probe, changes)
     assert after != outcomes[key], f"{name}={field.value!r} changed nothing"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [VOTES, *({key: value} for key, value in DRAWN.items()), {"rollout.num_generations": 8}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_validation_and_verification_are_greedy_whatever_is_sampled_elsewhere(
+    changes: Mapping[str, Any], shared: Path, tmp_path: Path
+) -> None:
+    """One completion of a post, from a program that no key of drawing changes."""
+    for probe in (programs.validation_sampler, programs.verification_sampler):
+        before, after = (
+            run_probe(shared, tmp_path / f"{probe.__name__}{len(keys)}", probe, keys)
+            for keys in ({}, changes)
+        )
+        assert before == after
+    loops = run_probe(shared, tmp_path / "loops", programs.loops_of_validation, changes)
+    assert loops == [[1, 64]]
+
+
+def test_evaluation_obeys_the_keys_of_the_decoding_loop(shared: Path, tmp_path: Path) -> None:
+    """A cache that doubles from 16 slots, then half of the four votes, then one of them."""
+    keys = {
+        "evaluate.num_votes": 4,
+        "rollout.first_cache_length": 16,
+        "rollout.halvings": 2,
+    }
+    loops = run_probe(shared, tmp_path / "votes", programs.loops_of_evaluation, keys)
+    assert loops == [[4, 16], [4, 32], [4, 64], [2, 64], [1, 64]]
+    greedy = {**keys, "evaluate.num_votes": 1}
+    loops = run_probe(shared, tmp_path / "greedy", programs.loops_of_evaluation, greedy)
+    assert loops == [[1, 16], [1, 32], [1, 64]]

@@ -15,10 +15,8 @@ from mental_r1_jax.rewards import (
     RewardFunction,
     answer_function,
     answer_is_right,
-    answer_reward,
     balanced_weights,
     format_function,
-    format_reward,
     load_reward_function,
     match_label,
     score_completion,
@@ -86,13 +84,21 @@ def test_match_label_prefers_the_longest():
 
 
 def test_format_and_answer_rewards_are_independent():
-    good, answer_only = GRAMMAR.parse(GOOD), GRAMMAR.parse("<answer>No</answer>")
-    assert format_reward(good) == 0.5
-    assert format_reward(answer_only) == -0.5
-    assert answer_reward(good, "Yes", 1.5) == 1.5
-    assert answer_reward(good, "Yes", 1.5, "exact") == -1.5
-    assert answer_reward(answer_only, "No", 0.25) == 0.25
-    assert answer_reward(GRAMMAR.parse("nothing"), "No", 0.25) == -0.25
+    form = format_function(1.0)
+
+    def answer(weight, match="prefix"):
+        return answer_function(1.0, {("Rain", "Yes"): weight, ("Rain", "No"): weight}, match)
+
+    def value(function, completion, label):
+        parsed = GRAMMAR.parse(completion)
+        return function.function(completion, parsed, Example(label=label))
+
+    assert value(form, GOOD, "No") == 0.5
+    assert value(form, "<answer>No</answer>", "No") == -0.5
+    assert value(answer(1.5), GOOD, "Yes") == 1.5
+    assert value(answer(1.5, "exact"), GOOD, "Yes") == -1.5
+    assert value(answer(0.25), "<answer>No</answer>", "No") == 0.25
+    assert value(answer(0.25), "nothing", "No") == -0.25
 
 
 def test_balanced_weights_by_hand():

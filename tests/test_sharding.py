@@ -46,19 +46,19 @@ def shape(*sizes: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(sizes, jnp.float32)
 
 
-def test_large_parameters_must_be_cut() -> None:
+def test_large_parameters_must_be_sharded() -> None:
     mesh = sharding.make_mesh(data=2, fsdp=1, tensor=4)
     shapes = {
         "fine": shape(1024, 1024),
         "odd": shape(1024, 1023),
-        "whole": shape(1024, 1024),
+        "unsharded": shape(1024, 1024),
         "few_heads": shape(512, 32, 2, 64),
         "small": shape(6, 6),
     }
     axes = {
         "fine": ("embed", "mlp"),
         "odd": ("embed", "mlp"),
-        "whole": ("embed", "norm"),
+        "unsharded": ("embed", "norm"),
         "few_heads": ("layers", "heads", "kv_heads", "head_dim"),
         "small": ("embed", "mlp"),
     }
@@ -67,11 +67,11 @@ def test_large_parameters_must_be_cut() -> None:
         sharding.param_shardings(mesh, shapes, axes)
     message = str(raised.value)
     assert "odd (1024, 1023): mlp=1023 is not a multiple of tensor=4" in message
-    assert "whole (1024, 1024): 1,048,576 elements, and nothing cuts it" in message
+    assert "unsharded (1024, 1024): 1,048,576 elements, and no axis shards it" in message
     assert "fine" not in message and "small" not in message and "few_heads" not in message
 
 
-def test_small_parameters_and_few_kv_heads_may_stay_whole() -> None:
+def test_small_parameters_and_few_kv_heads_may_be_replicated() -> None:
     mesh = sharding.make_mesh(data=1, fsdp=2, tensor=4)
     shapes = {"key": shape(64, 128, 2, 64), "small": shape(6, 6)}
     axes = {"key": ("layers", "embed", "kv_heads", "head_dim"), "small": ("embed", "mlp")}
@@ -80,12 +80,12 @@ def test_small_parameters_and_few_kv_heads_may_stay_whole() -> None:
     assert found["small"].spec == PartitionSpec("fsdp", None)
 
 
-def test_batches_are_cut_over_data_and_fsdp() -> None:
+def test_batches_are_sharded_over_data_and_fsdp() -> None:
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
     rows = jax.device_put(np.zeros((8, 3), np.float32), sharding.batch_sharding(mesh, 2))
     assert rows.addressable_shards[0].data.shape == (2, 3)
-    whole = jax.device_put(np.zeros((8, 3), np.float32), sharding.replicated(mesh))
-    assert whole.addressable_shards[0].data.shape == (8, 3)
+    copies = jax.device_put(np.zeros((8, 3), np.float32), sharding.replicated(mesh))
+    assert copies.addressable_shards[0].data.shape == (8, 3)
 
 
 def test_forward_and_gradient_on_eight_devices_equal_one_device() -> None:
@@ -117,9 +117,9 @@ def test_forward_and_gradient_on_eight_devices_equal_one_device() -> None:
     (expected_loss, expected), expected_grad = run(params, batch)
 
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-    cut = sharding.param_shardings(mesh, shapes, decoder.param_logical_axes(config))
-    cut_batch = tuple(jax.device_put(x, sharding.batch_sharding(mesh, x.ndim)) for x in batch)
-    arguments = (jax.device_put(params, cut), cut_batch)
+    where = sharding.param_shardings(mesh, shapes, decoder.param_logical_axes(config))
+    sharded_batch = tuple(jax.device_put(x, sharding.batch_sharding(mesh, x.ndim)) for x in batch)
+    arguments = (jax.device_put(params, where), sharded_batch)
     compiled = run.lower(*arguments).compile()
     (value, logits), grad = compiled(*arguments)
     assert len(logits.sharding.device_set) == 8

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mental_r1_jax.config import (
+    STAGE_NAMES,
+    CrpoConfig,
+    DataConfig,
+    ExperimentConfig,
+    ModelConfig,
+    RolloutConfig,
+    RunConfig,
+)
 from mental_r1_jax.models import decoder
-from mental_r1_jax.rl.losses import LossConfig, stage_coefficients
-from mental_r1_jax.text.stages import STAGE_NAMES
-from mental_r1_jax.training.train_step import StepConfig
 from mental_r1_jax.types import Batch, PromptBatch
 
 TEMPERATURE = 0.85
@@ -77,15 +83,17 @@ def random_batch(seed: int = 2) -> Batch:
     return jax.tree.map(jnp.asarray, batch)
 
 
-def step_config(*, micro_batches: int = 1, **loss_changes: Any) -> StepConfig:
-    """The paper's objective for the tiny decoder, with changes."""
-    paper = LossConfig(stage_names=STAGE_NAMES, stage_entropy_coefs=stage_coefficients("tanh"))
-    return StepConfig(
-        decoder=CONFIG,
-        loss=dataclasses.replace(paper, **loss_changes),
-        scale_rewards="group",
-        advantage_baseline="mean",
-        temperature=TEMPERATURE,
-        chunk_size=3,
-        micro_batches=micro_batches,
+def tiny_recipe(*, micro_batches: int = 1, chunk_size: int = 3, **crpo: Any) -> ExperimentConfig:
+    """A recipe with the paper's objective and the tiny decoder's sizes, with changes of `crpo`."""
+    return ExperimentConfig(
+        model=ModelConfig(path="tiny", logprob_chunk_size=chunk_size),
+        data=DataConfig(sets=("none",)),
+        run=RunConfig(output_dir=Path("nowhere"), micro_batches=micro_batches),
+        rollout=RolloutConfig(
+            prompts_per_step=NUM_PROMPTS,
+            num_generations=GROUP,
+            max_completion_length=COMPLETION,
+            temperature=TEMPERATURE,
+        ),
+        crpo=CrpoConfig(**crpo),
     )

@@ -1,1 +1,1 @@
-"""Tests of compiled programs that never run: for TPUs that are not there, and for this CPU."""
+"""Tests of compiled programs that never run: for TPUs, without any, and for this CPU."""

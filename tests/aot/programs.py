@@ -15,18 +15,17 @@ import pytest
 from jax.sharding import Mesh
 
 from mental_r1_jax import sharding
+from mental_r1_jax.config import STAGE_NAMES
 from mental_r1_jax.models.decoder import DecoderConfig, abstract_params
-from mental_r1_jax.text.stages import STAGE_NAMES
-from mental_r1_jax.topologies import parse_topology, topology_devices
+from mental_r1_jax.planning.topologies import parse_topology, topology_devices
 from mental_r1_jax.training.train_step import (
     TrainState,
     init_state,
-    jit_step,
+    jit_train_step,
     state_shardings,
-    train_step,
 )
 from mental_r1_jax.types import Batch
-from tests.tiny_decoder import step_config
+from tests.tiny_decoder import tiny_recipe
 
 # Sizes are powers of two, so that other factors of a shape tell which axes it is made of.
 CONFIG = DecoderConfig(
@@ -41,7 +40,7 @@ CONFIG = DecoderConfig(
 
 
 def tpu_mesh(topology: str, data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh of chips that are not there; skips where their compiler is missing."""
+    """A mesh of TPU chips to compile for; skips where their compiler is missing."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("compiling for TPUs needs the package libtpu (`pip install libtpu`)")
     return sharding.make_mesh(data, fsdp, tensor, topology_devices(parse_topology(topology)))
@@ -50,9 +49,9 @@ def tpu_mesh(topology: str, data: int = 1, fsdp: int = 1, tensor: int = 1) -> Me
 def compiled_step(mesh: Mesh, dtype: str, sizes: tuple[int, int, int, int], chunk: int) -> Any:
     """The update on B prompts of P tokens with G completions of C, compiled, from shapes alone."""
     config = dataclasses.replace(CONFIG, compute_dtype=dtype)
-    step = dataclasses.replace(step_config(), decoder=config, chunk_size=chunk)
+    recipe = tiny_recipe(chunk_size=chunk)
     optimizer = optax.adamw(1e-4)
-    run = jit_step(train_step, config=step, optimizer=optimizer, mesh=mesh)
+    run = jit_train_step(config=recipe, decoder=config, optimizer=optimizer, mesh=mesh)
     state = jax.eval_shape(lambda: init_state(_zeros(config), optimizer))
     state = jax.tree.map(_placed, state, state_shardings(config, optimizer, mesh))
     return run.lower(state, abstract_batch(mesh, *sizes)).compile()
@@ -67,7 +66,7 @@ def _placed(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
 
 
 def abstract_batch(mesh: Mesh, prompts: int, length: int, group: int, completion: int) -> Batch:
-    """Shapes of a step's data, cut over the mesh."""
+    """Shapes of a step's data, sharded over the mesh."""
 
     def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         where = sharding.batch_sharding(mesh, len(shape))

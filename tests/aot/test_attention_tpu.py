@@ -1,4 +1,4 @@
-"""Attention compiled for TPUs that are not there."""
+"""Attention compiled for TPUs on a machine without one."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ import pytest
 from jax.sharding import Mesh
 
 from mental_r1_jax import sharding
+from mental_r1_jax.models.architecture import AttentionFacts
 from mental_r1_jax.models.attention import prompt_attention, shared_prefix_attention
 from tests.aot.programs import tpu_mesh
 
 
 def gradient_program(
-    mesh: Mesh, dtype: Any, sizes: tuple[int, int, int, int], heads: tuple[int, int, int]
+    mesh: Mesh,
+    dtype: Any,
+    sizes: tuple[int, int, int, int],
+    heads: tuple[int, int, int],
+    window: int | None = None,
 ) -> Any:
     """Forward and backward of attention for B, P, G, T and K, R, h, compiled."""
+    facts = AttentionFacts(scale=heads[2] ** -0.5, window=window)
     (batch, prompt, group, length), (kv_heads, repeats, width) = sizes, heads
 
     def array(*shape: int, dtype: Any = dtype) -> jax.ShapeDtypeStruct:
@@ -29,7 +35,7 @@ def gradient_program(
         return array(*tokens, kv_heads, repeats, width), keys, keys
 
     def loss(prompt: Any, completions: Any, *masks: jax.Array) -> jax.Array:
-        mixed = shared_prefix_attention(prompt, completions, *masks, None)
+        mixed = shared_prefix_attention(prompt, completions, *masks, facts)
         return sum(jnp.square(x.astype(jnp.float32)).sum() for x in mixed)
 
     masks = array(batch, prompt, dtype=jnp.bool_), array(batch, group, length, dtype=jnp.bool_)
@@ -37,6 +43,7 @@ def gradient_program(
     return jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*arguments).compile()
 
 
+@pytest.mark.parametrize("window", [None, 300], ids=["full", "window"])
 @pytest.mark.parametrize(
     ("topology", "mesh", "dtype", "heads"),
     [
@@ -44,16 +51,24 @@ def gradient_program(
         ("v5p:2x2x1", {"fsdp": 2, "tensor": 2}, jnp.bfloat16, (2, 6, 128)),
         ("v6e:2x2", {"tensor": 4}, jnp.float32, (2, 7, 128)),
     ],
-    ids=["v5e", "v5p-heads-cut", "v6e-heads-that-the-mesh-does-not-divide"],
+    ids=["v5e", "v5p-heads-sharded", "v6e-heads-that-the-mesh-does-not-divide"],
 )
 def test_forward_and_backward_compile(
-    topology: str, mesh: dict[str, int], dtype: Any, heads: tuple[int, int, int]
+    topology: str,
+    mesh: dict[str, int],
+    dtype: Any,
+    heads: tuple[int, int, int],
+    window: int | None,
 ) -> None:
-    """Lengths are no multiples of anything."""
-    program = gradient_program(tpu_mesh(topology, **mesh), dtype, (4, 390, 3, 255), heads)
+    """Lengths are no multiples of anything. Rolling prompts for a window needs no exchange."""
+    sizes = (4, 390, 3, 255)
+    text = gradient_program(tpu_mesh(topology, **mesh), dtype, sizes, heads, window).as_text()
     assert {"splash_mha_fwd", "splash_mha_dq", "splash_mha_dkv"} <= {
-        name for name in _KERNELS if name in program.as_text()
+        name for name in _KERNELS if name in text
     }
+    exchanges = ("all-gather", "all-to-all", "collective-permute", "all-reduce")
+    if "tensor" not in mesh:
+        assert not [name for name in exchanges if f" {name}" in text]
 
 
 _KERNELS = ("splash_mha_fwd", "splash_mha_dq", "splash_mha_dkv")
@@ -76,8 +91,8 @@ def test_temporaries_grow_linearly_with_the_length() -> None:
     assert sizes[2] < 2.25 * sizes[1]
 
 
-def test_a_prompt_alone_and_a_window() -> None:
-    """Prefill has its own kernel; layers with a window run in plain XLA."""
+def test_a_prompt_alone_with_and_without_a_window() -> None:
+    """Prefill has its own kernel, also in layers with a window."""
     mesh = tpu_mesh("v5e:2x2", data=4)
 
     def program(window: int | None) -> str:
@@ -87,9 +102,9 @@ def test_a_prompt_alone_and_a_window() -> None:
         queries = jax.ShapeDtypeStruct(
             (4, 200, 2, 3, 64), jnp.bfloat16, sharding=sharding.batch_sharding(mesh, 5)
         )
-        limit = None if window is None else jnp.int32(window)
-        run = jax.jit(lambda q, k: prompt_attention(q, k, k, limit))
+        facts = AttentionFacts(scale=0.125, window=window)
+        run = jax.jit(lambda q, k: prompt_attention(q, k, k, facts))
         return run.lower(queries, keys).as_text()
 
     assert "tpu_custom_call" in program(None)
-    assert "tpu_custom_call" not in program(64)
+    assert "tpu_custom_call" in program(64)

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import pytest
 
 from mental_r1_jax import sharding
+from mental_r1_jax.footprint import shard_bytes
 from mental_r1_jax.planning.hlo import Program, parse_program
-from mental_r1_jax.planning.memory import shard_bytes
+from mental_r1_jax.planning.topologies import parse_topology, topology_devices
 from mental_r1_jax.planning.traffic import Collective, collectives
-from mental_r1_jax.topologies import parse_topology, topology_devices
 from tests.aot.tiny_step import MODEL, TOPOLOGY, TinyStep, tiny_step
 
 VOCABULARY, LAYERS = MODEL["vocab_size"], MODEL["num_hidden_layers"]
@@ -38,7 +38,7 @@ def buffers(program: Program) -> dict[tuple[int, ...], str]:
 
 
 def with_vocabulary(program: Program, elements: int) -> dict[tuple[int, ...], str]:
-    """Buffers as large as so many rows of logits, with the vocabulary (cut in two) in them."""
+    """Buffers as large as so many rows of logits, with the vocabulary (or its half) in them."""
     return {
         shape: name
         for shape, name in buffers(program).items()
@@ -119,12 +119,12 @@ def test_decoding_gathers_its_weights_once(tiny: TinyStep) -> None:
     assert once == pytest.approx(tiny.plan.reshard_bytes, rel=0.01)
 
 
-def test_optimizer_state_is_cut_like_the_weights(tiny: TinyStep) -> None:
+def test_optimizer_state_is_sharded_like_the_weights(tiny: TinyStep) -> None:
     """A chip is given a quarter of weights and moments, but for small norms."""
     state, batch = tiny.steps["update"].arguments
-    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    everything = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     held = shard_bytes(state)
-    assert held == pytest.approx(whole / 4, rel=0.02)
+    assert held == pytest.approx(everything / 4, rel=0.02)
     given = tiny.compiled["update"].memory_analysis().argument_size_in_bytes
     assert given == pytest.approx(held + shard_bytes(batch), rel=0.05)
 

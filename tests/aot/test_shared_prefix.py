@@ -12,10 +12,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from mental_r1_jax.jobs.compiled import as_word, jit_sampler, trace_batch
-from mental_r1_jax.models.decoder import abstract_params
-from mental_r1_jax.rollout.sampler import SamplingConfig
-from mental_r1_jax.training.train_step import policy_logprobs
+from mental_r1_jax.config import RolloutConfig
+from mental_r1_jax.models.decoder import abstract_params, completion_logprobs
+from mental_r1_jax.programs.step_programs import as_word, bind_sampler, traces_of
+from mental_r1_jax.rollout.sampler import SamplerSettings
 from mental_r1_jax.types import PromptBatch
 from tests.aot.programs import CONFIG, abstract_batch, array_sizes, compiled_step, tpu_mesh
 from tests.training.updates import mesh_of
@@ -55,21 +55,19 @@ def test_sampling_and_log_probs_repeat_nothing() -> None:
         prompt_index=jax.ShapeDtypeStruct((2,), jnp.int32),
     )
     weights = abstract_params(CONFIG)
-    sampling = SamplingConfig(
+    rollout = RolloutConfig(
         num_generations=GROUP,
         max_completion_length=27,
         temperature=1.0,
         top_p=0.9,
-        top_k=None,
-        eos_ids=(1,),
-        pad_id=0,
         first_cache_length=9,
         halvings=1,
     )
+    settings = SamplerSettings(rollout, GROUP, False, eos_ids=(1,), pad_id=0)
     word = as_word(0)
-    sample = jit_sampler(CONFIG, sampling, mesh).lower(weights, prompts, word, word).compile()
-    logprobs = functools.partial(policy_logprobs, config=CONFIG, temperature=1.0, chunk_size=9)
-    scored = jax.jit(logprobs).lower(weights, trace_batch(batch, batch)).compile()
+    sample = bind_sampler(CONFIG, settings, mesh).compile(weights, prompts, word, word)
+    logprobs = functools.partial(completion_logprobs, config=CONFIG, temperature=1.0, chunk_size=9)
+    scored = jax.jit(logprobs).lower(weights, traces_of(batch, batch)).compile()
     for program in (sample, scored):
         assert not repeated(program.as_text(), prompt=33, factor=11)
 

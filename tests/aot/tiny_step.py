@@ -1,4 +1,4 @@
-"""One tiny step, compiled once for eight TPU chips that are not there, and shared by the tests."""
+"""One tiny step, compiled once for eight TPU chips, and shared by the tests."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from typing import Any
 
 import pytest
 
-from mental_r1_jax.config import ExperimentConfig
-from mental_r1_jax.jobs import planner
-from mental_r1_jax.jobs.policy import Policy
-from mental_r1_jax.jobs.programs import StepProgram, open_shape
+from mental_r1_jax.planning.compile import make_plan
 from mental_r1_jax.planning.hlo import Program, parse_program
 from mental_r1_jax.planning.plan import Plan
+from mental_r1_jax.planning.topologies import parse_topology
+from mental_r1_jax.programs.step_programs import ProgramCall
 from mental_r1_jax.recipe import parse_config
-from mental_r1_jax.topologies import parse_topology
 
 # Every size is told from the others in the compiled program by its number: 2 prompts of a
 # micro-batch on a device, 4 completions, 512 prompt tokens, 384 completion tokens, 3 layers.
@@ -44,18 +42,14 @@ class TinyStep:
     """What compiling left behind.
 
     Attributes:
-        config: the recipe.
-        policy: the model's shape.
         plan: what `mental-r1 plan` would print.
         steps: phase -> function and arguments.
         compiled: phase -> as JAX returns it.
         programs: phase -> as our reader sees it.
     """
 
-    config: ExperimentConfig
-    policy: Policy
     plan: Plan
-    steps: dict[str, StepProgram]
+    steps: dict[str, ProgramCall]
     compiled: dict[str, Any]
     programs: dict[str, Program]
 
@@ -65,18 +59,18 @@ def tiny_step(folder: Any, topology: str = TOPOLOGY, *overrides: str, slices: in
     """Plan the tiny recipe in this process, and keep what it compiled."""
     pytest.importorskip("libtpu", reason="compiling for a TPU needs the `tpu` extra")
     config = parse_config(RECIPE.replace("MODEL", str(folder)), overrides, source="tiny")
-    steps: dict[str, StepProgram] = {}
+    steps: dict[str, ProgramCall] = {}
     compiled: dict[str, Any] = {}
-    compile_program = StepProgram.compile
+    compile_program = ProgramCall.compile
 
-    def keep(program: StepProgram) -> Any:
+    def keep(program: ProgramCall) -> Any:
         steps[program.phase] = program
         compiled[program.phase] = compile_program(program)
         return compiled[program.phase]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StepProgram, "compile", keep)
+        patch.setattr(ProgramCall, "compile", keep)
         target = parse_topology(topology, slices)
-        plan = planner.make_plan(config, "tiny", target, 10, "run.num_steps")
+        plan = make_plan(config, "tiny", target, 10, "run.num_steps")
     programs = {phase: parse_program(each.as_text()) for phase, each in compiled.items()}
-    return TinyStep(config, open_shape(config), plan, steps, compiled, programs)
+    return TinyStep(plan, steps, compiled, programs)

@@ -60,11 +60,11 @@ def test_nothing_is_compiled_after_the_first_step(report):
     assert report["compiles_after"] == 0
 
 
-def test_flops_are_six_a_parameter_and_token_with_prompts_once(report):
+def test_flops_are_six_a_matrix_number_and_token_with_prompts_once(report):
     layers, head = report["parameters"]["layers"], report["parameters"]["head"]
     assert head == 8192 * 256
-    # Four layers: query and output 256 x 256, key and value 256 x 128, three of 256 x 688; norms.
-    assert layers == 4 * (2 * 256 * 256 + 2 * 256 * 128 + 3 * 256 * 688 + 2 * 256 + 2 * 64)
+    # Four layers: query and output 256 x 256, key and value 256 x 128, three of 256 x 688.
+    assert layers == 4 * (2 * 256 * 256 + 2 * 256 * 128 + 3 * 256 * 688)
     flops = 6 * (layers * (8 * 6 + 80) + head * 80)
     found = report["train_flops_per_second"] * report["seconds"]["train"]["median"]
     assert found == pytest.approx(flops, rel=1e-9)

@@ -8,7 +8,7 @@ import pytest
 
 from mental_r1_jax.config import CustomSet, ExperimentConfig
 from mental_r1_jax.data import loading
-from mental_r1_jax.data.benchmarks import SYNTHETIC_SPECS
+from mental_r1_jax.data.benchmarks import SPLITS, SYNTHETIC_SPECS
 from mental_r1_jax.data.loading import check_sets, label_counts, load_examples, tfds_folder
 from mental_r1_jax.data.synthetic import SplitSizes, write_synthetic_sets
 from mental_r1_jax.errors import UserError
@@ -36,14 +36,10 @@ def mood_recipe(tmp_path: Path, **data) -> ExperimentConfig:
 def test_posts_of_a_users_own_set(tmp_path: Path) -> None:
     write_set(tmp_path / "csv", count=9)
     config = mood_recipe(tmp_path)
-    for split in ("train", "test"):
+    for split in SPLITS:
         (source,) = load_examples(config, split).values()
         assert [(e.text, e.label, e.question) for e in source] == made_up_rows(split, 9)
-    for alias in ("validation", "val", "dev"):
-        (source,) = load_examples(config, alias).values()
-        assert {e.split for e in source} == {"validation"}
-    with pytest.raises(UserError, match="no such split"):
-        load_examples(config, "training")
+        assert {e.split for e in source} == {split}
 
 
 def test_limits_spread_over_a_file_that_is_sorted_by_label() -> None:

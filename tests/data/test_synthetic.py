@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from mental_r1_jax.data import synthetic
-from mental_r1_jax.data.benchmarks import SPLITS
+from mental_r1_jax.data.benchmarks import SPLITS, SYNTHETIC_SPECS
 from mental_r1_jax.data.csv_reader import check_set
 from mental_r1_jax.data.records import CheckedSet, Example
-from mental_r1_jax.data.synthetic import SYNTHETIC_SPECS, SplitSizes, write_synthetic_sets
-from mental_r1_jax.data.synthetic_phrases import CUES, NEUTRAL_PHRASES
+from mental_r1_jax.data.synthetic import SplitSizes, read_phrases, write_synthetic_sets
 from mental_r1_jax.errors import UserError
 
 
@@ -77,19 +76,19 @@ def test_the_folder_says_that_the_posts_are_synthetic(tmp_path: Path) -> None:
 def test_too_many_posts_is_an_error_that_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(synthetic, "NEUTRAL_PHRASES", NEUTRAL_PHRASES[:2])
-    monkeypatch.setattr(synthetic, "OPENINGS", ("",))
+    few = read_phrases() | {"neutral": read_phrases()["neutral"][:2], "openings": [""]}
+    monkeypatch.setattr(synthetic, "read_phrases", lambda: few)
     with pytest.raises(UserError, match="used up"):
         write_synthetic_sets(tmp_path / "sets", sizes=SplitSizes(5000, 1, 1))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_cues_are_several_words_and_belong_to_one_label() -> None:
-    for name, cues in CUES.items():
+    for name, cues in read_phrases()["cues"].items():
         assert tuple(cues) == SYNTHETIC_SPECS[name].labels
         phrases = [phrase for of_label in cues.values() for phrase in of_label]
         assert len(set(phrases)) == len(phrases)
-        assert not set(phrases) & set(NEUTRAL_PHRASES)
+        assert not set(phrases) & set(read_phrases()["neutral"])
         assert all(len(of_label) >= 8 for of_label in cues.values())
         assert all(len(phrase.split()) >= 4 for phrase in phrases)
 

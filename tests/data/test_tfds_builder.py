@@ -33,7 +33,7 @@ def test_built_set_holds_the_posts_in_order(tmp_path: Path, checked: CheckedSet)
     folder = build_set(checked, tmp_path / "tfds")
     assert list(folder.glob("*.array_record*"))
     for split in SPLITS:
-        source = open_set(tmp_path / "tfds", "Mood", split)
+        source = open_set(folder, split)
         assert tuple(source) == checked.examples[split]
         assert source[-1] == checked.examples[split][-1]
         assert source[2:9:3] == list(checked.examples[split][2:9:3])
@@ -51,17 +51,16 @@ def test_built_set_is_reused_and_a_changed_one_is_not(tmp_path: Path, checked: C
     file = tmp_path / "csv" / "Mood" / "train_clean.csv"
     file.write_bytes(file.read_bytes().replace(b"tea", b"pie"))
     changed = check_set(tmp_path / "csv", MOOD)
-    assert build_set(changed, tfds_dir) != first
-    new = open_set(tfds_dir, "Mood", "train", changed.content_hash)
-    assert tuple(new) == changed.examples["train"]
-    assert tuple(open_set(tfds_dir, "Mood", "train", checked.content_hash)) != tuple(new)
-    with pytest.raises(UserError, match="2 versions"):
-        open_set(tfds_dir, "Mood", "train")
+    second = build_set(changed, tfds_dir)
+    assert second != first
+    assert tuple(open_set(second, "train")) == changed.examples["train"]
+    assert tuple(open_set(first, "train")) == checked.examples["train"]
+    assert changed.examples["train"] != checked.examples["train"]
 
 
 def test_unbuilt_and_faulty_sets_are_refused(tmp_path: Path, checked: CheckedSet) -> None:
-    with pytest.raises(UserError, match="0 versions"):
-        open_set(tmp_path, "Mood", "train")
+    with pytest.raises(UserError, match="has not been built"):
+        open_set(built_folder(tmp_path, "Mood", checked.content_hash), "train")
     file = tmp_path / "csv" / "Mood" / "train_clean.csv"
     file.write_bytes(file.read_bytes().replace(b"Calm,", b"Clam,"))
     with pytest.raises(UserError, match="errors and cannot be built"):
@@ -92,11 +91,11 @@ def test_a_killed_build_leaves_nothing_that_is_trusted(tmp_path: Path, checked: 
     folder = built_folder(tfds_dir, "Mood", checked.content_hash)
     assert list(folder.parent.glob("incomplete.*"))
     assert not folder.exists()
-    with pytest.raises(UserError, match="0 versions"):
-        open_set(tfds_dir, "Mood", "train")
+    with pytest.raises(UserError, match="has not been built"):
+        open_set(folder, "train")
 
     build_set(checked, tfds_dir)
-    assert tuple(open_set(tfds_dir, "Mood", "train")) == checked.examples["train"]
+    assert tuple(open_set(folder, "train")) == checked.examples["train"]
     assert not list(folder.parent.glob("incomplete.*"))
 
 
@@ -105,7 +104,7 @@ def test_two_processes_build_at_once(tmp_path: Path, checked: CheckedSet) -> Non
     with context.Pool(2) as pool:
         folders = pool.starmap(build_set, [(checked, tmp_path / "tfds")] * 2)
     assert folders[0] == folders[1]
-    assert tuple(open_set(tmp_path / "tfds", "Mood", "test")) == checked.examples["test"]
+    assert tuple(open_set(folders[0], "test")) == checked.examples["test"]
 
 
 def test_no_tensorflow_no_network_no_noise_and_a_closed_folder(
@@ -124,8 +123,8 @@ def test_no_tensorflow_no_network_no_noise_and_a_closed_folder(
         from tests.data.folders import MOOD
 
         root, tfds_dir = Path({str(tmp_path / "csv")!r}), Path({str(tmp_path / "tfds")!r})
-        build_set(check_set(root, MOOD), tfds_dir)
-        assert len([e.text for e in open_set(tfds_dir, "Mood", "train")]) == 11
+        folder = build_set(check_set(root, MOOD), tfds_dir)
+        assert len([e.text for e in open_set(folder, "train")]) == 11
         assert "tensorflow" not in sys.modules, "tensorflow was imported"
         assert "torch" not in sys.modules, "torch was imported"
     """

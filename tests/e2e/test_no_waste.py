@@ -9,12 +9,12 @@ import jax
 import pytest
 
 from mental_r1_jax.jobs import train
-from mental_r1_jax.jobs.run_loop import Books
+from mental_r1_jax.runs.step_log import StepLog, StepRecord
 from mental_r1_jax.training.metrics import read_metrics
 
 # Python functions and parts of the objective, as a trace must name them.
 SCOPES = ("token_stats", "crpo_loss", "policy_loss", "kl_penalty", "stage_entropy")
-PROGRAMS = ("sample", "policy_logprobs", "train_step")
+PROGRAMS = ("sample", "completion_logprobs", "train_step")
 
 
 def test_nothing_is_compiled_after_the_second_step_and_a_trace_names_the_parts(
@@ -27,12 +27,12 @@ def test_nothing_is_compiled_after_the_second_step_and_a_trace_names_the_parts(
         if event.endswith("backend_compile_duration"):
             compiled.append(event)
 
-    def owe(books: Books, step: int, metrics: Any) -> None:
+    def defer(log: StepLog, record: StepRecord) -> None:
         after_step.append(len(compiled))
-        really_owe(books, step, metrics)
+        really_defer(log, record)
 
-    really_owe = Books.owe
-    monkeypatch.setattr(Books, "owe", owe)
+    really_defer = StepLog.defer
+    monkeypatch.setattr(StepLog, "defer", defer)
     config = recipe(
         tmp_path,
         rollout={

@@ -15,10 +15,12 @@ import transformers
 
 from mental_r1_jax.data.loading import load_examples
 from mental_r1_jax.errors import UserError
-from mental_r1_jax.jobs import evaluate, export, sft, train, trainer
-from mental_r1_jax.jobs.policy import load_weights, open_mesh, open_policy
-from mental_r1_jax.jobs.predict import make_predictor, predict
+from mental_r1_jax.jobs import evaluate, export, sft, train
+from mental_r1_jax.opening.devices import open_mesh
+from mental_r1_jax.opening.model_source import load_weights, open_model
+from mental_r1_jax.prediction.predictor import make_predictor, predict
 from mental_r1_jax.rollout.collect import render_prompts
+from mental_r1_jax.runs import training_run
 from mental_r1_jax.training.metrics import read_metrics
 
 
@@ -48,11 +50,12 @@ def test_a_toy_reward_is_learnt_and_without_kl_no_reference_is_computed(
         run={"num_steps": 25},
     )
     made = []
-    monkeypatch.setattr(
-        train, "make_trainer", lambda c: made.append(trainer.make_trainer(c)) or made[0]
-    )
+    opened = training_run.open_training_run
+    monkeypatch.setattr(train, "open_training_run", lambda c: made.append(opened(c)) or made[0])
     loads = []
-    monkeypatch.setattr(trainer, "load_weights", lambda *a: loads.append(a) or load_weights(*a))
+    monkeypatch.setattr(
+        training_run, "load_weights", lambda *a: loads.append(a) or load_weights(*a)
+    )
     train.run(config)
     rewards = learning_curve(tmp_path / "run", "reward")
     assert len(rewards) == 25
@@ -62,7 +65,7 @@ def test_a_toy_reward_is_learnt_and_without_kl_no_reference_is_computed(
     assert own == pytest.approx(rewards)
     # kl_coef = 0: the start weights were read once (to train), and no log-probs were computed.
     assert len(loads) == 1
-    assert made[0].programs.logprobs._cache_size() == 0
+    assert made[0].programs.score.compiled() == 0
     assert made[0].programs.compiled() == 2
     assert set(learning_curve(tmp_path / "run", "loss/kl")) == {0.0}
     assert "kl" not in read_metrics(tmp_path / "run" / "metrics.jsonl")[0]
@@ -135,9 +138,9 @@ COLD_START = {
 def our_text(config, post) -> str:
     """Greedy text of the run's own checkpoint."""
     mesh = open_mesh(config, rows={})
-    policy = open_policy(str(config.run.output_dir), config)
-    params = load_weights(policy, mesh, which="best")
-    predictor = make_predictor(policy, config, mesh)
+    model = open_model(str(config.run.output_dir), config)
+    params = load_weights(model, mesh, which="best")
+    predictor = make_predictor(model, config, mesh, "evaluate")
     (prediction,) = predict(predictor, params, [post], {post.set_name: ("Yes", "No")})
     return prediction.completion
 
@@ -145,8 +148,8 @@ def our_text(config, post) -> str:
 def transformers_text(folder: Path, config, post) -> str:
     """Greedy text of the exported folder, by transformers alone."""
     torch = pytest.importorskip("torch", reason="compares with PyTorch")
-    policy = open_policy(str(folder), config)
-    prompt = render_prompts(policy.tokenizer, [post], config.rollout.max_prompt_length)[0]
+    tokenizer = open_model(str(folder), config).tokenizer
+    prompt = render_prompts(tokenizer, [post], config.rollout.max_prompt_length)[0]
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     ids = torch.tensor([list(prompt.ids)])
@@ -168,8 +171,8 @@ def test_weights_of_a_run_survive_the_round_trip_through_the_released_folder(rec
     config = config.model_copy(update={"run": config.run.model_copy(update={"output_dir": pulled})})
     folder = export.run(config)
     mesh = open_mesh(config, rows={})
-    own = load_weights(open_policy(str(pulled), config), mesh)
-    released = load_weights(open_policy(str(folder), config), mesh)
+    own = load_weights(open_model(str(pulled), config), mesh)
+    released = load_weights(open_model(str(folder), config), mesh)
     jax.tree.map(
         lambda a, b: np.testing.assert_array_equal(
             np.asarray(a.astype(jnp.bfloat16).astype(jnp.float32)), np.asarray(b)

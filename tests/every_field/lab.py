@@ -17,10 +17,11 @@ import pytest
 import yaml
 
 from mental_r1_jax.config import ExperimentConfig
-from mental_r1_jax.jobs.policy import open_mesh, open_policy, save_base_model
-from mental_r1_jax.jobs.trainer import fresh_state
 from mental_r1_jax.models.tiny import make_tiny_model
+from mental_r1_jax.opening.devices import open_mesh
+from mental_r1_jax.opening.model_source import open_model, save_base_model
 from mental_r1_jax.recipe import parse_config
+from mental_r1_jax.runs.training_run import fresh_state
 from mental_r1_jax.training import checkpoint
 from mental_r1_jax.training.optimizer import make_optimizer
 from tests.every_field.toys import CORPUS
@@ -93,6 +94,9 @@ def make_shared(base: Path) -> Path:
     write_posts(root / "other_posts", "coffee")
     trace = json.dumps({"prompt": "Is it? tea", "completion": CORPUS[0]})
     (root / "traces.jsonl").write_text(trace + "\n", encoding="utf-8")
+    several = [{"prompt": "Is it? tea", "completion": text} for text in CORPUS[4:24]]
+    lines = "".join(json.dumps(one) + "\n" for one in several)
+    (root / "several.jsonl").write_text(lines, encoding="utf-8")
     # Wide enough to fill more than one file of a megabyte.
     tiny = make_tiny_model(
         root / "tiny",
@@ -116,12 +120,12 @@ def make_shared(base: Path) -> Path:
 def make_run(lab: Lab) -> None:
     """A run folder with checkpoints 1 (the better one by validation) and 2."""
     config = lab.config({})
-    policy = open_policy(config.model.path, config)
+    model = open_model(config.model.path, config)
     mesh = open_mesh(config, rows={})
-    state = fresh_state(policy, make_optimizer(config.optimizer, 10), mesh)
+    state = fresh_state(model, make_optimizer(config.optimizer, 10), mesh)
     folder = config.run.output_dir
     folder.mkdir()
-    save_base_model(policy, folder)
+    save_base_model(model, folder)
     with checkpoint.open_checkpoints(folder / "checkpoints") as manager:
         for step, score in ((1, 0.9), (2, 0.1)):
             state = state.replace(params=jax.tree.map(lambda leaf: leaf + 1.0, state.params))

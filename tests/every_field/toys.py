@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mental_r1_jax.data.traces import template_completion
-from mental_r1_jax.jobs.trainer import Trainer
+from mental_r1_jax.runs.training_run import TrainingRun
 from mental_r1_jax.text.prompts import system_instruction
 from mental_r1_jax.text.stages import GRAMMAR
 from mental_r1_jax.text.tokenizer import Tokenizer
@@ -41,9 +41,9 @@ CORPUS = (
 )
 
 
-def scripted_decoder(tokenizer: Tokenizer) -> Any:
-    """A decoder in the sampler's eyes: likeliest is the next token of the first completion."""
-    script = [*tokenizer.encode(COMPLETIONS[0]), tokenizer.eos_ids[0]]
+def scripted_decoder(tokenizer: Tokenizer, text: str) -> Any:
+    """A decoder in the sampler's eyes: likeliest is the next token of `text`."""
+    script = [*tokenizer.encode(text), tokenizer.eos_ids[0]]
     noise = np.random.default_rng(0).standard_normal((len(script) + 1, tokenizer.vocab_size))
     table = noise.clip(max=3.0).astype(np.float32)
     table[np.arange(len(script)), script] = 4.0
@@ -83,7 +83,7 @@ def toy_params(tokenizer: Tokenizer) -> dict[str, jax.Array]:
 def toy_stats(
     params: Any, batch: Any, *, config: Any, temperature: float, chunk_size: int
 ) -> tuple[jax.Array, jax.Array]:
-    """`policy_stats` of the toy policy."""
+    """`completion_stats` of the toy policy."""
     ids = batch.completion_ids
     place = jnp.cos(jnp.arange(ids.shape[-1], dtype=jnp.float32))
     # Where no weights are given (evaluation), every token is alike.
@@ -92,8 +92,8 @@ def toy_stats(
     return (logprob + 0.1 * place[None, None]) / temperature, entropy * temperature
 
 
-class Counted:
-    """A function that looks like a jitted one to `Programs.compiled`."""
+class Called:
+    """A function that stands for a `Program`."""
 
     def __init__(self, function: Any) -> None:
         self._function = function
@@ -101,22 +101,20 @@ class Counted:
     def __call__(self, *arguments: Any) -> Any:
         return self._function(*arguments)
 
-    def _cache_size(self) -> int:
+    def compiled(self) -> int:
+        """As if it had been called with one shape."""
         return 1
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class ToySampler:
-    """`Programs.sample` of the toy policy; remembers what it was asked for."""
+    """`StepPrograms.sample` of the toy policy."""
 
-    trainer: Trainer
-    prompts: PromptBatch | None = None
-    randomness: tuple[Any, ...] = ()
+    run: TrainingRun
 
     def __call__(self, params: Any, prompts: PromptBatch, *randomness: Any) -> Completions:
-        """Give the completions in turn, the last of them cut off at the length limit."""
-        self.prompts, self.randomness = prompts, randomness
-        rollout, tokenizer = self.trainer.config.rollout, self.trainer.policy.tokenizer
+        """Give the completions in turn, the last of them truncated at the length limit."""
+        rollout, tokenizer = self.run.config.rollout, self.run.model.tokenizer
         b, g, c = (
             prompts.prompt_ids.shape[0],
             rollout.num_generations,

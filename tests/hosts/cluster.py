@@ -56,7 +56,7 @@ class Cluster:
         trial: str | None = None,
     ) -> list[Ended]:
         """Run a verb to its end in `processes` processes of `devices` virtual devices each."""
-        command = [sys.executable, "-m", "mental_r1_jax.cli", verb, str(self.recipe)]
+        command = [sys.executable, "-m", "mental_r1_jax", verb, str(self.recipe)]
         command += [f"run.output_dir={self.folder / name}", *overrides]
         address = f"127.0.0.1:{free_port()}"
         running = []

@@ -10,16 +10,20 @@ from typing import Any
 
 import pytest
 
+from benchmarks import tpu_table
 from mental_r1_jax.cli import main
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.jobs import plan as plan_job
-from mental_r1_jax.jobs import planner, tpu_table
 from mental_r1_jax.models.decoder import DecoderConfig
+from mental_r1_jax.planning import search
 from mental_r1_jax.planning.chips import CHIPS, GIB
+from mental_r1_jax.planning.compile import in_own_process, make_plan, memory_asked_for
 from mental_r1_jax.planning.memory import PARTS
 from mental_r1_jax.planning.plan import PhasePlan, Plan
 from mental_r1_jax.planning.roofline import PhaseTime
+from mental_r1_jax.planning.steps import planned_steps
+from mental_r1_jax.planning.topologies import parse_topology
 from mental_r1_jax.planning.workload import Workload
 from mental_r1_jax.recipe import load_config
 
@@ -40,14 +44,12 @@ def fake_plan(config: ExperimentConfig, gigabytes: float) -> Plan:
     parts = dict.fromkeys(PARTS, 0.0) | {"temporaries": gigabytes * GIB}
     time = PhaseTime(1e12, 1.0, 0.5, 0.25, 0.0, 0.0)
     traffic = {"all-gather": {"times": 3, "ici_bytes": 2.0 * GIB, "dcn_bytes": 0.0}}
-    rollout = config.rollout
     return Plan(
         recipe="toy",
         topology="v5e:2x4",
         chip=CHIPS["v5e"],
-        mesh=mesh,
+        work=Workload(config, MODEL, mesh),
         mesh_reason="because",
-        work=Workload(MODEL, rollout.prompts_per_step, 4, 8, 8, 1, True, *mesh.values()),
         phases=(PhasePlan("update", parts, None, traffic, time, 3.0),),
         reshard_bytes=GIB,
         steps=100,
@@ -61,22 +63,22 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> list[ExperimentConfig]:
     asked: list[ExperimentConfig] = []
 
     def compiled(function: Any, config: ExperimentConfig, *rest: Any) -> Plan:
-        assert function is planner.make_plan
+        assert function is make_plan
         asked.append(config)
         return fake_plan(config, 40 / config.run.micro_batches)
 
-    monkeypatch.setattr(plan_job, "in_own_process", compiled)
+    monkeypatch.setattr(search, "in_own_process", compiled)
     return asked
 
 
 def test_steps_come_from_the_recipe_the_posts_or_the_paper() -> None:
-    assert plan_job.planned_steps(recipe(run__num_steps=7)) == (7, "run.num_steps")
-    steps, reason = plan_job.planned_steps(recipe())
+    assert planned_steps(recipe(run__num_steps=7)) == (7, "run.num_steps")
+    steps, reason = planned_steps(recipe())
     assert steps == 144 and "18,432 posts" in reason
     half = recipe(data__sets="[Dreaddit, SDCNL, RSD, DATD]", run__num_epochs=2)
-    assert plan_job.planned_steps(half)[0] == 144
+    assert planned_steps(half)[0] == 144
     quick = load_config(ROOT / "configs/quickstart.yaml", ["run.num_steps=null"])
-    assert plan_job.planned_steps(quick)[1] == "from the posts"
+    assert planned_steps(quick)[1] == "from the posts"
 
 
 def test_a_plan_that_fits_is_printed_and_written(
@@ -106,9 +108,9 @@ def test_the_smallest_change_that_fits_is_named(
     assert "does not fit: 40.00 of 15.75 GiB a chip. It fits with" in capsys.readouterr().out
 
 
-def test_changes_go_from_cheap_to_dear() -> None:
+def test_changes_go_from_cheap_to_costly() -> None:
     config = recipe(model__remat="none", model__compute_dtype="float32", run__micro_batches=4)
-    names = [name for name, _ in plan_job.changes(config, fake_plan(config, 99.0))]
+    names = [name for name, _ in search.changes(fake_plan(config, 99.0))]
     assert names == [
         "model.compute_dtype=bfloat16",
         "model.remat=layers",
@@ -122,8 +124,8 @@ def test_changes_go_from_cheap_to_dear() -> None:
 def test_a_recipe_that_nothing_helps_says_what_was_tried(
     compiler: list[ExperimentConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan_job, "in_own_process", lambda f, c, *rest: fake_plan(c, 99.0))
-    found = plan_job.plan_with_remedy(recipe(), "toy", plan_job.parse_topology("v5e-8"), (1, ""))
+    monkeypatch.setattr(search, "in_own_process", lambda f, c, *rest: fake_plan(c, 99.0))
+    found = search.plan_with_remedy(recipe(), "toy", parse_topology("v5e-8"), (1, ""))
     assert "Tried without success: run.micro_batches=8" in found.remedy
 
 
@@ -139,19 +141,19 @@ def test_a_sweep_ranks_every_mesh(
     assert len(json.loads(file.read_text(encoding="utf-8"))) == 10
     assert "fastest first" in capsys.readouterr().out
     with pytest.raises(UserError, match="no mesh of v5e:16x16 suits"):
-        huge = plan_job.parse_topology("v5e-256")
+        huge = parse_topology("v5e-256")
         config = recipe(rollout__prompts_per_step=12, run__micro_batches=4, sft__batch_size=12)
-        list(plan_job.sweep_meshes(config, "toy", huge, (1, "")))
+        search.sweep_meshes(config, "toy", huge, (1, ""))
 
 
 def test_a_crash_of_the_compiler_ends_in_a_message() -> None:
     with pytest.raises(UserError, match="the TPU compiler crashed"):
-        plan_job.in_own_process(os._exit, 66)
+        in_own_process(os._exit, 66)
 
 
 def test_an_error_of_the_user_comes_back_from_the_process() -> None:
     with pytest.raises(UserError, match="cannot read the topology 'v9'"):
-        plan_job.in_own_process(plan_job.parse_topology, "v9")
+        in_own_process(parse_topology, "v9")
 
 
 @pytest.mark.parametrize(
@@ -174,17 +176,17 @@ def test_the_verb_refuses_what_is_no_topology(
     ],
 )  # fmt: skip
 def test_the_compilers_complaint_tells_how_much_is_missing(text: str, gib: float) -> None:
-    assert planner.memory_asked_for(RuntimeError(text)) == gib * GIB
+    assert memory_asked_for(RuntimeError(text)) == gib * GIB
     with pytest.raises(UserError, match="refused a program"):
-        planner.memory_asked_for(RuntimeError("INTERNAL: something else"))
+        memory_asked_for(RuntimeError("INTERNAL: something else"))
 
 
 def test_batches_that_do_not_split_are_refused_before_compiling() -> None:
     pytest.importorskip("libtpu")
     config = recipe(rollout__prompts_per_step=4, run__micro_batches=4)
-    topology = plan_job.parse_topology("v5p-32")
-    with pytest.raises(UserError, match="micro_batches = 1 does not split"):
-        planner.make_plan(config, "toy", topology, 10, "")
+    topology = parse_topology("v5p-32")
+    with pytest.raises(UserError, match="micro_batches=1 does not split"):
+        make_plan(config, "toy", topology, 10, "")
 
 
 def test_the_verb_plans_a_tiny_model_for_real(

@@ -1,75 +1,97 @@
-"""The parts of the train job that need no model: warnings, and the order of a step."""
+"""The loop of `train` with a toy policy: the order of a step, and what an update is given."""
 
 from __future__ import annotations
 
-import dataclasses
-import io
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+import pytest
 
+from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.jobs import train
-from mental_r1_jax.jobs.train import SILENT_STEPS, CrpoWork
-from mental_r1_jax.training.progress import Progress
-from mental_r1_jax.training.train_step import init_state
+from mental_r1_jax.runs import step_log
+from mental_r1_jax.runs.step_log import StepLog
 from tests.every_field.lab import Lab, make_shared
-from tests.every_field.probes import make_toy_trainer, params0
+from tests.every_field.loop import toy_run, train_one_step, with_programs
 
-PROGRAMS = ("sample", "logprobs", "update")
-
-
-class RecordingProgress:
-    """Keeps what would be printed."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def print(self, text: str) -> None:
-        self.lines.append(text)
+PROGRAMS = ("sample", "score", "update")
 
 
-def warnings_after(shares: list[float]) -> list[int]:
-    """Steps (from 1) at which a run with these `frac_reward_zero_std` prints the warning."""
-    work = object.__new__(CrpoWork)
-    work._silent_steps = 0
-    printed, steps = 0, []
-    progress = RecordingProgress()
-    for step, share in enumerate(shares, start=1):
-        work._warn_if_silent({"frac_reward_zero_std": share}, progress)
-        if len(progress.lines) > printed:
-            printed = len(progress.lines)
-            steps.append(step)
-    return steps
+@pytest.fixture
+def lab(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Lab:
+    return Lab(make_shared(tmp_path_factory.getbasetemp()), tmp_path, monkeypatch)
 
 
-def test_the_warning_comes_once_after_enough_silent_steps():
-    assert SILENT_STEPS == 5
-    assert warnings_after([1.0] * 12) == [5]
-    assert warnings_after([1.0] * 4 + [0.9] + [1.0] * 4) == []
-    assert warnings_after([0.5] + [1.0] * 5 + [0.0] + [1.0] * 5) == [6, 12]
+def noted(order: list[str], name: str, function: Any) -> Any:
+    """`function`, with `name` appended to `order` at every call."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        order.append(name)
+        return function(*arguments, **options)
+
+    return call
 
 
-def test_the_device_is_asked_before_the_host_works(tmp_path_factory, tmp_path, monkeypatch):
-    """Sampling and reference come before the last step's books; rewards, then the update, after."""
-    lab = Lab(make_shared(tmp_path_factory.getbasetemp()), tmp_path, monkeypatch)
-    toy, _ = make_toy_trainer(lab, lab.config({"run.log_completions_every": 1}))
+def order_of_a_step(lab: Lab, config: ExperimentConfig) -> list[str]:
+    """What `train` does in one step, in its order."""
     order: list[str] = []
+    run = toy_run(lab, config)
+    programs = {name: noted(order, name, getattr(run.programs, name)) for name in PROGRAMS}
+    for name in ("next_prompts", "score_completions", "assemble_batch"):
+        lab.patch.setattr(train, name, noted(order, name, getattr(train, name)))
+    for name in ("flush", "defer"):
+        lab.patch.setattr(StepLog, name, noted(order, name, getattr(StepLog, name)))
+    written = noted(order, "write_completions", step_log.write_completions)
+    lab.patch.setattr(step_log, "write_completions", written)
+    train_one_step(lab, with_programs(run, **programs))
+    return order
 
-    def noted(name: str, function: Any) -> Any:
-        def call(*arguments: Any, **options: Any) -> Any:
-            order.append(name)
-            return function(*arguments, **options)
 
-        return call
+def test_the_device_is_asked_before_the_host_works(lab):
+    """Sampling and reference come before the last step's record; rewards, then the update, after.
 
-    parts = {name: noted(name, getattr(toy.programs, name)) for name in PROGRAMS}
-    programs = dataclasses.replace(toy.programs, **parts)
-    for name in ("score_completions", "write_completions"):
-        monkeypatch.setattr(train, name, noted(name, getattr(train, name)))
-    work = CrpoWork(dataclasses.replace(toy, programs=programs))
-    state = init_state(params0(toy), toy.optimizer)
-    with Progress(1, console=Console(file=io.StringIO())) as progress:
-        work.step(1, state, progress, noted("meanwhile", lambda: None))
-    assert order == [
-        *("sample", "logprobs", "meanwhile", "score_completions", "update", "write_completions")
+    The record of the step itself is written when the log is closed, for nothing follows here.
+    """
+    assert order_of_a_step(lab, lab.config({"run.log_completions_every": 1})) == [
+        *("next_prompts", "sample", "score", "flush", "score_completions", "assemble_batch"),
+        *("update", "defer", "write_completions"),
     ]
+
+
+def test_two_updates_a_rollout_score_the_policy_that_sampled_once(lab):
+    order = order_of_a_step(lab, lab.config({"crpo.num_iterations": 2}))
+    asked = [name for name in order if name in PROGRAMS]
+    assert asked == ["sample", "score", "score", "update", "update"]
+
+
+def test_without_kl_and_with_one_update_nothing_is_scored(lab):
+    order = order_of_a_step(lab, lab.config({"crpo.kl_coef": 0.0}))
+    assert [name for name in order if name in PROGRAMS] == ["sample", "update"]
+
+
+def test_both_updates_are_given_the_log_probs_from_before_the_first(lab):
+    """Of the reference by the reference's weights, of the sampler by the state's at the start."""
+    run = toy_run(lab, lab.config({"crpo.num_iterations": 2}))
+    reference: Any = {"reference": True}
+    lab.patch.setattr(train, "reference_weights", lambda run: reference)
+    scored: list[tuple[Any, Any]] = []
+    given: list[tuple[Any, Any]] = []
+
+    def score(params: Any, traces: Any) -> Any:
+        scored.append((params, run.programs.score(None, traces) - len(scored)))
+        return scored[-1][1]
+
+    def update(state: Any, batch: Any) -> Any:
+        given.append((state, batch))
+        return run.programs.update(state, batch)
+
+    session = train_one_step(lab, with_programs(run, score=score, update=update))
+    assert len(scored) == len(given) == 2
+    assert scored[0][0] is reference and scored[1][0] is given[0][0].params
+    assert given[1][0].params is not given[0][0].params
+    for _, batch in given:
+        assert batch.ref_logprobs is scored[0][1]
+        assert batch.old_logprobs is scored[1][1]
+    assert int(session.state.num_updates) == 2

@@ -11,17 +11,37 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from mental_r1_jax.models import attention_plain
+from mental_r1_jax.models.architecture import AttentionFacts
 from mental_r1_jax.models.attention import kernel_for
-from mental_r1_jax.models.attention_plain import prompt_attention, shared_prefix_attention
+from mental_r1_jax.models.attention_plain import (
+    allowed_own_keys,
+    allowed_prompt_keys,
+    prompt_attention,
+    shared_prefix_attention,
+)
+from mental_r1_jax.models.decode_attention import decode_attention
 from mental_r1_jax.models.rope import RopeScaling, rope_frequencies, rotate
 from mental_r1_jax.sharding import MESH_AXES
 
 B, G, P, T, K, R, WIDTH = 2, 3, 5, 4, 2, 3, 6
 
+# A scale that is not 1 / sqrt(h), and a softcap that bends logits of order 3 visibly.
+FACTS = {
+    "full": AttentionFacts(scale=WIDTH**-0.5),
+    "window": AttentionFacts(scale=WIDTH**-0.5, window=3),
+    "softcap": AttentionFacts(scale=0.3, softcap=2.0),
+    "window-and-softcap": AttentionFacts(scale=0.3, window=3, softcap=2.0),
+}
+every_kind = pytest.mark.parametrize("facts", FACTS.values(), ids=FACTS)
 
-def softmax_average(query: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
+
+def softmax_average(
+    query: np.ndarray, keys: np.ndarray, values: np.ndarray, facts: AttentionFacts
+) -> np.ndarray:
     """Attention of one query over listed keys, in float64."""
-    logits = keys.astype(np.float64) @ query.astype(np.float64) / np.sqrt(len(query))
+    logits = facts.scale * (keys.astype(np.float64) @ query.astype(np.float64))
+    if facts.softcap is not None:
+        logits = facts.softcap * np.tanh(logits / facts.softcap)
     weights = np.exp(logits - logits.max())
     return weights @ values.astype(np.float64) / weights.sum()
 
@@ -33,37 +53,57 @@ def draw(*shape: int) -> np.ndarray:
 
 @pytest.fixture(params=[1, 4], ids=["one-block-of-rows", "blocks-of-two-tokens"])
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut the rows of a sequence into so many blocks."""
+    """Split the rows of a sequence into so many blocks."""
     monkeypatch.setattr(attention_plain, "MAX_BLOCKS", request.param)
     monkeypatch.setattr(attention_plain, "MIN_BLOCK", 1)
 
 
 @pytest.mark.usefixtures("blocks")
-@pytest.mark.parametrize("window", [None, 3])
-def test_attention_is_one_softmax_over_prompt_and_own_keys(window: int | None) -> None:
+@every_kind
+def test_attention_is_one_softmax_over_prompt_and_own_keys(facts: AttentionFacts) -> None:
     prompt = 3 * draw(B, P, K, R, WIDTH), 3 * draw(B, P, K, WIDTH), draw(1, B, P, K, WIDTH)[0]
     own = 3 * draw(B, G, T, K, R, WIDTH), draw(B, G, T, K, WIDTH), draw(1, B, G, T, K, WIDTH)[0]
     lengths = np.asarray([5, 2])
-    limit = None if window is None else jnp.int32(window)
     arrays = jax.tree.map(jnp.asarray, (prompt, own, np.arange(P)[None] < lengths[:, None]))
-    of_prompt, of_own = map(np.asarray, shared_prefix_attention(*arrays, limit))
-    seen = slice(0 if window is None else -window, None)
+    of_prompt, of_own = map(np.asarray, shared_prefix_attention(*arrays, facts))
+    seen = slice(-facts.window if facts.window else 0, None)
     for b, i, k, r in np.ndindex(B, P, K, R):
         keys, values = (x[b, : i + 1, k][seen] for x in prompt[1:])
-        expected = softmax_average(prompt[0][b, i, k, r], keys, values)
+        expected = softmax_average(prompt[0][b, i, k, r], keys, values, facts)
         np.testing.assert_allclose(of_prompt[b, i, k, r], expected, atol=2e-6)
     for b, g, t, k, r in np.ndindex(B, G, T, K, R):
         keys, values = (
             np.concatenate([shared[b, : lengths[b], k], mine[b, g, : t + 1, k]])[seen]
             for shared, mine in zip(prompt[1:], own[1:], strict=True)
         )
-        expected = softmax_average(own[0][b, g, t, k, r], keys, values)
+        expected = softmax_average(own[0][b, g, t, k, r], keys, values, facts)
         np.testing.assert_allclose(of_own[b, g, t, k, r], expected, atol=2e-6)
-    alone = prompt_attention(*arrays[0], limit)
+    alone = prompt_attention(*arrays[0], facts)
     np.testing.assert_array_equal(alone, of_prompt)
 
 
-def dense_attention(prompt: Any, own: Any, prompt_mask: Any, window: int | None) -> Any:
+@every_kind
+def test_one_token_attends_like_the_last_of_a_sequence(facts: AttentionFacts) -> None:
+    prompt = draw(B, P, K, R, WIDTH), 3 * draw(B, P, K, WIDTH), draw(1, B, P, K, WIDTH)[0]
+    own = draw(B, G, T, K, R, WIDTH), 3 * draw(B, G, T, K, WIDTH), draw(1, B, G, T, K, WIDTH)[0]
+    mask = np.arange(P)[None] < np.asarray([[5], [2]])
+    arrays = jax.tree.map(jnp.asarray, (prompt, own, mask))
+    expected = shared_prefix_attention(*arrays, facts)[1][:, :, -1]
+    positions = jnp.asarray(mask.sum(-1, keepdims=True) + T - 1)
+    found = decode_attention(
+        arrays[1][0][:, :, -1],
+        arrays[0][1].transpose(0, 2, 3, 1),
+        arrays[0][2].swapaxes(1, 2),
+        arrays[1][1].transpose(0, 1, 3, 4, 2),
+        arrays[1][2].swapaxes(2, 3),
+        allowed_prompt_keys(arrays[2], positions, facts.window)[:, 0],
+        allowed_own_keys(jnp.asarray([T - 1]), T, facts.window)[0],
+        facts,
+    )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
+
+
+def dense_attention(prompt: Any, own: Any, prompt_mask: Any, facts: AttentionFacts) -> Any:
     """The same with a copy of the prompt for each completion, differentiated by JAX."""
     joined = [
         jnp.concatenate([jnp.repeat(p[:, None], G, axis=1), c], axis=2)
@@ -74,9 +114,11 @@ def dense_attention(prompt: Any, own: Any, prompt_mask: Any, window: int | None)
     place = jnp.where(steps < P, steps, steps - P + lengths)  # [B, 1, P + T]
     real = (steps >= P) | (steps < lengths)
     allowed = (place[..., :, None] >= place[..., None, :]) & real[..., None, :]
-    if window is not None:
-        allowed &= place[..., :, None] - place[..., None, :] < window
-    logits = jnp.einsum("bgikrh,bgjkh->bgkrij", *joined[:2]) / np.sqrt(WIDTH)
+    if facts.window is not None:
+        allowed &= place[..., :, None] - place[..., None, :] < facts.window
+    logits = facts.scale * jnp.einsum("bgikrh,bgjkh->bgkrij", *joined[:2])
+    if facts.softcap is not None:
+        logits = facts.softcap * jnp.tanh(logits / facts.softcap)
     logits = jnp.where(allowed[:, :, None, None], logits, -jnp.inf)
     weights = jax.nn.softmax(logits, where=allowed[:, :, None, None])
     mixed = jnp.einsum("bgkrij,bgjkh->bgikrh", weights, joined[2])
@@ -84,8 +126,8 @@ def dense_attention(prompt: Any, own: Any, prompt_mask: Any, window: int | None)
 
 
 @pytest.mark.usefixtures("blocks")
-@pytest.mark.parametrize("window", [None, 3])
-def test_gradients_are_those_of_dense_attention(window: int | None) -> None:
+@every_kind
+def test_gradients_are_those_of_dense_attention(facts: AttentionFacts) -> None:
     streams = tuple(
         tuple(jnp.asarray(draw(*lead, *tail)) for tail in ((K, R, WIDTH), (K, WIDTH), (K, WIDTH)))
         for lead in ((B, P), (B, G, T))
@@ -96,18 +138,16 @@ def test_gradients_are_those_of_dense_attention(window: int | None) -> None:
         draw(*((B, G, T, K, R, WIDTH))),
     )
 
-    def gradients(attend: Any, limit: Any) -> Any:
+    def gradients(attend: Any) -> Any:
         def loss(streams: Any) -> Any:
-            mixed = attend(*streams, mask, limit)
+            mixed = attend(*streams, mask, facts)
             real = jnp.where(mask[..., None, None, None], mixed[0], 0), mixed[1]
             return sum((x * w).sum() for x, w in zip(real, weights, strict=True))
 
         return jax.jit(jax.grad(loss))(streams)
 
-    ours = gradients(shared_prefix_attention, None if window is None else jnp.int32(window))
-    for x, y in zip(
-        jax.tree.leaves(ours), jax.tree.leaves(gradients(dense_attention, window)), strict=True
-    ):
+    ours, expected = gradients(shared_prefix_attention), gradients(dense_attention)
+    for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
         assert np.abs(y).max() > 0.3
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-5)  # seen 2.2e-6, of up to 7.5
 
@@ -121,7 +161,7 @@ def test_extreme_logits_stay_finite() -> None:
         (prompt_keys[..., None, :], prompt_keys, prompt_values),
         (*own, jnp.full((1, 1, 1, 1, 2), 9.0)),
         jnp.ones((1, 2), bool),
-        None,
+        AttentionFacts(scale=2**-0.5),
     )
     np.testing.assert_allclose(result.ravel(), [1.0, 2.0], rtol=1e-6)
 
@@ -153,28 +193,29 @@ def test_rotation_turns_each_pair_by_position_times_frequency() -> None:
 
 
 @pytest.mark.parametrize(
-    ("platform", "kind", "dtype", "width", "window", "expected"),
+    ("platform", "kind", "dtype", "width", "facts", "expected"),
     [
-        ("cpu", "cpu", "bfloat16", 128, None, "plain"),
-        ("tpu", "TPU v5 lite", "float32", 64, None, "tpu"),
-        ("tpu", "TPU v5 lite", "float32", 64, 512, "plain"),
-        ("gpu", "NVIDIA H100 80GB HBM3", "bfloat16", 128, None, "gpu"),
-        ("gpu", "NVIDIA H100 80GB HBM3", "bfloat16", 96, None, "gpu"),
-        ("gpu", "NVIDIA H100 80GB HBM3", "float32", 128, None, "plain"),
-        ("gpu", "NVIDIA H100 80GB HBM3", "bfloat16", 256, None, "plain"),
-        ("gpu", "NVIDIA H100 80GB HBM3", "bfloat16", 128, 512, "plain"),
-        ("gpu", "AMD Instinct MI300X", "bfloat16", 128, None, "plain"),
+        ("cpu", "cpu", "bfloat16", 128, {}, "plain"),
+        ("tpu", "TPU v5 lite", "float32", 64, {}, "tpu"),
+        ("tpu", "TPU v5 lite", "float32", 64, {"window": 512, "softcap": 9.0}, "tpu"),
+        ("gpu", "NVIDIA H100 80GB HBM3", "bfloat16", 128, {}, "gpu"),
+        ("gpu", "NVIDIA H100 80GB HBM3", "bfloat16", 96, {}, "gpu"),
+        ("gpu", "NVIDIA H100 80GB HBM3", "float32", 128, {}, "plain"),
+        ("gpu", "NVIDIA H100 80GB HBM3", "bfloat16", 256, {}, "plain"),
+        ("gpu", "NVIDIA H100 80GB HBM3", "bfloat16", 128, {"window": 512}, "plain"),
+        ("gpu", "NVIDIA H100 80GB HBM3", "bfloat16", 128, {"softcap": 9.0}, "plain"),
+        ("gpu", "AMD Instinct MI300X", "bfloat16", 128, {}, "plain"),
     ],
 )
 def test_the_devices_of_the_arguments_choose_the_kernel(
-    platform: str, kind: str, dtype: str, width: int, window: int | None, expected: str
+    platform: str, kind: str, dtype: str, width: int, facts: dict, expected: str
 ) -> None:
     device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform=platform)
     axes = (AxisType.Auto,) * len(MESH_AXES)
     mesh = AbstractMesh((1, 1, 1), MESH_AXES, axes, abstract_device=device)
     where = NamedSharding(mesh, PartitionSpec())
     queries = jax.ShapeDtypeStruct((2, 3, width), jnp.dtype(dtype), sharding=where)
-    limit = None if window is None else jnp.int32(window)
+    of_layer = AttentionFacts(scale=1.0, **facts)
     chosen: list[str] = []
-    jax.eval_shape(lambda x: chosen.append(kernel_for(x, limit)), queries)
+    jax.eval_shape(lambda x: chosen.append(kernel_for(x, of_layer)), queries)
     assert chosen == [expected]

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 from mental_r1_jax.models import attention_gpu, attention_plain
+from mental_r1_jax.models.architecture import AttentionFacts
 
 B, G, P, T, K, R, WIDTH = 2, 3, 7, 5, 2, 3, 8
+SCALE = 0.3  # not 1 / sqrt(h)
 PROMPT_MASK = np.arange(P)[None] < np.asarray([7, 2])[:, None]
 
 
@@ -30,7 +32,7 @@ def draw(seed: int, *tokens: int, dtype: Any = jnp.float32, width: int = WIDTH) 
     )
 
 
-def logits(queries: Any, keys: Any, lengths: Any) -> tuple[Any, Any]:
+def logits(queries: Any, keys: Any, lengths: Any, scale: float) -> tuple[Any, Any]:
     """Logits [N, H, T, S], hidden ones minus infinity, and the keys' head of every query head."""
     heads = np.arange(queries.shape[2]) // (queries.shape[2] // keys.shape[2])
     products = jnp.einsum("nthc,nshc->nhts", queries, keys[:, :, heads])
@@ -38,27 +40,27 @@ def logits(queries: Any, keys: Any, lengths: Any) -> tuple[Any, Any]:
     seen = (rows[:, None] >= columns[None])[None, None]
     if lengths is not None:
         seen = (columns[None] < lengths[:, None])[:, None, None]
-    return jnp.where(seen, products * queries.shape[-1] ** -0.5, -jnp.inf), heads
+    return jnp.where(seen, products * scale, -jnp.inf), heads
 
 
-def forward(queries: Any, keys_values: Any, lengths: Any) -> tuple[Any, Any]:
+def forward(queries: Any, keys_values: Any, lengths: Any, scale: float) -> tuple[Any, Any]:
     """What `cudnn_forward` promises."""
     keys, values = keys_values
-    shifted, heads = logits(queries, keys, lengths)
+    shifted, heads = logits(queries, keys, lengths, scale)
     lse = jax.scipy.special.logsumexp(shifted, axis=-1)
     return jnp.einsum("nhts,nshc->nthc", jax.nn.softmax(shifted), values[:, :, heads]), lse
 
 
 def backward(
-    queries: Any, keys_values: Any, lengths: Any, lse: Any, mixed: Any, cotangent: Any
+    queries: Any, keys_values: Any, lengths: Any, scale: float, lse: Any, mixed: Any, cotangent: Any
 ) -> tuple[Any, tuple[Any, Any]]:
     """What `cudnn_backward` promises."""
     keys, values = keys_values
-    shifted, heads = logits(queries, keys, lengths)
+    shifted, heads = logits(queries, keys, lengths, scale)
     weights = jnp.exp(shifted - lse[..., None])
     difference = jnp.einsum("nthc,nshc->nhts", cotangent, values[:, :, heads])
     difference -= jnp.einsum("nthc,nthc->nht", cotangent, mixed)[..., None]
-    slope = weights * difference * queries.shape[-1] ** -0.5
+    slope = weights * difference * scale
 
     def by_kv_head(x: Any) -> Any:
         return x.reshape(*x.shape[:2], K, -1, x.shape[-1]).sum(3)
@@ -69,12 +71,13 @@ def backward(
 
 
 def plain(prompt: Any, completions: Any, mask: Any) -> Any:
-    return attention_plain.shared_prefix_attention(prompt, completions, mask, None)[1]
+    facts = AttentionFacts(scale=SCALE)
+    return attention_plain.shared_prefix_attention(prompt, completions, mask, facts)[1]
 
 
 def fused(prompt: Any, completions: Any, mask: Any) -> Any:
     queries, *own = completions
-    return attention_gpu.fused_completion_attention(queries, prompt[1:], tuple(own), mask)
+    return attention_gpu.fused_completion_attention(queries, prompt[1:], tuple(own), mask, SCALE)
 
 
 def output_and_gradients(attend: Any) -> Any:
@@ -110,7 +113,8 @@ def cuda_program(monkeypatch, width: int) -> str:
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91_000)
 
     def loss(prompt: Any, completions: Any) -> jax.Array:
-        mixed = attention_gpu.fused_group_attention(prompt, completions, jnp.asarray(PROMPT_MASK))
+        mask = jnp.asarray(PROMPT_MASK)
+        mixed = attention_gpu.fused_group_attention(prompt, completions, mask, SCALE)
         return sum(jnp.square(x.astype(jnp.float32)).sum() for x in mixed)
 
     streams = (

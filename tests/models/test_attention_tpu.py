@@ -14,6 +14,7 @@ import pytest
 
 from mental_r1_jax import sharding
 from mental_r1_jax.models import attention_plain
+from mental_r1_jax.models.architecture import AttentionFacts
 from mental_r1_jax.models.attention_tpu import (
     GroupMask,
     PackedGroup,
@@ -24,6 +25,15 @@ from mental_r1_jax.models.attention_tpu import (
 # Two prompts of 130 and 67 tokens; the packed sequence has 256 + 2 * 128 slots, four blocks.
 B, G, P, T, K, R, WIDTH = 2, 2, 130, 37, 2, 3, 16
 PROMPT_MASK = np.arange(P)[None] < np.asarray([130, 67])[:, None]
+FACTS = {
+    "full": AttentionFacts(scale=WIDTH**-0.5),
+    # Completions of up to 37 tokens see a part of prompts of 130 and of 67.
+    "window": AttentionFacts(scale=WIDTH**-0.5, window=50),
+    "window-inside-a-block": AttentionFacts(scale=WIDTH**-0.5, window=3),
+    "softcap": AttentionFacts(scale=0.7, softcap=6.0),
+    "window-and-softcap": AttentionFacts(scale=0.7, window=50, softcap=6.0),
+}
+every_kind = pytest.mark.parametrize("facts", FACTS.values(), ids=FACTS)
 COMPLETION_MASK = np.arange(T)[None, None] < np.asarray([[37, 5], [1, 30]])[..., None]
 
 
@@ -34,13 +44,13 @@ def draw(seed: int, *tokens: int) -> tuple[jax.Array, ...]:
     return tuple(jnp.asarray(rng.standard_normal(shape, "f4")) for shape in shapes)
 
 
-def outputs_and_gradients(attend: Any, dtype: Any = jnp.float32) -> Any:
+def outputs_and_gradients(attend: Any, facts: AttentionFacts, dtype: Any) -> Any:
     """Both outputs at real tokens, and the gradients of a weighted sum of them."""
     weights = draw(2, B, P)[0], draw(3, B, G, T)[0]
     masks = jnp.asarray(PROMPT_MASK), jnp.asarray(COMPLETION_MASK)
 
     def loss(prompt: Any, completions: Any) -> tuple[jax.Array, Any]:
-        mixed = attend(prompt, completions, *masks)
+        mixed = attend(prompt, completions, *masks, facts)
         real = tuple(
             jnp.where(mask.reshape(*mask.shape, 1, 1, 1), x, 0).astype(jnp.float32)
             for x, mask in zip(mixed, masks, strict=True)
@@ -51,14 +61,15 @@ def outputs_and_gradients(attend: Any, dtype: Any = jnp.float32) -> Any:
     return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(*streams)
 
 
-def plain(prompt: Any, completions: Any, prompt_mask: Any, completion_mask: Any) -> Any:
-    return attention_plain.shared_prefix_attention(prompt, completions, prompt_mask, None)
+def plain(prompt: Any, completions: Any, prompt_mask: Any, _: Any, facts: Any) -> Any:
+    return attention_plain.shared_prefix_attention(prompt, completions, prompt_mask, facts)
 
 
 def splash(*arguments: Any) -> Any:
     return splash_group_attention(*arguments, interpret=True)
 
 
+@every_kind
 @pytest.mark.parametrize(
     ("dtype", "atol"),
     # Largest differences seen: 2.9e-6 and 0.031, at numbers up to 5.4, of which bfloat16 keeps 8
@@ -66,33 +77,39 @@ def splash(*arguments: Any) -> Any:
     [(jnp.float32, 1e-5), (jnp.bfloat16, 0.1)],
     ids=["float32", "bfloat16"],
 )
-def test_outputs_and_gradients_equal_those_of_plain_attention(dtype: Any, atol: float) -> None:
-    ours, expected = outputs_and_gradients(splash, dtype), outputs_and_gradients(plain, dtype)
+def test_outputs_and_gradients_equal_those_of_plain_attention(
+    dtype: Any, atol: float, facts: AttentionFacts
+) -> None:
+    ours, expected = (outputs_and_gradients(attend, facts, dtype) for attend in (splash, plain))
     for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
         assert np.abs(np.asarray(y, "f4")).max() > 0.5
         np.testing.assert_allclose(np.asarray(x, "f4"), np.asarray(y, "f4"), rtol=0, atol=atol)
 
 
-def test_prompts_alone() -> None:
+@every_kind
+def test_prompts_alone(facts: AttentionFacts) -> None:
     queries, keys, values = draw(4, B, P)
-    ours = splash_prompt_attention(queries, keys, values, interpret=True)
-    expected = attention_plain.prompt_attention(queries, keys, values, None)
+    ours = splash_prompt_attention(queries, keys, values, facts, interpret=True)
+    expected = attention_plain.prompt_attention(queries, keys, values, facts)
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("cut", [(2, 1, 2), (1, 4, 2), (1, 2, 4)], ids=str)
-def test_a_mesh_changes_nothing(cut: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("kind", ["full", "window"])
+@pytest.mark.parametrize("sizes", [(2, 1, 2), (1, 4, 2), (1, 2, 4)], ids=str)
+def test_a_mesh_changes_nothing(sizes: tuple[int, int, int], kind: str) -> None:
     """(1, 4, 2): two prompts do not fit four devices; (1, 2, 4): nor two heads."""
-    size = int(np.prod(cut))
-    mesh = sharding.make_mesh(*cut, jax.devices()[:size])
+    mesh = sharding.make_mesh(*sizes, jax.devices()[: int(np.prod(sizes))])
     streams = draw(0, B, P), draw(1, B, G, T)
     masks = jnp.asarray(PROMPT_MASK), jnp.asarray(COMPLETION_MASK)
     placed = jax.device_put((*streams, *masks), sharding.replicated(mesh))
-    for x, y in zip(jax.jit(splash)(*placed), splash(*streams, *masks), strict=True):
+    run = jax.jit(splash, static_argnums=4)
+    facts = FACTS[kind]
+    for x, y in zip(run(*placed, facts), run(*streams, *masks, facts), strict=True):
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-5)
 
 
-def test_the_mask_of_a_group() -> None:
+@pytest.mark.parametrize("window", [None, 1, 70, 200])
+def test_the_mask_of_a_group(window: int | None) -> None:
     """Block by block equals slot by slot, on blocks of any shape."""
     layout = PackedGroup(prompt=130, completion=5, group=3)
     assert (layout.start, layout.stride, layout.total) == (256, 128, 640)
@@ -102,7 +119,9 @@ def test_the_mask_of_a_group() -> None:
         expected[slot, : min(slot + 1, 256)] = True
         if part is not None:
             expected[slot, 256 + 128 * part : slot + 1] = True
-    mask = GroupMask(layout)
+        if window is not None:  # so many of the visible slots that are last in their own order
+            expected[slot, np.flatnonzero(expected[slot])[:-window]] = False
+    mask = GroupMask(layout, window)
     for size in (64, 128, 160, 640):
         blocks = [slice(i, i + size) for i in range(0, 640, size)]
         joined = np.block([[mask[rows, columns] for columns in blocks] for rows in blocks])
@@ -120,3 +139,13 @@ def test_packing_and_unpacking() -> None:
     assert np.count_nonzero(np.asarray(packed)) == 8
     for x, y in zip(layout.unpack(packed), (prompt, completions), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+def test_a_window_has_the_prompt_end_where_completions_begin() -> None:
+    layout = PackedGroup(prompt=4, completion=3, group=2)
+    prompt = jnp.asarray([[1.0, 2, 8, 9], [1, 2, 3, 9]])  # two and three real tokens
+    completions = jnp.zeros((2, 2, 3))
+    padding = layout.start - jnp.asarray([2, 3])
+    packed = layout.pack(prompt, completions, padding)
+    assert np.asarray(packed)[:, 125:128].tolist() == [[0, 1, 2], [1, 2, 3]]
+    np.testing.assert_array_equal(layout.unpack(packed, padding)[0], prompt)

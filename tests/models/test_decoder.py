@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mental_r1_jax.models import decoder
+from mental_r1_jax.models import decoder, layer
+from mental_r1_jax.models.architecture import Block, layer_blocks
 from tests.models.conftest import COMPLETION, CONFIG, GROUP, NUM_PROMPTS, PROMPT, Inputs
 
 # Two float32 paths through two layers; largest difference seen 2.4e-7, at states up to 1.
@@ -109,6 +110,70 @@ def test_rematerialisation_changes_neither_states_nor_gradients(params, inputs, 
     )
     del with_remat[1]["unembedding"]  # states do not depend on the head
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(with_remat[1]))
+
+
+def windows_of(blocks: tuple[Block, ...]) -> list[tuple[str, int]]:
+    """Each block's pattern, in letters, and its repetitions."""
+    return [
+        ("".join("f" if facts.window is None else "w" for facts in block.pattern), block.repeats)
+        for block in blocks
+    ]
+
+
+@pytest.mark.parametrize(
+    ("layers", "blocks"),
+    [
+        ("f" * 7, [("f", 7)]),
+        ("w" * 3, [("w", 3)]),
+        ("fffww", [("f", 3), ("w", 2)]),
+        ("wf" * 4, [("wf", 4)]),
+        ("wwwwwf" * 4 + "ww", [("wwwwwf", 4), ("w", 2)]),
+        ("f" + "wwf" * 3, [("fww", 3), ("f", 1)]),
+        ("wff", [("w", 1), ("f", 2)]),
+    ],
+)
+def test_layers_form_as_few_blocks_as_possible(layers: str, blocks: list) -> None:
+    """The program spells out as many layers as the patterns have letters."""
+    windows = tuple(4 if letter == "w" else None for letter in layers)
+    config = dataclasses.replace(CONFIG, num_layers=len(layers), sliding_windows=windows)
+    found = windows_of(layer_blocks(config.layer_facts(9)))
+    assert found == blocks
+    assert "".join(pattern * repeats for pattern, repeats in found) == layers
+
+
+def test_a_window_that_hides_nothing_is_none() -> None:
+    """Among 5 tokens the two most distant ones are 4 apart, which a window of 5 allows."""
+    config = dataclasses.replace(CONFIG, sliding_windows=(None, 5))
+    assert [facts.window for facts in config.layer_facts(5)] == [None, None]
+    assert [facts.window for facts in config.layer_facts(6)] == [None, 5]
+
+
+@pytest.mark.parametrize("remat", ["layers", "none"])
+def test_blocks_change_neither_states_nor_gradients(inputs, remat, monkeypatch) -> None:
+    """A pattern of three that is scanned twice, and a layer behind it, against one by one."""
+    config = dataclasses.replace(
+        CONFIG, num_layers=7, sliding_windows=(4, 3, None) * 2 + (4,), remat=remat
+    )
+    assert windows_of(layer_blocks(config.layer_facts(99))) == [("wwf", 2), ("w", 1)]
+    params = decoder.init_params(config, jax.random.key(2))
+
+    def value_and_grad() -> Any:
+        def loss(params: dict) -> jax.Array:
+            return jnp.sin(decoder.forward(params, config, *inputs)).sum()
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    def caches() -> Any:
+        cache = decoder.prefill(params, config, *inputs[:2])[1]
+        return cache.keys, cache.values
+
+    in_blocks = value_and_grad(), caches()
+    monkeypatch.setattr(layer, "layer_blocks", lambda facts: [Block((f,), 1) for f in facts])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        in_blocks,
+        (value_and_grad(), caches()),
+    )
 
 
 def test_no_array_repeats_the_prompt_for_each_completion(params, inputs) -> None:

@@ -17,7 +17,7 @@ from mental_r1_jax.errors import UserError
 from mental_r1_jax.models import decoder, hf_format
 from mental_r1_jax.sharding import make_mesh, param_shardings
 
-# Every dimension is a multiple of 4, so that a 2 x 2 x 2 mesh cuts what it can.
+# Every dimension is a multiple of 4, so that a 2 x 2 x 2 mesh shards what it can.
 CONFIG = decoder.DecoderConfig(
     vocab_size=40,
     hidden_size=16,
@@ -80,7 +80,7 @@ class Recorder:
 
     def get_slice(self, name: str) -> Any:
         def read(window: tuple[slice, ...]) -> np.ndarray:
-            self.windows.append((name, *(cut.start for cut in window)))
+            self.windows.append((name, *(span.start for span in window)))
             return self.arrays[name][window]
 
         return type("Slice", (), {"__getitem__": lambda _, window: read(window)})()
@@ -118,7 +118,7 @@ def test_all_differences_are_reported_at_once(params: dict, tmp_path: Path) -> N
     assert "inv_freq" not in message
 
 
-def test_a_cut_off_file_is_named(folder: Path) -> None:
+def test_a_truncated_file_is_named(folder: Path) -> None:
     file = sorted(folder.glob("model-*.safetensors"))[1]
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(UserError, match=file.name):

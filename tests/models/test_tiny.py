@@ -9,7 +9,8 @@ import pytest
 import transformers
 from safetensors.numpy import load_file
 
-from mental_r1_jax.models.hf_format import decoder_config_from_hf, load_params, read_hf_config
+from mental_r1_jax.models.hf_config import decoder_config_from_hf, read_hf_config
+from mental_r1_jax.models.hf_format import load_params
 from mental_r1_jax.models.tiny import END, PAD, START, make_tiny_model
 
 CORPUS = ["the river is calm today", "<think>\n<stimulus>the river</stimulus></think>"] * 30

@@ -17,6 +17,7 @@ import pytest
 import transformers
 
 from mental_r1_jax.models import decoder, hf_format
+from mental_r1_jax.models.hf_config import decoder_config_from_hf, read_hf_config
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch")
 
@@ -105,6 +106,17 @@ CASES = (
     ),
     Case("mistral", "window 5 in every layer", {**_theta(1e6), "sliding_window": 5}),
     Case("mistral", "no window, head_dim 8", {"sliding_window": None, "head_dim": 8}),
+    Case(
+        "qwen2",
+        "window 4, (2 local + 1 global) x 2 + 1 local",
+        {
+            "use_sliding_window": True,
+            "sliding_window": 4,
+            "num_hidden_layers": 7,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2
+            + ["sliding_attention"],
+        },
+    ),
 )
 
 PROMPT_LENGTHS = (9, 6, 1)
@@ -153,7 +165,7 @@ def hf_logits(model: Any, inputs: tuple[np.ndarray, np.ndarray, np.ndarray]) -> 
 
 def our_logits(folder: Path, inputs: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
     """Load the folder and run all prompts with their groups at once."""
-    config = hf_format.decoder_config_from_hf(hf_format.read_hf_config(folder))
+    config = decoder_config_from_hf(read_hf_config(folder))
     params = hf_format.load_params(folder, config)
 
     @jax.jit

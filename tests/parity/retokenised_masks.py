@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from mental_r1_jax.rollout.stage_masks import stage_mask
+from mental_r1_jax.rollout.collect import stage_mask
 from mental_r1_jax.text.stages import GRAMMAR
 from mental_r1_jax.text.tokenizer import Tokenizer, byte_spans, load_tokenizer
 

@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 from jax import Array
 
-from mental_r1_jax.rl.advantages import group_advantages
-from mental_r1_jax.rl.losses import LossConfig, crpo_loss, loss_denominators, stage_coefficients
-from mental_r1_jax.rl.token_stats import token_stats
+from mental_r1_jax.config import STAGE_NAMES, CrpoConfig
+from mental_r1_jax.models.head import token_stats
+from mental_r1_jax.rl.advantages import advantages
+from mental_r1_jax.rl.loss_terms import stage_coefficients
+from mental_r1_jax.rl.losses import crpo_loss, loss_denominators
 from mental_r1_jax.types import Batch
 from tests.parity import torch_reference as reference
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch")
 
-STAGES = ("stimulus", "primary_appraisal", "secondary_appraisal", "reaction", "mental_state")
-TANH = stage_coefficients("tanh")
+TANH = stage_coefficients(CrpoConfig())
 B, G, C, V, TEMPERATURE = 3, 4, 12, 17, 0.85
 TOLERANCE = 1e-5
 
@@ -58,7 +59,7 @@ def make_inputs(seed: int, options: reference.Options, *, on_policy: bool) -> re
     lengths[1, 2] = 0
 
     def spans(length: int) -> list[tuple[int, int] | None]:
-        cuts = np.sort(rng.integers(0, length + 1, 2 * len(STAGES)))
+        cuts = np.sort(rng.integers(0, length + 1, 2 * len(STAGE_NAMES)))
         pairs = [(int(a), int(b)) for a, b in cuts.reshape(-1, 2)]
         return [pair if pair[0] < pair[1] else None for pair in pairs]
 
@@ -87,8 +88,8 @@ def to_jax(x: torch.Tensor) -> Array:
 def make_batch(inputs: reference.Inputs) -> Batch:
     """The same step as the package's containers; log-probs come from the package too."""
     ids = jnp.asarray(inputs.ids.numpy().astype(np.int32))
-    stage_mask = np.zeros((B, G, len(STAGES), C), bool)
-    for b, g, stage in np.ndindex(B, G, len(STAGES)):
+    stage_mask = np.zeros((B, G, len(STAGE_NAMES), C), bool)
+    for b, g, stage in np.ndindex(B, G, len(STAGE_NAMES)):
         span = inputs.spans[b][g][stage]
         if span is not None:
             stage_mask[b, g, stage, slice(*span)] = True
@@ -119,14 +120,13 @@ def loss_and_gradient(inputs: reference.Inputs, options: reference.Options) -> t
     """The package's loss and its gradient by the logits."""
     batch = make_batch(inputs)
     choices = dataclasses.asdict(options)
-    scale, baseline = choices.pop("scale_rewards"), choices.pop("advantage_baseline")
-    config = LossConfig(stage_names=STAGES, **choices)
+    limit = choices.pop("max_completion_length") or C
+    crpo = CrpoConfig(stage_entropy_rule="explicit", **choices)
 
     def loss(logits: Array) -> Array:
         logprobs, entropies = stats(logits, batch.completion_ids)
-        advantages = group_advantages(batch.rewards, scale=scale, baseline=baseline)
-        weights = loss_denominators(batch, config)
-        return crpo_loss(logprobs, entropies, batch, advantages, weights, config)[0]
+        weights = (advantages(batch.rewards, crpo), loss_denominators(batch, crpo, limit))
+        return crpo_loss(logprobs, entropies, batch, *weights, crpo, limit)[0]
 
     return jax.jit(jax.value_and_grad(loss))(to_jax(inputs.logits))
 

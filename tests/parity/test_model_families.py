@@ -11,6 +11,7 @@ import transformers
 from safetensors import safe_open
 
 from mental_r1_jax.models import hf_format
+from mental_r1_jax.models.hf_config import decoder_config_from_hf, read_hf_config
 from tests.parity.model_cases import CASES, hf_logits, make_hf_model, make_inputs, our_logits
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch")
@@ -61,7 +62,7 @@ def test_logits_of_the_grouped_forward_equal_transformers(saved: tuple) -> None:
 
 def test_round_trip_is_bit_equal(saved: tuple, tmp_path: Path) -> None:
     _, folder = saved
-    config = hf_format.decoder_config_from_hf(hf_format.read_hf_config(folder))
+    config = decoder_config_from_hf(read_hf_config(folder))
     params = hf_format.load_params(folder, config)
     hf_format.save_params(params, config, tmp_path, dtype="float32")
     assert_bit_equal(read_all(tmp_path), read_all(folder))
@@ -77,7 +78,7 @@ def test_several_files_and_bfloat16_survive_both_directions(saved: tuple, tmp_pa
     in_bfloat16.to(torch.bfloat16).save_pretrained(theirs, max_shard_size="10KB")
     assert len(list(theirs.glob("*.safetensors"))) > 2
 
-    config = hf_format.decoder_config_from_hf(hf_format.read_hf_config(theirs))
+    config = decoder_config_from_hf(read_hf_config(theirs))
     params = hf_format.load_params(theirs, config)
     hf_format.save_params(params, config, ours, dtype="bfloat16", max_shard_bytes=10_000)
     assert_bit_equal(read_all(ours), read_all(theirs))

@@ -8,16 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from mental_r1_jax.rl.losses import LossConfig, stage_coefficients
+from mental_r1_jax.config import STAGE_NAMES
 from mental_r1_jax.types import Batch
-
-STAGES = ("stimulus", "primary_appraisal", "secondary_appraisal", "reaction", "mental_state")
-
-
-def loss_config(**changes: object) -> LossConfig:
-    """The paper's settings, with changes."""
-    paper = LossConfig(stage_names=STAGES, stage_entropy_coefs=stage_coefficients("tanh"))
-    return dataclasses.replace(paper, **changes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +29,7 @@ def random_step(seed: int, b: int = 4, g: int = 3, c: int = 7, *, off_policy: bo
     lengths = rng.integers(1, c + 1, (b, g))
     lengths[0, 1] = 0
     mask = np.arange(c) < lengths[..., None]
-    stage_mask = (rng.random((b, g, len(STAGES), c)) < 0.4) & mask[:, :, None, :]
+    stage_mask = (rng.random((b, g, len(STAGE_NAMES), c)) < 0.4) & mask[:, :, None, :]
     stage_mask[-1, 1:, 2] = False
     logprobs = -rng.gamma(1.0, 1.0, shape)
 

@@ -1,4 +1,4 @@
-"""Group advantages against numbers worked out by hand and against PyTorch's std."""
+"""Advantages against numbers worked out by hand and against PyTorch's std."""
 
 from __future__ import annotations
 
@@ -8,34 +8,86 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mental_r1_jax.rl.advantages import group_advantages
+from mental_r1_jax.config import CrpoConfig
+from mental_r1_jax.rl.advantages import (
+    advantages,
+    divide_by_batch_std,
+    divide_by_group_std,
+    relative_to_baseline,
+    relative_to_mean,
+    relative_to_others,
+)
 
 SCALES = ("group", "batch", "none")
 BASELINES = ("mean", "leave_one_out")
 REWARDS = jnp.array([[1.0, 2.0, 3.0], [0.0, 0.0, 6.0]])
 
 
+def chosen(scale: str, baseline: str = "mean") -> CrpoConfig:
+    return CrpoConfig(scale_rewards=scale, advantage_baseline=baseline)
+
+
 def test_hand_computed_group_scale() -> None:
     # std of (1, 2, 3) is 1, of (0, 0, 6) is sqrt((4 + 4 + 16) / 2) = sqrt(12)
-    expected = [[-1.0, 0.0, 1.0], [-2 / 12**0.5, -2 / 12**0.5, 4 / 12**0.5]]
-    np.testing.assert_allclose(group_advantages(REWARDS, epsilon=0.0), expected, rtol=1e-6)
+    first, second = 1 / (1 + 1e-4), 2 / (12**0.5 + 1e-4)
+    expected = [[-first, 0.0, first], [-second, -second, 2 * second]]
+    np.testing.assert_allclose(advantages(REWARDS, chosen("group")), expected, rtol=1e-6)
+    differences = jnp.array([[-1.0, 0.0, 1.0], [-2.0, -2.0, 4.0]])
+    np.testing.assert_allclose(divide_by_group_std(differences, REWARDS), expected, rtol=1e-6)
 
 
-def test_hand_computed_none_and_leave_one_out() -> None:
-    np.testing.assert_allclose(
-        group_advantages(REWARDS, scale="none"), [[-1, 0, 1], [-2, -2, 4]], rtol=1e-6
-    )
+def test_hand_computed_batch_scale() -> None:
+    # mean 2; std of all six is sqrt((1 + 0 + 1 + 4 + 4 + 16) / 5) = sqrt(5.2)
+    expected = jnp.ones((2, 3)) / (5.2**0.5 + 1e-4)
+    np.testing.assert_allclose(divide_by_batch_std(jnp.ones((2, 3)), REWARDS), expected, rtol=1e-6)
+
+
+def test_hand_computed_differences() -> None:
+    np.testing.assert_allclose(relative_to_mean(REWARDS), [[-1, 0, 1], [-2, -2, 4]], rtol=1e-6)
     # the others' means: (2.5, 2, 1.5) and (3, 3, 0)
     np.testing.assert_allclose(
-        group_advantages(REWARDS, scale="none", baseline="leave_one_out"),
-        [[-1.5, 0, 1.5], [-3, -3, 6]],
-        rtol=1e-6,
+        relative_to_others(REWARDS), [[-1.5, 0, 1.5], [-3, -3, 6]], rtol=1e-6
     )
+    np.testing.assert_allclose(
+        relative_to_baseline(REWARDS, jnp.array([1.0, -2.0])), [[0, 1, 2], [2, 2, 8]], rtol=1e-6
+    )
+
+
+GOLDEN = np.array([[1.5, -0.5, 0.5, -1.5], [0.5, 0.5, 0.5, -1.0]])
+GREEDY = np.array([0.5, -1.0])
+
+
+@pytest.mark.parametrize(
+    ("baseline", "expected"),
+    [
+        (None, [[2, -2 / 3, 2 / 3, -2], [0.5, 0.5, 0.5, -1.5]]),  # RLOO
+        (GREEDY, [[1, -1, 0, -2], [1.5, 1.5, 1.5, 0]]),  # ReMax
+    ],
+    ids=["rloo", "remax"],
+)
+def test_published_estimators_by_hand_in_numpy_and_jax(
+    baseline: np.ndarray | None, expected: list[list[float]]
+) -> None:
+    crpo = chosen("none", "leave_one_out")
+    host = advantages(GOLDEN, crpo, baseline)
+    assert isinstance(host, np.ndarray) and host.dtype == np.float64
+    np.testing.assert_allclose(host, expected, rtol=1e-15)
+    placed = None if baseline is None else jnp.asarray(baseline, jnp.float32)
+    device = advantages(jnp.asarray(GOLDEN, jnp.float32), crpo, placed)
+    np.testing.assert_allclose(device, expected, rtol=1e-6)
+
+
+def test_a_given_baseline_takes_the_place_of_the_groups_own() -> None:
+    ours = [advantages(GOLDEN, chosen("batch", own), GREEDY) for own in BASELINES]
+    np.testing.assert_array_equal(ours[0], ours[1])
+    expected = (GOLDEN - [[0.5], [-1.0]]) / (GOLDEN.std(ddof=1) + 1e-4)
+    np.testing.assert_allclose(ours[0], expected, rtol=1e-12)
 
 
 def test_epsilon_is_added_to_the_std() -> None:
+    # Of (0, 2e-4) the std is sqrt(2) * 1e-4, as small as epsilon.
     np.testing.assert_allclose(
-        group_advantages(jnp.array([[0.0, 2.0]]), epsilon=1.0),
+        advantages(jnp.array([[0.0, 2e-4]]), chosen("group")),
         np.array([[-1.0, 1.0]]) / (2**0.5 + 1),
         rtol=1e-6,
     )
@@ -48,17 +100,14 @@ def test_standard_deviation_is_pytorchs_unbiased_one(scale: str) -> None:
     tensor = torch.from_numpy(rewards).double()
     std = tensor.std(dim=1, keepdim=True) if scale == "group" else tensor.std()
     expected = (tensor - tensor.mean(dim=1, keepdim=True)) / (std + 1e-4)
-    np.testing.assert_allclose(
-        group_advantages(jnp.asarray(rewards), scale=scale), expected, atol=1e-6
-    )
+    np.testing.assert_allclose(advantages(jnp.asarray(rewards), chosen(scale)), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_constant_groups_get_exact_zeros(scale: str, baseline: str) -> None:
     rewards = jnp.array([[0.1] * 3, [0.7] * 3, [-1.3] * 3])  # means that round differently
-    advantages = group_advantages(rewards, scale=scale, baseline=baseline)
-    np.testing.assert_array_equal(advantages, np.zeros((3, 3)))
+    np.testing.assert_array_equal(advantages(rewards, chosen(scale, baseline)), np.zeros((3, 3)))
 
 
 @settings(max_examples=25)
@@ -73,19 +122,19 @@ def test_shift_invariant_and_permuted_with_the_group(
 ) -> None:
     rng = np.random.default_rng(seed)
     rewards = jnp.asarray(rng.standard_normal((3, 4)), jnp.float32)
-    options = {"scale": scale, "baseline": baseline}
-    advantages = group_advantages(rewards, **options)
-    shifted = group_advantages(rewards + jnp.float32(shift), **options)
+    crpo = chosen(scale, baseline)
+    ours = advantages(rewards, crpo)
+    shifted = advantages(rewards + jnp.float32(shift), crpo)
     # The shift itself rounds rewards by up to 8 * 2^-24, magnified by 1 / std in narrow groups.
     narrowest = 1.0 if scale == "none" else float(rewards.std(axis=1, ddof=1).min())
-    np.testing.assert_allclose(shifted, advantages, atol=1e-5 / min(1.0, narrowest))
+    np.testing.assert_allclose(shifted, ours, atol=1e-5 / min(1.0, narrowest))
     order = rng.permutation(4)
-    np.testing.assert_allclose(
-        group_advantages(rewards[:, order], **options), advantages[:, order], atol=1e-5
-    )
+    np.testing.assert_allclose(advantages(rewards[:, order], crpo), ours[:, order], atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_one_completion_has_nothing_to_compare_with(scale: str) -> None:
     with pytest.raises(ValueError, match="at least 2 completions.*num_generations"):
-        group_advantages(jnp.ones((3, 1)), scale=scale)
+        advantages(jnp.ones((3, 1)), chosen(scale))
+    with pytest.raises(ValueError, match="at least 2 completions"):
+        advantages(jnp.ones((3, 1)), chosen(scale, "leave_one_out"))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax import Array
 
-from mental_r1_jax.rl.losses import (
+from mental_r1_jax.config import CrpoConfig
+from mental_r1_jax.rl.loss_terms import (
     aggregate,
     clipped_surrogate,
     kl_penalty,
@@ -67,6 +68,13 @@ def test_dual_clip_bounds_the_loss_of_negative_advantages(
     np.testing.assert_allclose(
         one_token(ratio, advantage, dual_clip=3.0), (loss, gradient), rtol=1e-6
     )
+
+
+def test_each_token_may_have_an_advantage_of_its_own() -> None:
+    ratio = jnp.array([[[2.0, 2.0, 0.5], [0.5, 1.0, 1.0]]])
+    advantages = jnp.array([[[1.0, -1.0, 3.0], [-2.0, 0.0, 5.0]]])
+    losses = clipped_surrogate(ratio, advantages, 0.2, 0.3)
+    np.testing.assert_allclose(losses, [[[-1.3, 2.0, -1.5], [1.6, 0.0, -5.0]]], rtol=1e-6)
 
 
 LOGPROBS = jnp.array([[[-1.0, -2.0, -0.5], [-1.0, -1.0, -7.0]]])
@@ -197,29 +205,24 @@ def test_aggregation_hand_values(how: str, expected: float) -> None:
 
 def test_an_empty_completion_counts_in_the_mean_over_sequences() -> None:
     empty = COUNTED.at[0, 1].set(False)
-    assert aggregate(PER_TOKEN, empty, "sequence").value == 2 / 2
-    assert aggregate(PER_TOKEN, empty, "token").value == 2.0
+    assert aggregate(PER_TOKEN, empty, "sequence", 8).value == 2 / 2
+    assert aggregate(PER_TOKEN, empty, "token", 8).value == 2.0
 
 
 def test_stage_coefficients_are_the_papers() -> None:
     np.testing.assert_allclose(
-        stage_coefficients("tanh"), [-0.05920, -0.05431, -0.02773, 0.02773, 0.05431], atol=5e-6
+        stage_coefficients(CrpoConfig()),
+        [-0.05920, -0.05431, -0.02773, 0.02773, 0.05431],
+        atol=5e-6,
     )
-    assert stage_coefficients("off") == (0.0,) * 5
-    assert stage_coefficients("explicit", explicit=[1.0, 0.0, -2.0, 3.0, 4.0]) == (
-        1.0,
-        0.0,
-        -2.0,
-        3.0,
-        4.0,
-    )
-    assert stage_coefficients("tanh", scale=2.0, tau=1.0, num_stages=1) == (0.0,)
-
-
-@pytest.mark.parametrize("explicit", [None, (0.1, 0.2)])
-def test_explicit_coefficients_must_be_one_a_stage(explicit: tuple[float, ...] | None) -> None:
-    with pytest.raises(ValueError, match="expected 5 numbers"):
-        stage_coefficients("explicit", explicit=explicit)
+    assert stage_coefficients(CrpoConfig(stage_entropy_rule="off")) == (0.0,) * 5
+    explicit = (1.0, 0.0, -2.0, 3.0, 4.0)
+    given = CrpoConfig(stage_entropy_rule="explicit", stage_entropy_coefs=explicit)
+    assert stage_coefficients(given) == explicit
+    scaled = stage_coefficients(CrpoConfig(stage_entropy_scale=2.0, stage_entropy_threshold=1.0))
+    # 2 tanh(0) and 2 tanh(1), with tanh(1) = (e^2 - 1) / (e^2 + 1)
+    assert scaled[0] == 0.0
+    assert scaled[1] == pytest.approx(2 * (np.e**2 - 1) / (np.e**2 + 1), rel=1e-12)
 
 
 def test_stage_entropy_hand_values_with_overlap_and_a_missing_stage() -> None:

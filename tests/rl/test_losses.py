@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,30 +14,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import Array
 
-from mental_r1_jax.rl.losses import (
-    Denominators,
-    LossConfig,
+from mental_r1_jax.config import STAGE_NAMES, CrpoConfig
+from mental_r1_jax.models.head import token_stats
+from mental_r1_jax.rl.loss_terms import (
     aggregate,
     clipped_surrogate,
-    crpo_loss,
     kl_penalty,
-    loss_denominators,
     probability_ratio,
-    stage_coefficients,
 )
+from mental_r1_jax.rl.losses import Denominators, crpo_loss, loss_denominators
 from mental_r1_jax.rl.masking import Max, Metric, Min, SumWeight
-from mental_r1_jax.rl.token_stats import token_stats
 from mental_r1_jax.types import Batch
-from tests.rl.batches import STAGES, Step, loss_config, random_step
+from tests.rl.batches import Step, random_step
+
+LIMIT = 9  # the longest completion that a rollout could have made
 
 VARIANTS = {
-    "paper": loss_config(),
-    "sequence": loss_config(
+    "paper": CrpoConfig(),
+    "sequence": CrpoConfig(
         aggregation="sequence", importance_level="sequence", stage_entropy_mean="present_only"
     ),
-    "dr_grpo": loss_config(
+    "dr_grpo": CrpoConfig(
         aggregation="dr_grpo",
-        max_completion_length=9,
         dual_clip=1.5,
         clip_epsilon_high=0.28,
         kl_estimator="k2",
@@ -47,19 +46,19 @@ VARIANTS = {
 
 @functools.partial(jax.jit, static_argnames="config")
 def loss_and_gradients(
-    step: tuple[Array, Array, Batch, Array], denominators: Denominators, config: LossConfig
+    step: tuple[Array, Array, Batch, Array], denominators: Denominators, config: CrpoConfig
 ) -> tuple[tuple[Array, dict[str, Metric]], tuple[Array, Array]]:
     logprobs, entropies, batch, advantages = step
     return jax.value_and_grad(crpo_loss, argnums=(0, 1), has_aux=True)(
-        logprobs, entropies, batch, advantages, denominators, config
+        logprobs, entropies, batch, advantages, denominators, config, LIMIT
     )
 
 
 def run(
-    step: Step, config: LossConfig, denominators: Denominators | None = None
+    step: Step, config: CrpoConfig, denominators: Denominators | None = None
 ) -> tuple[Array, dict[str, Metric], tuple[Array, Array]]:
     """Loss, metrics and gradients by (logprobs, entropies) of a step."""
-    denominators = denominators or loss_denominators(step.batch, config)
+    denominators = denominators or loss_denominators(step.batch, config, LIMIT)
     arguments = (step.logprobs, step.entropies, step.batch, step.advantages)
     (loss, metrics), gradients = loss_and_gradients(arguments, denominators, config)
     return loss, metrics, gradients
@@ -67,18 +66,21 @@ def run(
 
 def test_hand_computed_loss_of_two_completions() -> None:
     """Two completions of 2 and 1 tokens, ratio 1, one stage of the last token of each."""
-    config = LossConfig(
-        stage_names=("first", "second"),
-        stage_entropy_coefs=(0.5, -0.25),
+    config = CrpoConfig(
+        stage_entropy_rule="explicit",
+        stage_entropy_coefs=(0.5, -0.25, 0.0, 0.0, 0.0),
         kl_coef=0.1,
         entropy_bonus_coef=0.2,
     )
+    nobody = [[False, False]] * 3
     batch = Batch(
         prompt_ids=jnp.ones((1, 1), jnp.int32),
         prompt_mask=jnp.ones((1, 1), bool),
         completion_ids=jnp.zeros((1, 2, 2), jnp.int32),
         completion_mask=jnp.array([[[True, True], [True, False]]]),
-        stage_mask=jnp.array([[[[True, True], [False, True]], [[True, False], [False, False]]]]),
+        stage_mask=jnp.array(
+            [[[[True, True], [False, True], *nobody], [[True, False], [False, False], *nobody]]]
+        ),
         rewards=jnp.zeros((1, 2)),
         sampler_logprobs=jnp.array([[[-1.0, -1.5], [-2.5, 0.0]]]),
         decode_logprobs=jnp.zeros((1, 2, 2)),
@@ -91,8 +93,9 @@ def test_hand_computed_loss_of_two_completions() -> None:
         entropies,
         batch,
         jnp.array([[2.0, -1.0]]),
-        loss_denominators(batch, config),
+        loss_denominators(batch, config, LIMIT),
         config,
+        LIMIT,
     )
     policy = -(2.0 + 2.0 - 1.0) / 3
     kl = (2.0 - np.log(2.0) - 1.0) / 3  # k3 of one token, whose reference is twice as likely
@@ -106,9 +109,9 @@ def test_hand_computed_loss_of_two_completions() -> None:
     np.testing.assert_allclose(values["loss/stage_entropy"], stage, rtol=1e-6)
     np.testing.assert_allclose(values["entropy"], 7 / 3, rtol=1e-6)
     # The readable stage entropy leaves out the completion that lacks the second stage.
-    assert values["entropy/stage/first"] == 2.75
-    assert values["entropy/stage/second"] == 2.0
-    assert values["coverage/stage/second"] == 0.5
+    assert values["entropy/stage/stimulus"] == 2.75
+    assert values["entropy/stage/primary_appraisal"] == 2.0
+    assert values["coverage/stage/primary_appraisal"] == 0.5
     assert values["sampler_mismatch/max"] == 0.5
     np.testing.assert_allclose(values["sampler_mismatch/mean"], 1 / 3, rtol=1e-6)
 
@@ -123,9 +126,9 @@ def test_the_terms_of_the_loss_add_up_to_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_four_micro_batches_equal_one_batch(name: str) -> None:
-    """Sums over global weights: the same loss, gradient and metrics however the step is cut."""
+    """Sums over global weights: the same loss, gradient and metrics for any micro-batches."""
     step, config = random_step(2), VARIANTS[name]
-    denominators = loss_denominators(step.batch, config)
+    denominators = loss_denominators(step.batch, config, LIMIT)
     loss, metrics, gradients = run(step, config)
     arguments = (step.logprobs, step.entropies, step.batch, step.advantages)
     parts = []
@@ -133,9 +136,9 @@ def test_four_micro_batches_equal_one_batch(name: str) -> None:
         one = jax.tree.map(lambda x, row=row: x[row : row + 1], arguments)
         parts.append(loss_and_gradients(one, denominators, config))
     np.testing.assert_allclose(sum(part[0][0] for part in parts), loss, atol=1e-6)
-    for index, whole in enumerate(gradients):
-        cut = jnp.concatenate([part[1][index] for part in parts])
-        np.testing.assert_allclose(cut, whole, atol=1e-6)
+    for index, gradient in enumerate(gradients):
+        joined = jnp.concatenate([part[1][index] for part in parts])
+        np.testing.assert_allclose(joined, gradient, atol=1e-6)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(part[0][1] for part in parts))
     for key, metric in stacked.items():
         np.testing.assert_allclose(
@@ -149,7 +152,7 @@ def test_metrics_of_maxima_are_typed_and_survive_micro_batches() -> None:
     assert isinstance(metrics["sampler_mismatch/max"], Max)
     assert isinstance(metrics["importance_ratio/min"], Min)
     assert isinstance(metrics["kl"], SumWeight)
-    assert {f"entropy/stage/{stage}" for stage in STAGES} <= metrics.keys()
+    assert {f"entropy/stage/{stage}" for stage in STAGE_NAMES} <= metrics.keys()
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -237,7 +240,7 @@ def test_the_order_of_prompts_and_completions_does_not_matter(seed: int) -> None
 @pytest.mark.parametrize("aggregation", ["token", "dr_grpo"])
 def test_completions_without_tokens_add_nothing_to_sums_over_tokens(aggregation: str) -> None:
     step = random_step(5)
-    config = loss_config(aggregation=aggregation, max_completion_length=7)
+    config = CrpoConfig(aggregation=aggregation)
     _, _, gradients = run(step, config)
     np.testing.assert_array_equal(gradients[0][0, 1], 0.0)
     nobody = step.batch.replace(completion_mask=jnp.zeros_like(step.batch.completion_mask))
@@ -249,25 +252,26 @@ def test_completions_without_tokens_add_nothing_to_sums_over_tokens(aggregation:
 def test_the_last_token_of_a_completion_is_trained() -> None:
     """The EOS is inside the mask, so it has a gradient; the first place after it has none."""
     step = random_step(6)
-    _, _, (gradient, _) = run(step, loss_config())
+    _, _, (gradient, _) = run(step, CrpoConfig())
     lengths = step.batch.completion_mask.sum(axis=-1)
     for (b, g), length in np.ndenumerate(np.asarray(lengths)):
         np.testing.assert_array_equal(gradient[b, g, length:], 0.0)
     on_policy = dataclasses.replace(step, batch=step.batch.replace(old_logprobs=None))
-    _, _, (gradient, _) = run(on_policy, loss_config())
+    _, _, (gradient, _) = run(on_policy, CrpoConfig())
     np.testing.assert_array_equal(gradient != 0, step.batch.completion_mask)
 
 
 def test_advantages_old_and_reference_policy_are_constants() -> None:
     """Only the policy's own log-probs and entropies are trained."""
-    step, config = random_step(10), loss_config()
-    denominators = loss_denominators(step.batch, config)
+    step, config = random_step(10), CrpoConfig()
+    denominators = loss_denominators(step.batch, config, LIMIT)
 
     @jax.jit
     @functools.partial(jax.grad, argnums=(0, 1, 2))
     def gradients(advantages: Array, old: Array, ref: Array) -> Array:
         batch = step.batch.replace(old_logprobs=old, ref_logprobs=ref)
-        return crpo_loss(step.logprobs, step.entropies, batch, advantages, denominators, config)[0]
+        weights = (advantages, denominators, config, LIMIT)
+        return crpo_loss(step.logprobs, step.entropies, batch, *weights)[0]
 
     constants = (step.advantages, step.batch.old_logprobs, step.batch.ref_logprobs)
     assert not any(bool(gradient.any()) for gradient in gradients(*constants))
@@ -279,16 +283,16 @@ def test_the_stage_term_has_a_gradient_by_the_parameters() -> None:
     rng = np.random.default_rng(7)
     hidden = jnp.asarray(rng.standard_normal((*step.logprobs.shape, 6)), jnp.float32)
     matrix = jnp.asarray(rng.standard_normal((6, 11)), jnp.float32)
-    config = loss_config(kl_coef=0.0)
-    denominators = loss_denominators(step.batch, config)
+    config = CrpoConfig(kl_coef=0.0)
+    denominators = loss_denominators(step.batch, config, LIMIT)
 
     @jax.jit
     def stage_term_alone(matrix: Array) -> Array:
         logprobs, entropies = token_stats(
             hidden, step.batch.completion_ids, matrix, temperature=0.85, chunk_size=4
         )
-        no_advantage = jnp.zeros_like(step.advantages)
-        return crpo_loss(logprobs, entropies, step.batch, no_advantage, denominators, config)[0]
+        weights = (jnp.zeros_like(step.advantages), denominators, config, LIMIT)
+        return crpo_loss(logprobs, entropies, step.batch, *weights)[0]
 
     value, gradient = jax.value_and_grad(stage_term_alone)(matrix)
     assert jnp.all(gradient != 0)
@@ -299,9 +303,9 @@ def test_the_stage_term_has_a_gradient_by_the_parameters() -> None:
 
 def test_stage_mean_over_those_that_have_the_stage() -> None:
     step = random_step(8)
-    coefficients = (0.0, 0.0, 1.0, 0.0, 0.0)
-    everyone = loss_config(stage_entropy_coefs=coefficients)
-    present_only = loss_config(stage_entropy_coefs=coefficients, stage_entropy_mean="present_only")
+    rule = {"stage_entropy_rule": "explicit", "stage_entropy_coefs": (0.0, 0.0, 1.0, 0.0, 0.0)}
+    everyone = CrpoConfig(**rule)
+    present_only = CrpoConfig(**rule, stage_entropy_mean="present_only")
     present = step.batch.stage_mask[:, :, 2].any(axis=-1).sum()
     assert 0 < present < 12
     terms = [
@@ -318,29 +322,34 @@ def grpo(hidden: Array, matrix: Array, step: Step) -> Array:
     ratio = probability_ratio(logprobs, batch.old_logprobs, "token", mask)
     policy = clipped_surrogate(ratio, step.advantages, 0.2, 0.2)
     kl = kl_penalty(logprobs, jnp.where(mask, batch.ref_logprobs, 0.0), "k3")
-    parts = [aggregate(per_token, mask, "token") for per_token in (policy, kl)]
+    parts = [aggregate(per_token, mask, "token", LIMIT) for per_token in (policy, kl)]
     return parts[0].sum / parts[0].weight + 0.01 * (parts[1].sum / parts[1].weight)
 
 
 @pytest.mark.parametrize(
-    "coefficients", [stage_coefficients("off"), stage_coefficients("explicit", explicit=[0.0] * 5)]
+    "rule",
+    [
+        {"stage_entropy_rule": "off"},
+        {"stage_entropy_rule": "explicit", "stage_entropy_coefs": (0.0,) * len(STAGE_NAMES)},
+    ],
+    ids=["off", "explicit"],
 )
 @pytest.mark.parametrize("off_policy", [False, True])
 def test_zero_stage_coefficients_are_grpo_bit_for_bit(
-    coefficients: tuple[float, ...], off_policy: bool
+    rule: dict[str, Any], off_policy: bool
 ) -> None:
     step = random_step(9, off_policy=off_policy)
     rng = np.random.default_rng(9)
     hidden = jnp.asarray(rng.standard_normal((*step.logprobs.shape, 6)), jnp.float32)
     matrix = jnp.asarray(rng.standard_normal((6, 11)), jnp.float32)
-    config = loss_config(stage_entropy_coefs=coefficients)
-    denominators = loss_denominators(step.batch, config)
+    config = CrpoConfig(**rule)
+    denominators = loss_denominators(step.batch, config, LIMIT)
 
     def ours(hidden: Array, matrix: Array) -> Array:
         logprobs, entropies = token_stats(
             hidden, step.batch.completion_ids, matrix, temperature=0.85, chunk_size=4
         )
-        arguments = (step.batch, step.advantages, denominators, config)
+        arguments = (step.batch, step.advantages, denominators, config, LIMIT)
         return crpo_loss(logprobs, entropies, *arguments)[0]
 
     crpo = jax.jit(jax.value_and_grad(ours, argnums=(0, 1)))(hidden, matrix)
@@ -357,7 +366,7 @@ def test_clip_ratios_count_only_tokens_whose_gradient_is_taken() -> None:
     )
     zeros = jnp.zeros((1, 2, 4))
     step = Step(batch, zeros, zeros, jnp.array([[1.0, -1.0]]))
-    _, metrics, _ = run(step, loss_config())
+    _, metrics, _ = run(step, CrpoConfig())
     values = {key: metrics[f"clip_ratio/{key}_mean"].value for key in ("low", "high", "region")}
     assert values == {
         "low": np.float32(2 / 7),
@@ -372,20 +381,34 @@ def test_a_kl_penalty_needs_reference_logprobs() -> None:
     step = random_step(1)
     step = dataclasses.replace(step, batch=step.batch.replace(ref_logprobs=None))
     with pytest.raises(ValueError, match="kl_coef=0.01 expected batch.ref_logprobs"):
-        run(step, loss_config())
-    _, metrics, _ = run(step, loss_config(kl_coef=0.0))
+        run(step, CrpoConfig())
+    _, metrics, _ = run(step, CrpoConfig(kl_coef=0.0))
     assert metrics["loss/kl"].value == 0.0
     assert "kl" not in metrics
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"stage_entropy_coefs": (0.1,)}, "one coefficient a stage"),
-        ({"dual_clip": 1.0}, "dual_clip > 1"),
-        ({"aggregation": "dr_grpo"}, "max_completion_length"),
-    ],
-)
-def test_contradicting_choices_are_refused(changes: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        loss_config(**changes)
+def with_advantages(step: Step, advantages: Array) -> Any:
+    """Loss, metrics and gradients of a step with other advantages."""
+    return run(dataclasses.replace(step, advantages=advantages), VARIANTS["dr_grpo"])
+
+
+def test_an_advantage_of_a_completion_is_that_of_each_of_its_tokens() -> None:
+    step = random_step(11)
+    per_token = jnp.broadcast_to(step.advantages[..., None], step.logprobs.shape)
+    ours, theirs = (with_advantages(step, x) for x in (step.advantages, per_token))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_advantages_of_tokens_by_hand() -> None:
+    """Ratio 1: the policy loss is the mean of -A over the 4 tokens, its gradient -A / 4."""
+    step = random_step(12, b=1, g=2, c=3, off_policy=False)
+    mask = jnp.array([[[True, True, True], [True, False, False]]])
+    step = dataclasses.replace(
+        step,
+        batch=step.batch.replace(completion_mask=mask),
+        advantages=jnp.array([[[1.0, -2.0, 4.0], [8.0, 100.0, jnp.nan]]]),
+    )
+    config = CrpoConfig(kl_coef=0.0, stage_entropy_rule="off")
+    loss, metrics, (gradient, _) = run(step, config)
+    assert loss == metrics["loss/policy"].value == -11 / 4
+    np.testing.assert_array_equal(gradient, [[[-0.25, 0.5, -1.0], [-2.0, 0.0, 0.0]]])

@@ -2,44 +2,44 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mental_r1_jax import sharding
+from mental_r1_jax.data.records import Example
+from mental_r1_jax.hosts import put_batch
 from mental_r1_jax.rewards import answer_function, format_function
 from mental_r1_jax.rl.losses import crpo_loss, loss_denominators
 from mental_r1_jax.rollout.collect import (
     assemble_batch,
     pad_prompts,
     prompt_width,
-    put_batch,
     render_prompts,
     reward_metrics,
     score_completions,
-    score_table,
 )
 from mental_r1_jax.text.prompts import RenderedPrompt
 from mental_r1_jax.text.stages import GRAMMAR
 from mental_r1_jax.text.tokenizer import Tokenizer, wrap_tokenizer
 from mental_r1_jax.types import Completions
 from tests.text.conftest import byte_level
-from tests.tiny_decoder import step_config
+from tests.tiny_decoder import tiny_recipe
 
 
-@dataclasses.dataclass(frozen=True)
-class Post:
-    set_name: str
-    label: str
-    row: int = 0
-    text: str = "the rain kept falling and i can not sleep at night"
-    question: str = "Does the writer feel tired? Yes or No\nStatement: "
+def post(set_name: str, label: str) -> Example:
+    return Example(
+        set_name=set_name,
+        split="train",
+        row=0,
+        text="the rain kept falling and i can not sleep at night",
+        label=label,
+        question="Does the writer feel tired? Yes or No\nStatement: ",
+    )
 
 
-POSTS = (Post("Sleep", "Yes"), Post("Rain", "No"))
+POSTS = (post("Sleep", "Yes"), post("Rain", "No"))
 GOOD = GRAMMAR.render(["rain 🌧️", "it matters", "a walk helps", "tired", "low mood"], "Yes")
 TEXTS = (
     (GOOD, GOOD.replace("Yes", "No")),  # right, wrong
@@ -56,7 +56,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def completions(tokenizer: Tokenizer) -> Completions:
-    """The four texts as ids; all but the last end in EOS, the last one is cut by the limit."""
+    """The four texts as ids; all but the last end in EOS, the last one hits the limit."""
     rows = [[tokenizer.encode(text) for text in row] for row in TEXTS]
     eos = tokenizer.eos_ids[0]
     rows = [[ids + [eos] * (ids is not rows[1][1]) for ids in row] for row in rows]
@@ -75,15 +75,19 @@ def completions(tokenizer: Tokenizer) -> Completions:
     return out
 
 
+def on_device(completions: Completions) -> Completions:
+    """As the sampler returns them."""
+    return jax.tree.map(jnp.asarray, completions)
+
+
 @pytest.fixture(scope="module")
 def groups(tokenizer: Tokenizer, completions: Completions):
     return score_completions(
         tokenizer,
         POSTS,
-        completions.completion_ids,
-        completions.completion_mask,
-        completions.finished,
+        on_device(completions),
         FUNCTIONS,
+        "prefix",
     )
 
 
@@ -119,7 +123,8 @@ def test_completions_are_scored_by_hand(groups, completions):
     flat = [completion for row in groups.completions for completion in row]
     assert [c.text for c in flat] == [text for row in TEXTS for text in row]
     assert [c.parsed.answer for c in flat] == ["Yes", "No", "no, never", None]
-    assert [c.rewards["answer"] for c in flat] == [0.5, -0.5, 2.0, -2.0]
+    assert groups.table[..., -2].ravel().tolist() == [0.5, 0.5, -0.5, -0.5]
+    assert groups.table[..., -1].ravel().tolist() == [0.5, -0.5, 2.0, -2.0]
     assert [c.num_tokens for c in flat] == completions.completion_mask.sum(-1).ravel().tolist()
     assert [c.finished for c in flat] == [True, True, True, False]
 
@@ -137,7 +142,7 @@ def test_stage_masks_hold_the_text_of_the_stages(tokenizer, groups, completions)
 
 
 def test_reward_metrics_by_hand(groups, completions):
-    metrics = reward_metrics(score_table(groups, FUNCTIONS), FUNCTIONS)
+    metrics = reward_metrics(groups.table, FUNCTIONS)
     lengths = completions.completion_mask.sum(-1).ravel()
     rewards = [2.0, -1.0, 5.5, -6.5]
     expected = {
@@ -163,15 +168,29 @@ def test_reward_metrics_by_hand(groups, completions):
     assert metrics == pytest.approx(expected)
 
 
-def test_equal_rewards_in_a_group_are_counted(groups):
-    table = score_table(groups, FUNCTIONS)
+def test_equal_rewards_in_a_group_are_counted(tokenizer, groups, completions):
+    table = groups.table.copy()
     table[..., 0] = [[1, 1], [1, 2]]
     assert reward_metrics(table, FUNCTIONS)["frac_reward_zero_std"] == 0.5
-    unfinished = tuple(
-        tuple(dataclasses.replace(c, finished=False) for c in row) for row in groups.completions
-    )
-    never = score_table(dataclasses.replace(groups, completions=unfinished), FUNCTIONS)
-    assert reward_metrics(never, FUNCTIONS)["completions/mean_terminated_length"] == 0
+    unfinished = completions.replace(finished=np.zeros((2, 2), bool))
+    never = score_completions(tokenizer, POSTS, on_device(unfinished), FUNCTIONS, "prefix")
+    metrics = reward_metrics(never.table, FUNCTIONS)
+    assert metrics["completions/mean_terminated_length"] == 0
+    assert metrics["completions/clipped_ratio"] == 1
+
+
+def test_accuracy_follows_the_recipes_rule_whatever_the_reward_says(tokenizer, completions):
+    """It has a column of its own: no reward function is needed, nor asked for its sign."""
+    negative = (answer_function(-1.0, WEIGHTS, "exact"),)
+    for functions in ((), FUNCTIONS, negative):
+        for match, right in (
+            ("prefix", [True, False, True, False]),
+            ("exact", [True] + 3 * [False]),
+        ):
+            scored = score_completions(tokenizer, POSTS, on_device(completions), functions, match)
+            table = scored.table
+            assert table[..., 4].ravel().tolist() == right
+            assert reward_metrics(table, functions)["accuracy"] == np.mean(right)
 
 
 @pytest.mark.parametrize("mask_truncated", [False, True])
@@ -180,9 +199,8 @@ def test_truncated_completions_leave_the_loss_but_not_the_rewards(
 ):
     mesh = sharding.make_mesh(2, 1, 1, jax.devices()[:2])
     prompts = put_batch(mesh, pad_prompts(render_prompts(tokenizer, POSTS, 400), 400, 0))
-    batch = assemble_batch(
-        prompts, put_batch(mesh, completions), groups, mesh=mesh, mask_truncated=mask_truncated
-    )
+    crpo = tiny_recipe(mask_truncated_completions=mask_truncated).crpo
+    batch = assemble_batch(prompts, put_batch(mesh, completions), groups, mesh, crpo)
     expected = completions.completion_mask.copy()
     if mask_truncated:
         expected[1, 1] = False
@@ -195,13 +213,12 @@ def test_truncated_completions_leave_the_loss_but_not_the_rewards(
             mesh, getattr(batch, name).ndim
         )
 
-    config = step_config(kl_coef=0.0).loss
+    objective = (tiny_recipe(kl_coef=0.0).crpo, 7)
 
     def loss(logprobs):
         ones = jnp.ones_like(batch.rewards)
-        return crpo_loss(
-            logprobs, 0 * logprobs, batch, ones, loss_denominators(batch, config), config
-        )[0]
+        weights = loss_denominators(batch, *objective)
+        return crpo_loss(logprobs, 0 * logprobs, batch, ones, weights, *objective)[0]
 
     gradient = np.asarray(jax.jit(jax.grad(loss))(batch.decode_logprobs))
     assert (gradient[1, 1] == 0).all() == mask_truncated

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from mental_r1_jax.models import hf_format
-from mental_r1_jax.rollout.sampler import SamplingConfig, sample_completions, step_key
+from mental_r1_jax.models.hf_config import decoder_config_from_hf, read_hf_config
+from mental_r1_jax.rollout.sampler import sample_completions, step_key
 from mental_r1_jax.types import PromptBatch
 from tests.parity.model_cases import CASES, Case, make_hf_model, make_inputs
+from tests.rollout.settings import make_settings
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch")
 
@@ -33,14 +35,14 @@ def test_greedy_tokens_are_those_of_generate(case: Case, tmp_path: Path):
     eos = [int(free[0][4])]
     theirs = [generate(model, prompt_ids[b][mask[b]], eos) for b in range(len(mask))]
 
-    config = hf_format.decoder_config_from_hf(hf_format.read_hf_config(tmp_path))
+    config = decoder_config_from_hf(read_hf_config(tmp_path))
     params = hf_format.load_params(tmp_path, config)
     prompts = PromptBatch(
         prompt_ids=jnp.asarray(prompt_ids, jnp.int32),
         prompt_mask=jnp.asarray(mask),
         prompt_index=jnp.arange(len(mask)),
     )
-    sampling = SamplingConfig(
+    settings = make_settings(
         num_generations=2,
         max_completion_length=LENGTH,
         temperature=0.5,
@@ -50,7 +52,7 @@ def test_greedy_tokens_are_those_of_generate(case: Case, tmp_path: Path):
         pad_id=0,
         greedy=True,
     )
-    sample = functools.partial(sample_completions, config=config, sampling=sampling)
+    sample = functools.partial(sample_completions, config=config, settings=settings)
     ours = jax.tree.map(np.asarray, jax.jit(sample)(params, prompts, step_key(0, 0)))
     for b, expected in enumerate(theirs):
         for g in range(2):

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 from mental_r1_jax import sharding
+from mental_r1_jax.config import STAGE_NAMES
+from mental_r1_jax.hosts import put_batch
+from mental_r1_jax.models import decoder
 from mental_r1_jax.rl.losses import crpo_loss, loss_denominators
 from mental_r1_jax.rollout import sampler
-from mental_r1_jax.rollout.collect import put_batch
-from mental_r1_jax.rollout.sampler import SamplingConfig, sample_completions, step_key
-from mental_r1_jax.training.train_step import policy_stats
+from mental_r1_jax.rollout.sampler import SamplerSettings, sample_completions, step_key
 from mental_r1_jax.types import Batch, Completions, PromptBatch
+from tests.rollout.settings import make_settings, with_rollout
 from tests.tiny_decoder import (
     COMPLETION,
     CONFIG,
@@ -26,11 +28,11 @@ from tests.tiny_decoder import (
     TEMPERATURE,
     random_params,
     random_prompts,
-    step_config,
+    tiny_recipe,
 )
 
 PAD = 7
-SAMPLING = SamplingConfig(
+SETTINGS = make_settings(
     num_generations=GROUP,
     max_completion_length=COMPLETION,
     temperature=TEMPERATURE,
@@ -42,8 +44,8 @@ SAMPLING = SamplingConfig(
 
 
 @functools.cache
-def compiled(sampling: SamplingConfig = SAMPLING) -> Any:
-    return jax.jit(functools.partial(sample_completions, config=CONFIG, sampling=sampling))
+def compiled(settings: SamplerSettings = SETTINGS) -> Any:
+    return jax.jit(functools.partial(sample_completions, config=CONFIG, settings=settings))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,9 @@ def as_batch(prompts: PromptBatch, completions: Completions) -> Batch:
         prompt_mask=prompts.prompt_mask,
         completion_ids=jnp.asarray(completions.completion_ids),
         completion_mask=jnp.asarray(completions.completion_mask),
-        stage_mask=jnp.zeros((*group, 5, completions.completion_ids.shape[-1]), bool),
+        stage_mask=jnp.zeros(
+            (*group, len(STAGE_NAMES), completions.completion_ids.shape[-1]), bool
+        ),
         rewards=jnp.asarray(np.random.default_rng(0).standard_normal(group), jnp.float32),
         sampler_logprobs=jnp.asarray(completions.sampler_logprobs),
         decode_logprobs=jnp.asarray(completions.decode_logprobs),
@@ -78,7 +82,9 @@ def as_batch(prompts: PromptBatch, completions: Completions) -> Batch:
 
 @functools.partial(jax.jit, static_argnames="temperature")
 def logprobs_at(params: Any, batch: Batch, *, temperature: float) -> jax.Array:
-    return policy_stats(params, batch, config=CONFIG, temperature=temperature, chunk_size=3)[0]
+    return decoder.completion_stats(
+        params, batch, config=CONFIG, temperature=temperature, chunk_size=3
+    )[0]
 
 
 def training_logprobs(params: Any, prompts: PromptBatch, completions: Completions) -> np.ndarray:
@@ -103,7 +109,7 @@ def test_decode_logprobs_are_the_training_pass_s_at_the_sampling_temperature(
 
 def test_truncated_sampling_differs_by_the_log_of_the_kept_mass(params, prompts):
     top_p = 0.7
-    sampled = compiled(dataclasses.replace(SAMPLING, top_p=top_p))(params, prompts, step_key(0, 1))
+    sampled = compiled(with_rollout(SETTINGS, top_p=top_p))(params, prompts, step_key(0, 1))
     mask = np.asarray(sampled.completion_mask)
     difference = np.asarray(sampled.sampler_logprobs - sampled.decode_logprobs)[mask]
     # -log(kept mass); the kept mass is between top_p and 1.
@@ -180,12 +186,12 @@ def expected_lengths(ids: np.ndarray, eos_ids: tuple[int, ...]) -> np.ndarray:
 
 
 def test_masks_come_from_lengths_and_the_limit_leaves_a_completion_unfinished(completions):
-    lengths = expected_lengths(completions.completion_ids, SAMPLING.eos_ids)
+    lengths = expected_lengths(completions.completion_ids, SETTINGS.eos_ids)
     np.testing.assert_array_equal(
         completions.completion_mask, np.arange(COMPLETION) < lengths[..., None]
     )
     last = np.take_along_axis(completions.completion_ids, lengths[..., None] - 1, -1)[..., 0]
-    np.testing.assert_array_equal(completions.finished, np.isin(last, SAMPLING.eos_ids))
+    np.testing.assert_array_equal(completions.finished, np.isin(last, SETTINGS.eos_ids))
     assert (~completions.finished).any()  # some hit the limit
     assert (lengths[~completions.finished] == COMPLETION).all()
     assert (completions.completion_ids[~completions.completion_mask] == PAD).all()
@@ -196,7 +202,7 @@ def test_an_eos_in_the_last_place_is_finished(params, prompts, completions):
     lengths = completions.completion_mask.sum(-1)
     b, g = np.argwhere(completions.finished & (lengths > 1) & (lengths < COMPLETION))[0]
     limit = int(lengths[b, g])
-    short = compiled(dataclasses.replace(SAMPLING, max_completion_length=limit))
+    short = compiled(with_rollout(SETTINGS, max_completion_length=limit))
     out = short(params, prompts, step_key(0, 1))
     assert bool(out.finished[b, g])
     np.testing.assert_array_equal(
@@ -207,13 +213,13 @@ def test_an_eos_in_the_last_place_is_finished(params, prompts, completions):
 def test_eos_is_in_ids_and_mask_and_has_a_gradient(params, prompts, completions):
     batch = as_batch(prompts, completions)
     lengths = np.asarray(batch.completion_mask.sum(-1))
-    loss_config = step_config(kl_coef=0.0).loss
+    objective = (tiny_recipe(kl_coef=0.0).crpo, COMPLETION)
     advantages = jnp.ones_like(batch.rewards)
 
     def loss(logprobs):
-        denominators = loss_denominators(batch, loss_config)
+        denominators = loss_denominators(batch, *objective)
         entropies = jnp.zeros_like(logprobs)
-        return crpo_loss(logprobs, entropies, batch, advantages, denominators, loss_config)[0]
+        return crpo_loss(logprobs, entropies, batch, advantages, denominators, *objective)[0]
 
     gradient = np.asarray(jax.jit(jax.grad(loss))(batch.decode_logprobs))
     at_end = np.take_along_axis(gradient, lengths[..., None] - 1, -1)[..., 0]
@@ -232,15 +238,15 @@ def test_pad_equal_to_eos_and_a_sampled_pad_stay_real_tokens(params, prompts, co
         == PAD
     )
     assert (
-        PAD in SAMPLING.eos_ids
+        PAD in SETTINGS.eos_ids
         and (completions.completion_ids[completions.completion_mask] == PAD).sum()
         == ends_in_pad.sum()
     )
     # With a pad that is no EOS, and is a token that this step samples in mid-completion:
-    eos = tuple(i for i in SAMPLING.eos_ids if i != PAD)
+    eos = tuple(i for i in SETTINGS.eos_ids if i != PAD)
     inner = completions.completion_ids[:, :, :-1][completions.completion_mask[:, :, 1:]]
     pad = int(np.bincount(inner).argmax())
-    out = compiled(dataclasses.replace(SAMPLING, eos_ids=eos, pad_id=pad))(
+    out = compiled(dataclasses.replace(SETTINGS, eos_ids=eos, pad_id=pad))(
         params, prompts, step_key(0, 1)
     )
     ids, mask = np.asarray(out.completion_ids), np.asarray(out.completion_mask)
@@ -262,8 +268,8 @@ def test_an_immediate_eos_is_a_finished_completion_of_one_token(params, prompts,
         return plain(*args)
 
     monkeypatch.setattr(sampler.decoder, "decode_step", counting)
-    all_end = dataclasses.replace(SAMPLING, eos_ids=tuple(range(CONFIG.vocab_size)))
-    out = jax.jit(functools.partial(sample_completions, config=CONFIG, sampling=all_end))(
+    all_end = dataclasses.replace(SETTINGS, eos_ids=tuple(range(CONFIG.vocab_size)))
+    out = jax.jit(functools.partial(sample_completions, config=CONFIG, settings=all_end))(
         params, prompts, step_key(0, 1)
     )
     jax.effects_barrier()
@@ -274,8 +280,8 @@ def test_an_immediate_eos_is_a_finished_completion_of_one_token(params, prompts,
 
 
 def test_two_prompt_lengths_are_two_programs(params, prompts):
-    short = dataclasses.replace(SAMPLING, num_generations=1, max_completion_length=2)
-    sample = jax.jit(functools.partial(sample_completions, config=CONFIG, sampling=short))
+    short = dataclasses.replace(with_rollout(SETTINGS, max_completion_length=2), num_completions=1)
+    sample = jax.jit(functools.partial(sample_completions, config=CONFIG, settings=short))
     longer = prompts.replace(
         prompt_ids=jnp.pad(prompts.prompt_ids, [(0, 0), (0, 4)]),
         prompt_mask=jnp.pad(prompts.prompt_mask, [(0, 0), (0, 4)]),
@@ -290,7 +296,7 @@ def test_two_prompt_lengths_are_two_programs(params, prompts):
 
 
 def test_random_numbers_are_one_a_token_not_a_vocabulary_of_noise(prompts):
-    jaxpr = jax.make_jaxpr(functools.partial(sample_completions, config=CONFIG, sampling=SAMPLING))(
+    jaxpr = jax.make_jaxpr(functools.partial(sample_completions, config=CONFIG, settings=SETTINGS))(
         jax.tree.map(jnp.asarray, random_params()), prompts, step_key(0, 1)
     )
     sizes = [

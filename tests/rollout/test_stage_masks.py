@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mental_r1_jax.rollout.stage_masks import stage_mask
+from mental_r1_jax.rollout.collect import stage_mask
 from mental_r1_jax.text.stages import GRAMMAR
 from mental_r1_jax.text.tokenizer import byte_spans
 

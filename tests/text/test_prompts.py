@@ -1,4 +1,4 @@
-"""Prompts: the chat template's own text, the post cut as little as possible, nothing injected."""
+"""Prompts: the template's own text, the post truncated as little as possible, nothing injected."""
 
 import pytest
 from hypothesis import example, given, settings
@@ -6,10 +6,9 @@ from hypothesis import strategies as st
 
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.text.prompts import check_grammar, render_prompt, system_instruction
-from mental_r1_jax.text.stages import GRAMMAR, Grammar, Stage
+from mental_r1_jax.text.stages import GRAMMAR
 from mental_r1_jax.text.tokenizer import Tokenizer, wrap_tokenizer
 
-SHORT = Grammar(stages=(Stage("see", "x"), Stage("say", "y")))
 QUESTION = 'Is it raining?\nAnswer "Yes" or "No".\nStatement: '
 POST = "the rain kept falling 🙂🌧️ and i watched 你好 it from the window, naïve as i am. " * 3
 posts = (
@@ -37,14 +36,14 @@ def with_template(make_byte_level):
     return lambda template: wrap_tokenizer(make_byte_level(template=template))
 
 
-def chat(tokenizer, post, grammar=GRAMMAR):
+def chat(tokenizer, post):
     """The prompt as transformers renders it from the whole messages."""
     messages = [
-        {"role": "system", "content": system_instruction(grammar)},
+        {"role": "system", "content": system_instruction()},
         {"role": "user", "content": QUESTION + post},
     ]
     text = tokenizer.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return text + grammar.prefill
+    return text + GRAMMAR.prefill
 
 
 def test_prompt_is_the_models_own_chat_with_the_prefill(tokenizer):
@@ -70,15 +69,15 @@ def test_optional_template_arguments_keep_their_defaults(chatml):
     assert "</think>\n\n" not in render_prompt(chatml, QUESTION, POST, 4000).text
 
 
-def around_the_post(tokenizer, grammar):
+def around_the_post(tokenizer):
     """The rendered prompt before and after the post."""
-    before, after = chat(tokenizer, "\ue123", grammar).split("\ue123")
+    before, after = chat(tokenizer, "\ue123").split("\ue123")
     return before, after
 
 
-def brute_force(tokenizer, post, limit, grammar):
+def brute_force(tokenizer, post, limit):
     """The longest beginning of `post`, up to a token's start, that fits: every one is tried."""
-    before, after = around_the_post(tokenizer, grammar)
+    before, after = around_the_post(tokenizer)
     encoding = tokenizer.hf(before + post + after, add_special_tokens=False)
     starts = [encoding.token_to_chars(i).start for i in range(len(encoding["input_ids"]))]
     beginnings = {post[: max(0, start - len(before))].rstrip() for start in starts}
@@ -91,15 +90,15 @@ def brute_force(tokenizer, post, limit, grammar):
 @example("你好🙂👩‍👩‍👧é" * 9, 50)
 @example("a" + " " * 60 + "b" * 60, 20)
 def test_truncation_keeps_the_longest_beginning_that_fits(tokenizer, post, room):
-    limit = room + len(tokenizer.encode("".join(around_the_post(tokenizer, SHORT))))
-    prompt = render_prompt(tokenizer, QUESTION, post, limit, SHORT)
+    limit = room + len(tokenizer.encode("".join(around_the_post(tokenizer))))
+    prompt = render_prompt(tokenizer, QUESTION, post, limit)
     assert len(prompt.ids) <= limit
     assert list(prompt.ids) == tokenizer.encode(prompt.text)
     post = post.replace("<s>", "< s>" if tokenizer.hf.bos_token == "<s>" else "<s>").strip()
-    whole = chat(tokenizer, post, SHORT)
+    whole = chat(tokenizer, post)
     assert prompt.truncated == (len(tokenizer.encode(whole)) > limit)
     if prompt.truncated:
-        assert prompt.text == brute_force(tokenizer, post, limit, SHORT)
+        assert prompt.text == brute_force(tokenizer, post, limit)
     else:
         assert prompt.text == whole
 
@@ -118,7 +117,7 @@ def test_no_truncation_costs_one_encoding_and_truncation_a_few(chatml, monkeypat
         assert len(calls) <= 8
 
 
-def test_instruction_is_never_cut(chatml):
+def test_instruction_is_never_truncated(chatml):
     empty = len(chatml.encode(chat(chatml, "")))
     assert render_prompt(chatml, QUESTION, POST, empty + 2).truncated
     for limit in (1, empty - 1, empty):
@@ -194,7 +193,6 @@ def test_tags_in_a_post_stay(chatml):
 def test_instruction_names_the_form_and_no_label():
     instruction = system_instruction()
     assert instruction.endswith(GRAMMAR.skeleton())
-    assert SHORT.skeleton() in system_instruction(SHORT)
 
 
 def test_check_grammar(tokenizer, make_byte_level):

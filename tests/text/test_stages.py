@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mental_r1_jax.rewards import format_reward
-from mental_r1_jax.text.stages import GRAMMAR, STAGE_NAMES, STAGES, Grammar, Stage
+from mental_r1_jax.config import STAGE_NAMES
+from mental_r1_jax.rewards import format_function
+from mental_r1_jax.text.stages import GRAMMAR, STAGES, Grammar, Stage
 
 TAGS = [f"<{slash}{n}>" for n in ("think", *STAGE_NAMES, "answer") for slash in ("", "/")]
 ORDER = ["<think>"]
@@ -81,7 +82,8 @@ def test_parse_is_total_and_agrees_with_independent_checkers(completion):
     parsed = GRAMMAR.parse(completion)
     assert parsed.well_formed == is_well_formed(completion)
     assert parsed.well_formed == (parsed.reason is None)
-    assert format_reward(parsed) == (0.5 if is_well_formed(completion) else -0.5)
+    reward = format_function(1.0).function(completion, parsed, None)
+    assert reward == (0.5 if is_well_formed(completion) else -0.5)
     assert parsed.stage_spans == spans_by_regex(completion)
     answer = re.search("<answer>(.*?)</answer>", completion, re.DOTALL)
     assert parsed.answer == (answer[1].strip() if answer else None)
@@ -127,10 +129,10 @@ def test_layout_is_fixed():
 
 
 def test_another_grammar_changes_everything_derived_from_it():
-    grammar = Grammar(stages=(Stage("look", "see"), Stage("say", "tell")), answer_tag="verdict")
+    grammar = Grammar(stages=(Stage("look", "see"), Stage("say", "tell")))
     assert grammar.prefill == "<think>\n<look>"
     completion = grammar.render(["x", "y"], "z")
-    assert completion == "x</look>\n<say>y</say>\n</think>\n<verdict>z</verdict>"
+    assert completion == "x</look>\n<say>y</say>\n</think>\n<answer>z</answer>"
     assert grammar.parse(completion).well_formed
     assert not GRAMMAR.parse(completion).well_formed
 

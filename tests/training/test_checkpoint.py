@@ -13,11 +13,11 @@ import pytest
 
 from mental_r1_jax import sharding
 from mental_r1_jax.errors import UserError
+from mental_r1_jax.models.decoder import param_shardings
 from mental_r1_jax.training import checkpoint
 from mental_r1_jax.training.train_step import (
     TrainState,
     init_state,
-    param_shardings,
     state_shardings,
 )
 from tests.tiny_decoder import CONFIG, random_params

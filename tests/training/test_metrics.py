@@ -26,9 +26,9 @@ def test_each_reduction_becomes_its_number():
     numbers = m.scalars(
         {
             "mean": SumWeight(sum=jnp.float32(3.0), weight=jnp.float32(4.0)),
-            "total": Sum(total=jnp.float32(2.5)),
-            "largest": Max(maximum=jnp.float32(7.0)),
-            "smallest": Min(minimum=jnp.float32(-7.0)),
+            "total": Sum(jnp.float32(2.5)),
+            "largest": Max(jnp.float32(7.0)),
+            "smallest": Min(jnp.float32(-7.0)),
             "array": jnp.float32(0.5),
             "one": np.array([1.5]),
             "count": 3,
@@ -67,7 +67,7 @@ def test_broken_numbers_stay_visible():
         {
             "nothing": SumWeight(sum=jnp.float32(0), weight=jnp.float32(0)),
             "broken": SumWeight(sum=jnp.float32(jnp.nan), weight=jnp.float32(2)),
-            "empty maximum": Max(maximum=jnp.float32(-jnp.inf)),
+            "empty maximum": Max(jnp.float32(-jnp.inf)),
         }
     )
     assert math.isnan(numbers["nothing"])

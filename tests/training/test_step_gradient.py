@@ -11,14 +11,13 @@ import numpy as np
 import optax
 import pytest
 
+from mental_r1_jax.config import STAGE_NAMES
+from mental_r1_jax.models.decoder import completion_stats
 from mental_r1_jax.rl import losses
 from mental_r1_jax.rl.losses import Denominators
 from mental_r1_jax.training.train_step import (
     crpo_gradient,
-    jit_step,
-    policy_stats,
-    sft_step,
-    train_step,
+    jit_sft_step,
 )
 from mental_r1_jax.types import Batch, TraceBatch
 from tests.tiny_decoder import (
@@ -29,7 +28,7 @@ from tests.tiny_decoder import (
     TEMPERATURE,
     random_batch,
     random_params,
-    step_config,
+    tiny_recipe,
 )
 from tests.training.updates import (
     OPTIMIZER,
@@ -38,8 +37,8 @@ from tests.training.updates import (
     full_logits,
     mesh_of,
     numpy_entropies,
+    score,
     start,
-    stub_trainer,
     two_updates,
 )
 
@@ -54,13 +53,13 @@ def batch() -> Batch:
 
 def test_stage_entropy_trains_the_whole_model(batch):
     """Its gradient is not 0, and agrees with finite differences of a NumPy Hbar."""
-    config = step_config(kl_coef=0.0)
+    config = tiny_recipe(kl_coef=0.0)
     flat = batch.replace(rewards=jnp.zeros_like(batch.rewards), ref_logprobs=None)
     params = jax.tree.map(jnp.asarray, random_params())
-    ones = jnp.ones((5,), jnp.float32)
+    ones = jnp.ones((len(STAGE_NAMES),), jnp.float32)
     count = jnp.float32(NUM_PROMPTS * GROUP)
-    denominators = Denominators(policy=count, tokens=count, completions=count, stages=count * ones)
-    gradient, _ = jax.jit(functools.partial(crpo_gradient, config=config))(
+    denominators = Denominators(policy=count, tokens=count, stages=count * ones)
+    gradient, _ = jax.jit(functools.partial(crpo_gradient, config=config, decoder=CONFIG))(
         params, flat, jnp.zeros_like(batch.rewards), denominators
     )
     for path, leaf in jax.tree_util.tree_flatten_with_path(gradient)[0]:
@@ -85,23 +84,38 @@ def test_stage_entropy_trains_the_whole_model(batch):
 
 
 def test_zero_stage_coefficients_are_grpo_bit_for_bit(batch, monkeypatch):
-    off = {"stage_entropy_coefs": (0.0,) * 5}
+    off = {"stage_entropy_rule": "off"}
     with_masks = two_updates(batch, **off)
     without = two_updates(batch.replace(stage_mask=jnp.zeros_like(batch.stage_mask)), **off)
     assert_equal(with_masks[:2], without[:2])
     assert with_masks.metrics["loss/stage_entropy"] == 0
-    # GRPO: the objective with the stage term cut out of the program.
+    # GRPO: the objective with the stage term taken out of the program.
     monkeypatch.setattr(losses, "_stage_term", lambda *_: (jnp.float32(0), {}))
-    step = jit_step(train_step, config=step_config(**off), optimizer=OPTIMIZER, mesh=mesh_of())
+    step = compiled.__wrapped__(**off)
     state = start()
     for _ in range(2):
-        state, _ = step(state, batch)
+        state, _, _ = step(state, batch)
     assert_equal(with_masks.params, jax.tree.map(np.asarray, state.params))
+
+
+def test_advantages_of_tokens_travel_with_their_micro_batch(batch):
+    """One a token, all alike: the gradient of one a completion; and each token's own is used."""
+    config = tiny_recipe(micro_batches=2)
+    gradient_of = jax.jit(functools.partial(crpo_gradient, config=config, decoder=CONFIG))
+    params = jax.tree.map(jnp.asarray, random_params())
+    weights = losses.loss_denominators(batch, config.crpo, COMPLETION)
+    per_token = jnp.broadcast_to(batch.rewards[..., None], batch.completion_mask.shape)
+    ours, theirs, other = (
+        gradient_of(params, batch, advantages, weights)[0]
+        for advantages in (batch.rewards, per_token, per_token.at[-1, :, 0].add(1.0))
+    )
+    assert_equal(ours, theirs)
+    assert np.abs(other["embedding"] - ours["embedding"]).max() > 1e-4
 
 
 def test_stage_coefficients_change_the_update(batch):
     reference = two_updates(batch)
-    grpo = two_updates(batch, stage_entropy_coefs=(0.0,) * 5)
+    grpo = two_updates(batch, stage_entropy_rule="off")
     assert np.abs(grpo.moments["embedding"] - reference.moments["embedding"]).max() > 1e-5
 
 
@@ -120,7 +134,7 @@ def test_later_tokens_do_not_reach_the_log_prob_of_an_earlier_one():
     @jax.jit
     def input_gradient(embedding: jax.Array, place: jax.Array) -> jax.Array:
         def logprob(embedding: jax.Array) -> jax.Array:
-            logprobs, _ = policy_stats(
+            logprobs, _ = completion_stats(
                 params | {"embedding": embedding},
                 one,
                 config=CONFIG,
@@ -142,7 +156,7 @@ def test_later_tokens_do_not_reach_the_log_prob_of_an_earlier_one():
 
 
 def test_metrics_of_the_step(batch):
-    metrics = compiled()(start(), batch)[1]
+    _, metrics, used = compiled()(start(), batch)
     values = {name: float(metric.value) for name, metric in metrics.items()}
     mask = np.asarray(batch.completion_mask)
     assert values["tokens/completion"] == mask.sum()
@@ -150,9 +164,10 @@ def test_metrics_of_the_step(batch):
     rewards = np.asarray(batch.rewards, np.float64)
     std = rewards.std(1, ddof=1, keepdims=True)
     advantages = (rewards - rewards.mean(1, keepdims=True)) / (std + 1e-4)
+    np.testing.assert_allclose(used, advantages, atol=1e-5)
     assert values["advantages/abs_mean"] == pytest.approx(np.abs(advantages).mean(), rel=1e-5)
     params = jax.tree.map(jnp.asarray, random_params())
-    logprobs = np.asarray(stub_trainer(1, None).programs.logprobs(params, batch))
+    logprobs = np.asarray(score(params, batch))
     drift = np.abs(logprobs - np.asarray(batch.decode_logprobs))[mask]
     assert values["sampler_drift/max"] == pytest.approx(drift.max(), rel=1e-5)
     assert values["entropy"] == pytest.approx(numpy_entropies(params, batch)[mask].mean(), rel=1e-5)
@@ -169,8 +184,8 @@ def test_sft_loss_is_pytorchs_cross_entropy(batch):
         completion_mask=batch.completion_mask[:, :1],
     )
     params = jax.tree.map(jnp.asarray, random_params())
-    config = step_config(micro_batches=2)
-    step = jit_step(sft_step, config=config, optimizer=OPTIMIZER, mesh=mesh_of())
+    config = tiny_recipe(micro_batches=2)
+    step = jit_sft_step(config=config, decoder=CONFIG, optimizer=OPTIMIZER, mesh=mesh_of())
     _, metrics = step(start(), traces)
     logits = torch.from_numpy(np.array(full_logits(params, traces)))
     mask = np.asarray(traces.completion_mask)

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mental_r1_jax.jobs.train import scalars_of_updates, update
+from mental_r1_jax import sharding
+from mental_r1_jax.runs.step_log import StepRecord, read_record
 from mental_r1_jax.training.train_step import (
     interleave,
 )
@@ -26,10 +27,10 @@ from tests.training.updates import (
     assert_equal,
     assert_same,
     compiled,
+    mesh_of,
     place,
-    roll_out,
+    score,
     start,
-    stub_trainer,
     two_updates,
 )
 
@@ -90,6 +91,19 @@ def test_interleaved_micro_batches_take_rows_of_every_device():
     np.testing.assert_array_equal(rows, [[0, 4], [1, 5], [2, 6], [3, 7]])
 
 
+def test_a_baseline_takes_the_place_of_the_groups_own(batch):
+    baseline = np.linspace(-1, 1, len(batch.rewards), dtype=np.float32)
+    step = compiled(scale_rewards="none")
+    given = place(batch.replace(baseline_rewards=jnp.asarray(baseline)))
+    state, _, advantages = step(start(), given)
+    expected = np.asarray(batch.rewards) - baseline[:, None]
+    np.testing.assert_allclose(advantages, expected, atol=1e-6)
+    # Another baseline of these advantages, then their own: the same update.
+    own = batch.replace(rewards=advantages, baseline_rewards=jnp.zeros_like(given.baseline_rewards))
+    same, _, _ = step(start(), place(own))
+    assert_equal(state.params, same.params)
+
+
 # -- compilation, donation, placement --------------------------------------------------------------
 
 
@@ -98,10 +112,11 @@ def test_one_compile_donated_state_and_moments_beside_their_weights(batch):
     step, state = compiled(mesh, micro_batches=1), start(mesh)
     for _ in range(3):
         before = state
-        state, _ = step(state, place(batch, mesh))
+        state, _, advantages = step(state, place(batch, mesh))
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
     assert step._cache_size() == 1
     assert int(state.num_updates) == 3
+    assert advantages.sharding == sharding.batch_sharding(mesh_of(*mesh), 2)
     where = jax.tree.map(lambda leaf: leaf.sharding, state.params)
     moments = state.opt_state[1][0]
     for tree in (moments.mu, moments.nu):
@@ -131,45 +146,45 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(batch, reference, 
         assert bool(batch.completion_mask[token])
         broken = batch.replace(ref_logprobs=batch.ref_logprobs.at[token].set(jnp.nan))
     before = jax.tree.map(np.asarray, (state.params, state.opt_state))
-    state, metrics = step(state, place(broken))
+    state, metrics, _ = step(state, place(broken))
     assert float(metrics["updates/skipped"].value) == 1
     assert int(state.num_updates) == 1
     assert_equal(before, jax.tree.map(np.asarray, (state.params, state.opt_state)))
     for _ in range(2):
-        state, metrics = step(state, place(batch))
+        state, metrics, _ = step(state, place(batch))
     assert float(metrics["updates/skipped"].value) == 0
     assert_equal(jax.tree.map(np.asarray, state.params), reference.params)
 
 
+def record_of(updates: list[Any]) -> dict[str, float]:
+    """What is written about a step with these updates."""
+    return read_record(StepRecord(1, updates, RATE, 0.0))[0]
+
+
 def test_two_iterations_use_the_log_probs_of_the_policy_that_sampled(batch):
-    trainer = stub_trainer(2, compiled())
+    """Which ones `train` hands over is shown in jobs/test_train_job.py; here, what they do."""
     frozen = jax.tree.map(lambda leaf: 1.1 * leaf, random_params())
-    state = start()
-    rolled_out = roll_out(trainer, state.params, frozen, batch.replace(ref_logprobs=None))
-    state, device_metrics = update(trainer, state, rolled_out)
-    metrics = scalars_of_updates(device_metrics)
-    assert int(state.num_updates) == 2
-    assert metrics["updates/skipped"] == 0
-    # By hand: both updates see the log-probs from before the first one.
-    by_hand = start()
-    old, ref = (trainer.programs.logprobs(params, batch) for params in (by_hand.params, frozen))
+    state, updates = start(), []
+    old, ref = (score(params, batch) for params in (state.params, frozen))
     full = batch.replace(old_logprobs=old, ref_logprobs=ref)
     for iteration in range(2):
-        by_hand, expected = compiled()(by_hand, full)
-        ratio = float(expected["importance_ratio/max"].value)
+        # The ratio, recomputed from the weights before this update.
+        logratio = np.asarray(score(state.params, batch) - old)[np.asarray(batch.completion_mask)]
+        state, metrics, _ = compiled()(state, full)
+        ratio = float(metrics["importance_ratio/max"].value)
         assert (ratio == pytest.approx(1, abs=1e-5)) == (iteration == 0)
-    assert_equal(jax.tree.map(np.asarray, state.params), jax.tree.map(np.asarray, by_hand.params))
-    assert metrics["importance_ratio/max"] == ratio
+        assert ratio == pytest.approx(np.exp(logratio.max()), rel=1e-5)
+        updates.append(metrics)
+    assert int(state.num_updates) == 2
+    written = record_of(updates)
+    assert written["importance_ratio/max"] == ratio
+    assert written["updates/skipped"] == 0
 
 
-def test_one_iteration_without_kl_asks_for_no_log_probs(batch):
-    def never(*_: Any) -> None:
-        raise AssertionError("log-probs were computed")
-
-    trainer = stub_trainer(1, compiled(kl_coef=0.0))
-    trainer.programs.logprobs = never
-    state = start()
-    rolled_out = roll_out(trainer, state.params, None, batch.replace(ref_logprobs=None))
-    metrics = scalars_of_updates(update(trainer, state, rolled_out)[1])
-    assert "kl" not in metrics and metrics["loss/kl"] == 0
-    assert metrics["importance_ratio/max"] == metrics["importance_ratio/min"] == 1
+def test_one_iteration_without_kl_needs_no_log_probs(batch):
+    bare = batch.replace(ref_logprobs=None)
+    assert bare.old_logprobs is None
+    _, metrics, _ = compiled(kl_coef=0.0)(start(), bare)
+    written = record_of([metrics])
+    assert "kl" not in written and written["loss/kl"] == 0
+    assert written["importance_ratio/max"] == written["importance_ratio/min"] == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import types
 from typing import Any, NamedTuple
 
 import jax
@@ -12,22 +11,19 @@ import numpy as np
 import optax
 
 from mental_r1_jax import sharding
-from mental_r1_jax.jobs.train import begin_rollout
 from mental_r1_jax.models import decoder
 from mental_r1_jax.training.train_step import (
     TrainState,
     init_state,
-    jit_step,
-    policy_logprobs,
+    jit_train_step,
     state_shardings,
-    train_step,
 )
-from mental_r1_jax.types import Batch, Completions, PromptBatch, TraceBatch
+from mental_r1_jax.types import Batch, TraceBatch
 from tests.tiny_decoder import (
     CONFIG,
     TEMPERATURE,
     random_params,
-    step_config,
+    tiny_recipe,
 )
 
 # Adam divides a gradient by its own size, so rounding in a tiny one comes back at the scale of the
@@ -45,8 +41,8 @@ def mesh_of(data: int = 1, fsdp: int = 1, tensor: int = 1) -> jax.sharding.Mesh:
 @functools.cache
 def compiled(mesh: tuple[int, ...] = (1,), **changes: Any) -> Any:
     """The jitted update for a mesh and a change of the paper's settings."""
-    config = step_config(**changes)
-    return jit_step(train_step, config=config, optimizer=OPTIMIZER, mesh=mesh_of(*mesh))
+    config = tiny_recipe(**changes)
+    return jit_train_step(config=config, decoder=CONFIG, optimizer=OPTIMIZER, mesh=mesh_of(*mesh))
 
 
 def start(mesh: tuple[int, ...] = (1,)) -> TrainState:
@@ -56,7 +52,7 @@ def start(mesh: tuple[int, ...] = (1,)) -> TrainState:
 
 
 def place(batch: Batch, mesh: tuple[int, ...] = (1,)) -> Batch:
-    """The batch, split over the prompts axis of a mesh."""
+    """The batch, sharded over the prompts axis of a mesh."""
     return jax.tree.map(
         lambda leaf: jax.device_put(leaf, sharding.batch_sharding(mesh_of(*mesh), leaf.ndim)), batch
     )
@@ -74,7 +70,7 @@ def two_updates(batch: Batch, mesh: tuple[int, ...] = (1,), **changes: Any) -> U
     """Two updates on `batch` from the same fresh state."""
     step, state = compiled(mesh, **changes), start(mesh)
     for _ in range(2):
-        state, metrics = step(state, place(batch, mesh))
+        state, metrics, _ = step(state, place(batch, mesh))
     values = {name: float(metric.value) for name, metric in metrics.items()}
     moments = state.opt_state[1][0].mu
     return Updated(*jax.tree.map(np.asarray, (state.params, moments)), values)
@@ -124,24 +120,13 @@ def numpy_entropies(params: Any, batch: Batch) -> np.ndarray:
     return -(probs * np.log(probs)).sum(-1)
 
 
-def stub_trainer(num_iterations: int, step: Any) -> Any:
-    """As much of a `Trainer` as jobs.train uses for a step; it cannot sample."""
-    logprobs = functools.partial(
-        policy_logprobs, config=CONFIG, temperature=TEMPERATURE, chunk_size=3
+def score(params: Any, traces: Batch | TraceBatch) -> jax.Array:
+    """Log-probs [B, G, C] (nats), as the program of that name computes them."""
+    return _score(params, traces)
+
+
+_score = jax.jit(
+    functools.partial(
+        decoder.completion_logprobs, config=CONFIG, temperature=TEMPERATURE, chunk_size=3
     )
-    crpo = types.SimpleNamespace(num_iterations=num_iterations)
-    config = types.SimpleNamespace(crpo=crpo, run=types.SimpleNamespace(seed=0))
-    programs = types.SimpleNamespace(logprobs=jax.jit(logprobs), update=step)
-    return types.SimpleNamespace(config=config, mesh=mesh_of(), programs=programs)
-
-
-def roll_out(trainer: Any, params: Any, reference: Any, batch: Batch) -> Batch:
-    """`batch` with the log-probs that a rollout adds, had the policy sampled its completions."""
-    nothing = jnp.zeros(batch.rewards.shape)
-    tokens = (batch.completion_ids, batch.completion_mask)
-    sampled = Completions(*tokens, batch.sampler_logprobs, batch.decode_logprobs, nothing)
-    trainer.programs.sample = lambda *_: sampled
-    index = np.arange(len(batch.prompt_ids), dtype=np.int32)
-    prompts = jax.tree.map(np.asarray, (batch.prompt_ids, batch.prompt_mask))
-    rollout = begin_rollout(trainer, params, reference, PromptBatch(*prompts, index), 1)
-    return batch.replace(ref_logprobs=rollout.ref_logprobs, old_logprobs=rollout.old_logprobs)
+)

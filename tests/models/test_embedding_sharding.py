@@ -1,4 +1,4 @@
-"""Rows looked up on a cut mesh: those of one device, their gradient too, and nothing whole."""
+"""Rows of a sharded table: those of one device, their gradient too, and nothing gathered."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mental_r1_jax import sharding
-from mental_r1_jax.embedding_sharding import look_up
+from mental_r1_jax.models.embedding import look_up
 
 V, D, TOKENS = 24, 16, (8, 3, 5)
 MESHES = {
@@ -41,7 +41,7 @@ def placed(name: str, rows: int) -> tuple[jax.Array, jax.Array]:
     return jax.device_put(table, where), jax.device_put(ids, batch)
 
 
-@pytest.mark.parametrize("rows", [8, 6], ids=["cut", "not_divided"])
+@pytest.mark.parametrize("rows", [8, 6], ids=["divided", "not_divided"])
 @pytest.mark.parametrize("name", MESHES)
 def test_rows_and_gradient_are_those_of_numpy(name: str, rows: int) -> None:
     table, ids = placed(name, rows)

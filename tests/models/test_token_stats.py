@@ -12,7 +12,7 @@ import pytest
 from jax import Array
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from mental_r1_jax.rl.token_stats import token_stats
+from mental_r1_jax.models.head import token_stats
 
 TEMPERATURE = 0.85
 B, G, C, D, V = 2, 3, 7, 5, 13
@@ -127,12 +127,12 @@ def test_no_tokens_by_vocabulary_array_in_forward_or_backward() -> None:
 
 def test_sharded_prompts_need_no_communication_but_the_matrix_gradient() -> None:
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    rows, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    rows, copies = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
     hidden, targets, matrix = make_inputs(b=8)
     gradient = jax.jit(
         jax.grad(scalar(chunk_size=3), argnums=(0, 1)),
-        in_shardings=(rows, whole, rows),
-        out_shardings=(rows, whole),
+        in_shardings=(rows, copies, rows),
+        out_shardings=(rows, copies),
     )
     program = gradient.lower(hidden, matrix, targets).compile()
     moves = set(

@@ -18,8 +18,8 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mental_r1_jax import sharding
-from mental_r1_jax.rl.token_stats import token_stats
-from tests.rl.test_token_stats import largest_buffer
+from mental_r1_jax.models.head import token_stats
+from tests.models.test_token_stats import largest_buffer
 
 B, G, C, D, V = 16, 3, 7, 8, 96
 CHUNK = 16
@@ -43,7 +43,7 @@ def make_inputs(tokens: tuple[int, ...] = (B, G, C)) -> tuple[Array, Array, Arra
 def scalar(hidden: Array, matrix: Array, targets: Array, chunk: int = CHUNK) -> Array:
     """A scalar that weighs every token's two numbers differently, so that no gradient cancels."""
     logprobs, entropies = token_stats(hidden, targets, matrix, temperature=0.85, chunk_size=chunk)
-    # Without the batch axis: cut, the micro-batches below weigh their rows as the whole batch does.
+    # Without the batch axis: sharded, the micro-batches below weigh their rows as one batch does.
     weights = np.linspace(-1.0, 2.0, G * C, dtype=np.float32).reshape(1, G, C)
     weights = jnp.broadcast_to(weights, logprobs.shape)
     return jnp.sum(weights * logprobs + jnp.square(weights) * entropies)

@@ -6,9 +6,10 @@ import importlib.util
 
 import pytest
 
-from mental_r1_jax import sharding, topologies
+from mental_r1_jax import sharding
 from mental_r1_jax.errors import UserError
-from mental_r1_jax.topologies import Topology, parse_topology, topology_devices
+from mental_r1_jax.planning import topologies
+from mental_r1_jax.planning.topologies import Topology, parse_topology, topology_devices
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs the `tpu` extra"

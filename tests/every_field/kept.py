@@ -1,4 +1,4 @@
-"""The probe of what a run keeps: the real loop with real files, and a policy of two numbers."""
+"""The probe of what a run keeps: `train` with real files, and the toy policy for a network."""
 
 from __future__ import annotations
 
@@ -7,40 +7,26 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
 
 from mental_r1_jax.config import ExperimentConfig
-from mental_r1_jax.jobs import run_loop, validation
-from mental_r1_jax.jobs.policy import open_mesh, open_policy
+from mental_r1_jax.jobs import train
+from mental_r1_jax.prediction import validation
+from mental_r1_jax.runs import session
 from mental_r1_jax.training.train_step import init_state
+from tests.every_field import toys
 from tests.every_field.lab import Lab
-
-
-class TwoNumbers:
-    """Work that adds one to its weights."""
-
-    def step(self, step: int, state: Any, progress: Any, meanwhile: Any) -> Any:
-        """Do one step."""
-        meanwhile()
-        return state.replace(params={"w": state.params["w"] + 1.0}), lambda: {"reward": step}
-
-    def position(self) -> dict[str, Any]:
-        """Nothing to remember."""
-        return {}
-
-    def seek(self, position: dict[str, Any]) -> None:
-        """Nothing to go to."""
+from tests.every_field.loop import toy_run
 
 
 def run_kept(lab: Lab, config: ExperimentConfig) -> Any:
     """Files of a run of four steps, posts of every validation, and what trackers were told."""
-    optimizer = optax.sgd(1.0)
     validated: list[int] = []
     tracked: list[str] = []
+    long = config.run.model_copy(update={"num_steps": 4})
+    run = toy_run(lab, config.model_copy(update={"run": long}))
 
     def fresh(*arguments: Any) -> Any:
-        return init_state({"w": jnp.zeros(2)}, optimizer)
+        return init_state(toys.toy_params(run.model.tokenizer), run.optimizer)
 
     def abstract(*arguments: Any) -> Any:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), fresh())
@@ -53,16 +39,15 @@ def run_kept(lab: Lab, config: ExperimentConfig) -> Any:
         tracked.append(project)
         return SimpleNamespace(log=lambda *a, **k: None, finish=lambda: None)
 
-    lab.patch.setattr(run_loop, "fresh_state", fresh)
-    lab.patch.setattr(run_loop, "abstract_state", abstract)
+    lab.patch.setattr(session, "fresh_state", fresh)
+    lab.patch.setattr(session, "abstract_state", abstract)
     lab.patch.setattr(validation, "evaluate_posts", scored)
     scores = {"weighted_f1": 0.5, "macro_f1": 0.5, "well_formed": 1.0}
     lab.patch.setattr(validation, "average_metrics", lambda by_set: scores)
     lab.patch.setitem(sys.modules, "wandb", SimpleNamespace(init=start))
-    policy = open_policy(config.model.path, config)
-    mesh = open_mesh(config, rows={})
-    run_loop.run_loop(TwoNumbers(), config, policy, mesh, optimizer, 4)
+    train.train(run)
     folder = config.run.output_dir
     steps = sorted(path.name for path in (folder / "checkpoints").iterdir())
     kinds = sorted(path.name for path in folder.iterdir())
-    return str(folder.relative_to(lab.tmp)), steps, kinds, validated, tracked
+    completions = sorted(path.name for path in folder.glob("completions/*"))
+    return str(folder.relative_to(lab.tmp)), steps, kinds, completions, validated, tracked

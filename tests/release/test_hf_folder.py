@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mental_r1_jax.errors import UserError
-from mental_r1_jax.jobs.export import MARKER, check_target, put_in_place
-from mental_r1_jax.jobs.policy import origin_of, public_name
+from mental_r1_jax.opening.model_source import origin_of, public_name
+from mental_r1_jax.release.hf_folder import MARKER, check_target, put_in_place
 
 
 def folder_with(path: Path, **files: str) -> Path:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from mental_r1_jax.compilation_cache import cache_folder
 from mental_r1_jax.config import RunConfig
+from mental_r1_jax.programs.cache import cache_folder
 
 # Compiles one small program as the command line would, and prints hits and misses of the cache.
 PROCESS = """
 import json, sys
-from mental_r1_jax.compilation_cache import use_cache
+from mental_r1_jax.programs.cache import use_cache
 from mental_r1_jax.config import RunConfig
 use_cache(RunConfig(**json.loads(sys.argv[1])))
 import jax

@@ -1,8 +1,7 @@
-"""The decoding loop in stages: a cache that grows, and groups that shrink as completions end."""
+"""The decoding loop in segments: a cache that grows, and groups that shrink as completions end."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import re
 from typing import Any
@@ -13,21 +12,22 @@ import numpy as np
 import pytest
 
 from mental_r1_jax import sharding
+from mental_r1_jax.hosts import put_batch
 from mental_r1_jax.rollout import sampler
-from mental_r1_jax.rollout.collect import put_batch
 from mental_r1_jax.rollout.sampler import (
-    SamplingConfig,
-    Stage,
-    decoding_stages,
+    SamplerSettings,
+    Segment,
+    decoding_segments,
     sample_completions,
     step_key,
 )
 from mental_r1_jax.types import Completions
+from tests.rollout.settings import make_settings, with_rollout
 from tests.tiny_decoder import CONFIG, NUM_PROMPTS, random_params, random_prompts
 
 GROUP, LENGTH, PAD = 5, 24, 7
 # A completion ends with probability of about one in eight at every token.
-SAMPLING = SamplingConfig(
+SETTINGS = make_settings(
     num_generations=GROUP,
     max_completion_length=LENGTH,
     temperature=1.5,
@@ -38,55 +38,60 @@ SAMPLING = SamplingConfig(
 )
 
 
-def in_stages(first_cache_length: int, halvings: int) -> SamplingConfig:
-    return dataclasses.replace(SAMPLING, first_cache_length=first_cache_length, halvings=halvings)
+def in_segments(first_cache_length: int, halvings: int) -> SamplerSettings:
+    return with_rollout(SETTINGS, first_cache_length=first_cache_length, halvings=halvings)
 
 
-def sample(sampling: SamplingConfig, mesh: Any = None) -> Completions:
+def sample(settings: SamplerSettings, mesh: Any = None) -> Completions:
     params, prompts = random_params(), random_prompts()
     if mesh is None:
         params, prompts = jax.tree.map(jnp.asarray, (params, prompts))
     else:
-        whole = sharding.replicated(mesh)
-        params, prompts = jax.device_put(params, whole), put_batch(mesh, prompts)
-    function = functools.partial(sample_completions, config=CONFIG, sampling=sampling)
+        everywhere = sharding.replicated(mesh)
+        params, prompts = jax.device_put(params, everywhere), put_batch(mesh, prompts)
+    function = functools.partial(sample_completions, config=CONFIG, settings=settings)
     return jax.tree.map(np.asarray, jax.jit(function)(params, prompts, step_key(0, 1)))
 
 
 @pytest.fixture(scope="module")
 def plain() -> Completions:
-    """One stage: a whole cache, and all rows to the end."""
-    return sample(in_stages(LENGTH, 0))
+    """One segment: a cache of full length, and all rows to the end."""
+    return sample(in_segments(LENGTH, 0))
 
 
-def test_stages_are_the_growing_cache_and_then_the_shrinking_group():
-    eight = dataclasses.replace(SAMPLING, num_generations=8, max_completion_length=100)
-    assert decoding_stages(dataclasses.replace(eight, first_cache_length=30, halvings=2)) == (
-        Stage(rows=8, cache_length=30, rows_after=4),
-        Stage(rows=8, cache_length=60, rows_after=4),
-        Stage(rows=8, cache_length=100, rows_after=4),
-        Stage(rows=4, cache_length=100, rows_after=2),
-        Stage(rows=2, cache_length=100, rows_after=0),
+def test_segments_are_the_growing_cache_and_then_the_shrinking_group():
+    eight = with_rollout(SETTINGS, num_generations=8, max_completion_length=100)
+    assert decoding_segments(with_rollout(eight, first_cache_length=30, halvings=2)) == (
+        Segment(rows=8, cache_length=30, rows_after=4),
+        Segment(rows=8, cache_length=60, rows_after=4),
+        Segment(rows=8, cache_length=100, rows_after=4),
+        Segment(rows=4, cache_length=100, rows_after=2),
+        Segment(rows=2, cache_length=100, rows_after=0),
     )
-    assert decoding_stages(eight) == (Stage(rows=8, cache_length=100, rows_after=0),)
+    assert decoding_segments(eight) == (Segment(rows=8, cache_length=100, rows_after=0),)
 
 
 def test_a_group_is_halved_at_most_down_to_one_row():
-    stages = decoding_stages(in_stages(LENGTH, 99))
-    assert [(stage.rows, stage.rows_after) for stage in stages] == [(5, 3), (3, 2), (2, 1), (1, 0)]
+    segments = decoding_segments(in_segments(LENGTH, 99))
+    assert [(segment.rows, segment.rows_after) for segment in segments] == [
+        (5, 3),
+        (3, 2),
+        (2, 1),
+        (1, 0),
+    ]
 
 
 @pytest.mark.parametrize(("first_cache_length", "halvings"), [(4, 0), (LENGTH, 3), (5, 2), (1, 1)])
-def test_stages_do_not_change_what_is_sampled(plain, first_cache_length, halvings):
-    staged = sample(in_stages(first_cache_length, halvings))
+def test_segments_do_not_change_what_is_sampled(plain, first_cache_length, halvings):
+    in_parts = sample(in_segments(first_cache_length, halvings))
     lengths = plain.completion_mask.sum(-1)
     # Groups end at different times, some completions at once and some never.
     assert lengths.min() < 4 and lengths.max() == LENGTH and 0 < plain.finished.mean() < 1
     for field in ("completion_ids", "completion_mask", "finished"):
-        np.testing.assert_array_equal(getattr(staged, field), getattr(plain, field))
+        np.testing.assert_array_equal(getattr(in_parts, field), getattr(plain, field))
     for field in ("sampler_logprobs", "decode_logprobs"):
         # Float32 sums over as many keys in another order; log-probs up to 8 nats.
-        np.testing.assert_allclose(getattr(staged, field), getattr(plain, field), atol=1e-5)
+        np.testing.assert_allclose(getattr(in_parts, field), getattr(plain, field), atol=1e-5)
 
 
 def test_rows_leave_the_loop_when_every_group_has_that_many_ended(plain, monkeypatch):
@@ -100,7 +105,7 @@ def test_rows_leave_the_loop_when_every_group_has_that_many_ended(plain, monkeyp
         return step(*args)
 
     monkeypatch.setattr(sampler.decoder, "decode_step", counting)
-    sample(in_stages(8, 2))
+    sample(in_segments(8, 2))
     jax.effects_barrier()
     lengths = plain.completion_mask.sum(-1)
     expected = []
@@ -117,10 +122,10 @@ def test_shrinking_groups_move_nothing_between_devices(plain):
     """Rows are picked within each prompt, and prompts are what the devices divide."""
     mesh = sharding.make_mesh(data=4, fsdp=2, tensor=1)
     assert NUM_PROMPTS == 8
-    staged = sample(in_stages(8, 2), mesh)
-    np.testing.assert_array_equal(staged.completion_ids, plain.completion_ids)
+    in_parts = sample(in_segments(8, 2), mesh)
+    np.testing.assert_array_equal(in_parts.completion_ids, plain.completion_ids)
     params = jax.device_put(random_params(), sharding.replicated(mesh))
-    function = functools.partial(sample_completions, config=CONFIG, sampling=in_stages(8, 2))
+    function = functools.partial(sample_completions, config=CONFIG, settings=in_segments(8, 2))
     arguments = (params, put_batch(mesh, random_prompts()), step_key(0, 1))
     text = jax.jit(function).lower(*arguments).compile().as_text()
     moved = re.findall(r"= (\S+) (?:all-gather|all-to-all|collective-permute)\(", text)

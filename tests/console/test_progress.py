@@ -5,8 +5,8 @@ import os
 import pytest
 from rich.console import Console
 
-from mental_r1_jax.text.stages import STAGE_NAMES
-from mental_r1_jax.training.progress import Progress, batch_table, is_interactive
+from mental_r1_jax.config import STAGE_NAMES
+from mental_r1_jax.console.progress import Progress, batch_table, is_interactive
 
 METRICS = {
     "reward": 0.25,

@@ -7,21 +7,17 @@ import pytest
 import yaml
 
 from mental_r1_jax.config import ExperimentConfig
-from mental_r1_jax.jobs.model_card import RECIPE, model_card
+from mental_r1_jax.data.benchmarks import BenchmarkSpec
+from mental_r1_jax.release.model_card import METHOD_SECTIONS, model_card, shown_settings
 from mental_r1_jax.text.prompts import system_instruction
 from mental_r1_jax.text.stages import GRAMMAR, STAGES
 
 QUESTION = "How lonely does the writer sound? Answer with [1-2], [2-3] or A|B.\nStatement: "
 SETS = [
-    {
-        "name": "Levels-Synthetic",
-        "asks_for": "a made-up level",
-        "question": QUESTION,
-        "labels": ["[1-2]", "[2-3]", "A|B"],
-        "counts": {"[1-2]": 71, "[2-3]": 83},
-    },
-    {"name": "Plain", "asks_for": "", "question": None, "labels": ["Yes"], "counts": {"Yes": 97}},
+    BenchmarkSpec("Levels-Synthetic", "a made-up level", ("[1-2]", "[2-3]", "A|B"), QUESTION),
+    BenchmarkSpec("Plain", "", ("Yes", "No"), None),
 ]
+COUNTS = {"Levels-Synthetic": {"[1-2]": 71, "[2-3]": 83}, "Plain": {"Yes": 97, "No": 13}}
 FACTS = {"mental_r1_jax": "0.31.7", "weights": "bfloat16", "updates": 4321}
 SCORES = {
     "weighted_f1": 0.4321,
@@ -52,11 +48,11 @@ def config():
         "optimizer": {"learning_rate": 3.7e-6},
         "rewards": {"custom": {"my.package:my_reward": 0.37}},
     }
-    return ExperimentConfig.model_validate(recipe).model_dump(mode="json")
+    return ExperimentConfig.model_validate(recipe)
 
 
 def card(config, metrics=METRICS, base_model="some-org/Base-Model", sets=SETS):
-    return model_card(config, metrics, base_model=base_model, sets=sets, facts=FACTS)
+    return model_card(config, metrics, base_model=base_model, sets=sets, counts=COUNTS, facts=FACTS)
 
 
 def front_matter(text):
@@ -67,7 +63,8 @@ def front_matter(text):
 def leaves(tree):
     if isinstance(tree, dict):
         return [leaf for item in tree.items() for part in item for leaf in leaves(part)]
-    return [leaf for part in tree for leaf in leaves(part)] if isinstance(tree, list) else [tree]
+    several = isinstance(tree, list | tuple)
+    return [leaf for part in tree for leaf in leaves(part)] if several else [tree]
 
 
 def test_front_matter_is_yaml_that_the_hub_reads(config):
@@ -95,9 +92,10 @@ def number_strings(text):
 
 def test_every_number_comes_from_the_inputs(config):
     text = re.sub(r"```python.*?```", "", card(config), flags=re.DOTALL)
-    shown = [(config[section][key]) for section, key in RECIPE]
-    totals = [sum(one["counts"].values()) for one in SETS]
-    given = " ".join(str(leaf) for leaf in [*leaves([shown, SETS, FACTS, METRICS]), *totals])
+    totals = [sum(of_set.values()) for of_set in COUNTS.values()]
+    labels = [one.labels for one in SETS]
+    inputs = [config.model_dump(mode="json"), labels, QUESTION, COUNTS, FACTS, METRICS, totals]
+    given = " ".join(str(leaf) for leaf in leaves(inputs))
     percent = {f"{100 * x:.1f}" for x in leaves(METRICS) if isinstance(x, float)}
     zero_count = {"0"}  # no training post has the label "A|B"
     assert number_strings(text) <= number_strings(given) | percent | PROSE | zero_count
@@ -116,9 +114,21 @@ def test_inputs_are_on_the_card(config):
         assert f"| `{stage.name}` | {stage.description} |" in text
 
 
-def test_recipe_names_only_fields_that_exist():
-    for section, key in RECIPE:
-        assert key in ExperimentConfig.model_fields[section].annotation.model_fields, (section, key)
+def test_every_key_of_the_method_is_on_the_card_and_no_path(config):
+    text = card(config)
+    for name in METHOD_SECTIONS:
+        section = getattr(config, name)
+        for key, field in type(section).model_fields.items():
+            assert "Path" not in str(field.annotation), f"{name}.{key} may tell where files lie"
+            present = getattr(section, key) not in (None, {}, ())
+            assert (f"| `{name}.{key}` |" in text) == present, f"{name}.{key}"
+    assert "secret" not in text
+
+
+def test_other_keys_of_the_card_are_of_the_recipe(config):
+    shown = shown_settings(config)
+    assert shown["model.compute_dtype"] == "bfloat16"
+    assert (shown["run.seed"], shown["run.num_steps"], shown["run.num_epochs"]) == (17, 321, 1.0)
 
 
 def test_tables_have_one_width(config):

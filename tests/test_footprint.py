@@ -1,0 +1,108 @@
+"""The memory model of a step, against arrays on real devices and figures worked out by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from mental_r1_jax import sharding
+from mental_r1_jax.console.overview import memory_rows
+from mental_r1_jax.footprint import GIB, bytes_per_parameter, cache_bytes, footprint, shard_bytes
+from mental_r1_jax.models import decoder
+from mental_r1_jax.models.decoder import parameter_count
+from mental_r1_jax.recipe import parse_config
+from mental_r1_jax.training.optimizer import make_optimizer
+from mental_r1_jax.training.train_step import init_state, state_shardings
+
+MODEL = decoder.DecoderConfig(
+    vocab_size=24,
+    hidden_size=16,
+    intermediate_size=32,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    compute_dtype="bfloat16",
+)
+RECIPE = """
+model: {path: unused, logprob_chunk_size: 10}
+data: {sets: [Stress-Synthetic]}
+run: {output_dir: unused, micro_batches: 2}
+rollout: {prompts_per_step: 8, num_generations: 3, max_prompt_length: 6, max_completion_length: 5}
+"""
+CONFIG = parse_config(RECIPE, [], source="test")
+
+
+def held_by_first_device(tree: object) -> int:
+    """Bytes of the arrays' parts on one device."""
+    return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 2, 4)])
+def test_weights_are_those_that_a_run_places(sizes: tuple[int, int, int]) -> None:
+    """State, reference and decoding weights on eight devices; 2 key/value heads over 4 as well."""
+    mesh = sharding.make_mesh(*sizes)
+    found = footprint(CONFIG, MODEL, mesh)
+    optimizer = make_optimizer(CONFIG.optimizer, 10)
+    where = state_shardings(MODEL, optimizer, mesh)
+    make = lambda: init_state(decoder.init_params(MODEL, jax.random.key(0)), optimizer)  # noqa: E731
+    state = jax.jit(make, out_shardings=where)()
+    assert found.weights == found.gradients == held_by_first_device(state.params)
+    # Besides the moments, the optimizer counts its steps.
+    assert found.moments == pytest.approx(held_by_first_device(state.opt_state), abs=32)
+    reference = jax.jit(decoder.cast_matrices, static_argnums=1)(state.params, MODEL)
+    assert found.reference == held_by_first_device(reference)
+    axes = decoder.param_logical_axes(MODEL)
+    gather = jax.jit(lambda tree: sharding.constrain_for_decoding(tree, axes))
+    assert found.decoding_weights == held_by_first_device(gather(reference))
+
+
+def test_cache_and_activations_by_hand() -> None:
+    """2 x 2 x 2 devices: 2 prompts on each, 1 in a micro-batch, with 6 + 3 x 5 = 21 tokens."""
+    found = footprint(CONFIG, MODEL, sharding.make_mesh(2, 2, 2))
+    # Keys and values of 2 layers, one of 2 heads on a device, width 8, 2 bytes: 64 a token.
+    assert found.cache == 2 * 21 * 64
+    assert found.layer_inputs == 21 * 2 * 16 * 2
+    assert found.logits_chunk == 15 * 10 * 4
+    whole = decoder.init_completion_cache(MODEL, 8, 3, 5)
+    one = {"data": 1, "fsdp": 1, "tensor": 1}
+    placed = sum(leaf.nbytes for leaf in jax.tree.leaves(whole))
+    assert cache_bytes(CONFIG.rollout, MODEL, one) == (8 * 6 * 128, placed)
+    # Two heads do not divide over four devices, each of which then holds both.
+    assert cache_bytes(CONFIG.rollout, MODEL, one | {"tensor": 4})[1] == placed
+
+
+def test_bytes_of_a_parameter_are_those_of_the_footprint() -> None:
+    """The choice of a mesh counts as the footprint does, but for norms, which stay float32."""
+    found = footprint(CONFIG, MODEL, sharding.make_mesh(8, 1, 1))
+    training, decoding = (size * parameter_count(MODEL) for size in bytes_per_parameter(MODEL))
+    held = found.weights + found.moments + found.gradients + found.reference
+    assert training == pytest.approx(held, rel=0.01)
+    assert decoding == pytest.approx(found.decoding_weights, rel=0.03)
+    assert bytes_per_parameter(MODEL) == (18, 2)
+    assert bytes_per_parameter(dataclasses.replace(MODEL, compute_dtype="float32")) == (20, 4)
+
+
+def test_bytes_of_a_device_are_those_of_its_shards() -> None:
+    mesh = sharding.make_mesh(1, 4, 2)
+    axes = {"w": ("embed", "mlp"), "b": ("mlp",)}
+    params = {"w": np.zeros((8, 6), np.float32), "b": np.zeros(6, np.float32)}
+    placed = jax.device_put(params, sharding.param_shardings(mesh, params, axes))
+    held = held_by_first_device(placed)
+    assert shard_bytes(placed) == held == (8 / 4 * 6 / 2 + 6 / 2) * 4
+    assert shard_bytes(placed, without="fsdp") == (8 * 6 / 2 + 6 / 2) * 4
+
+
+def test_the_dry_run_prints_the_footprint() -> None:
+    big = dataclasses.replace(MODEL, vocab_size=65_536, hidden_size=4096, num_layers=16)
+    mesh = sharding.make_mesh(8, 1, 1)
+    rows = dict(memory_rows(CONFIG, big, mesh))
+    found = dataclasses.asdict(footprint(CONFIG, big, mesh))
+    assert len(rows) == len(found) + 1
+    assert rows["float32 weights"] == f"{4 * parameter_count(big) / GIB:.3f} GiB"
+    assert rows["sum"] == f"{sum(found.values()) / GIB:.3f} GiB"
+    without = parse_config(RECIPE, ["crpo.kl_coef=0"], source="test")
+    assert dict(memory_rows(without, big, mesh))["reference weights"] == "0.000 GiB"
