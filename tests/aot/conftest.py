@@ -12,14 +12,18 @@ import pytest
 from tests.aot.tiny_step import MODEL, TOPOLOGY, TinyStep, tiny_step
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="package")
 def as_users_have_it() -> Iterator[None]:
-    """The suite's full matrix precision is for comparing numbers; TPU kernels refuse it."""
+    """The suite's full matrix precision is for comparing numbers; TPU kernels refuse it.
+
+    For this package alone: the setting holds in the thread that makes it, and later tests compare
+    what two threads compile.
+    """
     with jax.default_matmul_precision("default"):
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with nothing but a `config.json`."""
     folder = tmp_path_factory.mktemp("tiny_model")
@@ -27,7 +31,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def tiny(tiny_model: Path) -> TinyStep:
     """The tiny step on `v5e:2x4`, compiled once; without a reference, whose pass is half of it."""
     return tiny_step(tiny_model, TOPOLOGY, "crpo.kl_coef=0")
