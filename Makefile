@@ -9,6 +9,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
+# Tests run in two processes, each with whole files, so that what a file compiles is compiled once.
+# More take 2 GiB of memory each: make IN_PROCESSES="-n 8 --dist loadfile" test
+IN_PROCESSES := -n 2 --dist loadfile
+
 # The pinned line of the `test` extra; see the comment there.
 TORCH := $(shell sed -n 's/^ *\(torch==.*\)/\1/p' setup.cfg)
 
@@ -28,7 +32,7 @@ quickstart: $(VENV)/.installed  ## cold start, CRPO, evaluation and export of a 
 
 .PHONY: test
 test: $(VENV)/.installed-test  ## the test suite, without tests marked slow
-	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -q -m "not slow" $(IN_PROCESSES) $(ARGS)
 
 .PHONY: test-slow
 test-slow: $(VENV)/.installed-test  ## tests marked slow only

@@ -14,6 +14,11 @@ from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.recipe import load_config
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
+# The third one trains, evaluates and exports, which takes a minute.
+RUNS = [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem[:2] == "03" else [])
+    for path in NOTEBOOKS
+]
 on_every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -61,7 +66,7 @@ def test_it_is_stored_without_outputs_and_defines_nothing(path: Path) -> None:
     assert any(str(module).startswith("mental_r1_jax.") for module in imported)
 
 
-@on_every_notebook
+@pytest.mark.parametrize("path", RUNS)
 def test_it_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if path.stem == "03_tpu_kaggle_colab":
         monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")  # it makes a mesh of all there are

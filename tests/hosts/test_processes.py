@@ -29,6 +29,7 @@ def test_two_processes_sample_and_learn_what_one_does(cluster: Cluster, alone: P
     )
 
 
+@pytest.mark.slow
 def test_a_stop_of_one_process_stops_all_and_others_go_on(cluster: Cluster, alone: Path) -> None:
     """SIGTERM to the second of two; then one process on another mesh finishes the run."""
     trial = f"1 SIGTERM {CALLS_A_STEP // 2 + 3}"  # in the middle of step 2

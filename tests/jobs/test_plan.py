@@ -189,10 +189,11 @@ def test_batches_that_do_not_split_are_refused_before_compiling() -> None:
         make_plan(config, "toy", topology, 10, "")
 
 
+@pytest.mark.slow
 def test_the_verb_plans_a_tiny_model_for_real(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """From the command line to the file, through a process of its own, within a minute."""
+    """From the command line to the file, through a process of its own."""
     pytest.importorskip("libtpu")
     from tests.aot.tiny_step import MODEL as SHAPE
     from tests.aot.tiny_step import RECIPE

@@ -150,29 +150,29 @@ def test_a_window_that_hides_nothing_is_none() -> None:
 
 @pytest.mark.parametrize("remat", ["layers", "none"])
 def test_blocks_change_neither_states_nor_gradients(inputs, remat, monkeypatch) -> None:
-    """A pattern of three that is scanned twice, and a layer behind it, against one by one."""
+    """A pattern of two that is scanned twice, and a layer behind it, against one by one."""
     config = dataclasses.replace(
-        CONFIG, num_layers=7, sliding_windows=(4, 3, None) * 2 + (4,), remat=remat
+        CONFIG, num_layers=5, sliding_windows=(4, None) * 2 + (3,), remat=remat
     )
-    assert windows_of(layer_blocks(config.layer_facts(99))) == [("wwf", 2), ("w", 1)]
+    assert windows_of(layer_blocks(config.layer_facts(99))) == [("wf", 2), ("w", 1)]
     params = decoder.init_params(config, jax.random.key(2))
 
-    def value_and_grad() -> Any:
+    def results() -> Any:
         def loss(params: dict) -> jax.Array:
             return jnp.sin(decoder.forward(params, config, *inputs)).sum()
 
-        return jax.jit(jax.value_and_grad(loss))(params)
+        def all_of_it(params: dict) -> Any:
+            cache = decoder.prefill(params, config, *inputs[:2])[1]
+            return jax.value_and_grad(loss)(params), cache.keys, cache.values
 
-    def caches() -> Any:
-        cache = decoder.prefill(params, config, *inputs[:2])[1]
-        return cache.keys, cache.values
+        return jax.jit(all_of_it)(params)
 
-    in_blocks = value_and_grad(), caches()
+    in_blocks = results()
     monkeypatch.setattr(layer, "layer_blocks", lambda facts: [Block((f,), 1) for f in facts])
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
         in_blocks,
-        (value_and_grad(), caches()),
+        results(),
     )
 
 
