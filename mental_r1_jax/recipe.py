@@ -14,12 +14,26 @@ import yaml
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.errors import UserError
 
+# A chain of `base:` recipes longer than this is a mistake, not a design.
+MAX_BASES = 8
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
     """Read a recipe, or the `config.yaml` of a run folder, and apply `section.key=value` overrides.
 
     Raises:
-        UserError: the file is missing or is not YAML, or any value is wrong; lists every problem.
+        UserError: the file or a base is missing or is not YAML, or any value is wrong; lists every
+            problem.
+    """
+    file = recipe_file(path)
+    return parse_config(file.read_text(encoding="utf-8"), overrides, source=str(file))
+
+
+def recipe_file(path: str | Path) -> Path:
+    """The YAML file that `path` names: itself, or `config.yaml` where it is a run folder.
+
+    Raises:
+        UserError: there is no such file.
     """
     path = Path(path)
     file = path / "config.yaml" if path.is_dir() else path
@@ -30,25 +44,30 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
             got=str(path),
             remedy="give the path of a recipe, for example one of those in configs/",
         )
-    return parse_config(file.read_text(encoding="utf-8"), overrides, source=str(file))
+    return file
 
 
 def parse_config(text: str, overrides: Sequence[str] = (), *, source: str) -> ExperimentConfig:
-    """Validate the YAML `text` of a recipe after applying `overrides`; see `load_config`."""
-    tree = _parse_yaml(text, what=f"{source} is not YAML")
-    if not isinstance(tree, dict):
-        raise UserError(
-            what=f"{source} is not a recipe",
-            expected="a mapping of sections (model, data, run, ...)",
-            got=type(tree).__name__,
-            remedy="start from one of the recipes in configs/",
-        )
+    """Validate the YAML `text` of a recipe after applying `overrides`; see `load_config`.
+
+    Args:
+        text: the recipe. Its values win over those of its `base:`, and overrides win over both.
+        overrides: `section.key=value`, the later one wins.
+        source: the recipe's file, for complaints; a `base:` is relative to its folder.
+    """
+    layers = _read_layers(text, source)
+    tree: dict[str, Any] = {}
+    for _, layer in layers:
+        _merge(tree, layer)
     for override in overrides:
         _apply_override(tree, override)
     try:
         return ExperimentConfig.model_validate(tree)
     except pydantic.ValidationError as error:
-        problems = [_describe(problem) for problem in error.errors()]
+        problems = [
+            describe_problem(problem) + _origin(problem["loc"], layers, overrides)
+            for problem in error.errors()
+        ]
         raise UserError(
             what=f"{len(problems)} problem(s) in {source}",
             expected="known keys with values in range",
@@ -76,13 +95,102 @@ _RecipeLoader.yaml_implicit_resolvers = {
 }
 
 
-def _parse_yaml(text: str, *, what: str) -> Any:
+def parse_yaml(text: str, *, what: str) -> Any:
+    """Read YAML as a recipe's; `what` opens the complaint where it is none."""
     try:
         return yaml.load(text, Loader=_RecipeLoader)
     except yaml.YAMLError as error:
         raise UserError(
             what=what, expected="valid YAML", got=str(error), remedy="mend the line it names"
         ) from None
+
+
+def _read_layers(text: str, source: str) -> list[tuple[str, dict[str, Any]]]:
+    """(file, sections) of a recipe and of its bases, the farthest base first.
+
+    Raises:
+        UserError: a base is missing, names itself in a circle, or the chain is too long.
+    """
+    layers: list[tuple[str, dict[str, Any]]] = []
+    seen = {Path(source).resolve()}
+    while True:
+        tree = parse_yaml(text, what=f"{source} is not YAML")
+        if not isinstance(tree, dict):
+            raise UserError(
+                what=f"{source} is not a recipe",
+                expected="a mapping of sections (model, data, run, ...)",
+                got=type(tree).__name__,
+                remedy="start from one of the recipes in configs/",
+            )
+        layers.insert(0, (source, tree))
+        if "base" not in tree:
+            return layers
+        file = _base_file(tree.pop("base"), source)
+        chain = [*reversed([name for name, _ in layers]), str(file)]
+        if file.resolve() in seen or len(layers) > MAX_BASES:
+            circle = file.resolve() in seen
+            raise UserError(
+                what=f"base: in {source} {'leads in a circle' if circle else 'is one too many'}",
+                expected=f"at most {MAX_BASES} recipes below one another, each another file",
+                got=" -> ".join(chain),
+                remedy="let the last of them name no base",
+            )
+        seen.add(file.resolve())
+        text, source = file.read_text(encoding="utf-8"), str(file)
+
+
+def _base_file(base: Any, source: str) -> Path:
+    """The file that `base` of the recipe `source` names."""
+    if not isinstance(base, str) or not base:
+        raise UserError(
+            what=f"base: in {source} is not a path",
+            expected="one recipe, relative to the folder of the recipe that names it",
+            got=repr(base),
+            remedy="write base: other.yaml, or leave it out",
+        )
+    try:
+        return recipe_file(Path(source).parent / base)
+    except UserError as error:
+        raise UserError(
+            what=f"the base of {source} is not there",
+            expected=f"{error.expected}, relative to the folder of the recipe that names it",
+            got=f"{base}, that is {error.got}",
+            remedy="correct base:, or leave it out",
+        ) from None
+
+
+def _merge(tree: dict[str, Any], above: Mapping[str, Any]) -> None:
+    """Put the values of `above` into `tree`: mappings key by key, everything else as a whole.
+
+    A section without a line (null over a mapping) says nothing, so it changes nothing.
+    """
+    for key, value in above.items():
+        below = tree.get(key)
+        if isinstance(below, dict) and isinstance(value, dict):
+            _merge(below, value)
+        elif not (isinstance(below, dict) and value is None):
+            tree[key] = value
+
+
+def _origin(
+    location: Sequence[str | int],
+    layers: Sequence[tuple[str, dict[str, Any]]],
+    overrides: Sequence[str],
+) -> str:
+    """` (in FILE)`: which of several files wrote the value at `location`; else nothing."""
+    name = ".".join(str(part) for part in location)
+    given = [override.partition("=")[0] for override in overrides]
+    if len(layers) == 1 or any(f"{name}.".startswith(f"{key}.") for key in given):
+        return ""
+    for file, tree in reversed(layers):
+        node: Any = tree
+        for part in location:
+            if not isinstance(node, dict) or part not in node:
+                break
+            node = node[part]
+        else:
+            return f" (in {file})" if location else ""
+    return ""
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
@@ -108,15 +216,17 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
                 remedy="check the key's path",
             )
         node = child
-    node[keys[-1]] = _parse_yaml(value, what=f"the value of override {override!r} is not YAML")
+    node[keys[-1]] = parse_yaml(value, what=f"the value of override {override!r} is not YAML")
 
 
-def _describe(problem: Mapping[str, Any]) -> str:
-    """One line for one pydantic problem, with the nearest field for an unknown key."""
+def describe_problem(
+    problem: Mapping[str, Any], root: type[pydantic.BaseModel] = ExperimentConfig
+) -> str:
+    """One line for one pydantic problem of a `root`, with the nearest field for an unknown key."""
     location = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         *parents, key = (str(part) for part in problem["loc"])
-        section = _section_at(parents)
+        section = _section_at(parents, root)
         fields = list(section.model_fields) if section else []
         near = difflib.get_close_matches(key, fields, n=1, cutoff=0.0)
         hint = f"; did you mean {'.'.join([*parents, near[0]])!r}?" if near else ""
@@ -129,9 +239,11 @@ def _describe(problem: Mapping[str, Any]) -> str:
     return f"{location}: {message}, got {problem['input']!r}"
 
 
-def _section_at(keys: Sequence[str]) -> type[pydantic.BaseModel] | None:
-    """The section class that a path of keys leads to; None inside free-form mappings."""
-    section: type[pydantic.BaseModel] | None = ExperimentConfig
+def _section_at(
+    keys: Sequence[str], root: type[pydantic.BaseModel]
+) -> type[pydantic.BaseModel] | None:
+    """The section class that a path of keys from `root` leads to; None in free-form mappings."""
+    section: type[pydantic.BaseModel] | None = root
     for key in keys:
         if section is None:
             return None

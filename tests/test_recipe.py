@@ -150,3 +150,85 @@ def test_yes_no_and_off_are_words() -> None:
     assert config.data.custom_sets["MINE"].labels == ("Yes", "No")
     assert config.model.remat == "none"
     assert parse_config(dump_config(config), source="dump") == config
+
+
+def write(folder: Path, **recipes: str) -> Path:
+    """Write NAME.yaml for each recipe; returns the first one."""
+    for name, text in recipes.items():
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return folder / f"{next(iter(recipes))}.yaml"
+
+
+def test_values_of_a_recipe_win_over_its_base_and_overrides_over_both(tmp_path: Path) -> None:
+    recipe = write(
+        tmp_path,
+        top="base: middle.yaml\ncrpo: {kl_coef: 0.3}\ndata: {sets: [B, C]}\noptimizer:\n",
+        middle="base: low.yaml\ncrpo: {kl_coef: 0.2, dual_clip: 3}\nrun: {seed: 2}\n",
+        low=MINIMAL + "crpo: {kl_coef: 0.1, num_iterations: 2}\noptimizer: {beta1: 0.5}\n",
+    )
+    config = load_config(recipe, ["run.seed=7"])
+    assert (config.crpo.kl_coef, config.crpo.dual_clip, config.crpo.num_iterations) == (0.3, 3, 2)
+    assert config.data.sets == ("B", "C")  # a list is one value
+    assert config.optimizer.beta1 == 0.5  # an empty section says nothing
+    assert (config.model.path, str(config.run.output_dir), config.run.seed) == (
+        *("somewhere", "out"),
+        7,
+    )
+    assert parse_config(dump_config(config), source="resolved") == config
+    assert "\nbase:" not in dump_config(config)
+
+
+def test_a_base_is_relative_to_the_recipe_that_names_it(tmp_path: Path) -> None:
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    write(tmp_path, low=MINIMAL)
+    write(tmp_path / "a", middle="base: ../low.yaml\n")
+    recipe = write(inner, top="base: ../middle.yaml\n")
+    assert load_config(recipe).model.path == "somewhere"
+
+
+def test_null_replaces_a_plain_value_of_the_base(tmp_path: Path) -> None:
+    recipe = write(
+        tmp_path,
+        top="base: low.yaml\nrollout: {top_k: null}\n",
+        low=MINIMAL + "rollout: {top_k: 3}\n",
+    )
+    assert load_config(recipe).rollout.top_k is None
+
+
+@pytest.mark.parametrize(
+    ("recipes", "parts"),
+    [
+        ({"top": "base: none.yaml"}, ("base of", "top.yaml", "none.yaml")),
+        ({"top": "base: top.yaml"}, ("circle", "top.yaml -> ")),
+        ({"top": "base: a.yaml", "a": "base: top.yaml"}, ("circle", "a.yaml", "top.yaml")),
+        ({"top": "base: [a, b]"}, ("not a path", "['a', 'b']")),
+        ({"top": "base:"}, ("not a path", "None")),
+        ({"top": "base: a.yaml", "a": "- 1"}, ("a.yaml is not a recipe", "list")),
+        ({"top": "base: a.yaml", "a": "model: ["}, ("a.yaml is not YAML", "line 1")),
+        (
+            {f"r{i}": f"base: r{i + 1}.yaml" for i in range(10)} | {"r10": MINIMAL},
+            ("one too many", "r8.yaml -> "),
+        ),
+    ],
+)
+def test_a_base_that_cannot_be_used_is_one_error(
+    tmp_path: Path, recipes: dict[str, str], parts: tuple[str, ...]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(write(tmp_path, **recipes))
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_a_wrong_value_is_found_in_the_file_that_wrote_it(tmp_path: Path) -> None:
+    low = MINIMAL + "crpo: {kl_coef: -1}\nrollout: {top_p: 2}\noptimizer: {beta1: 0.5}\n"
+    recipe = write(tmp_path, top="base: low.yaml\ncrpo: {kl_coeff: 0}\n", low=low)
+    with pytest.raises(UserError) as caught:
+        load_config(recipe, ["rollout.top_p=3", "optimizer.beta1=4"])
+    lines = {line.strip(" -").split(":")[0]: line for line in str(caught.value).splitlines()}
+    assert lines["crpo.kl_coef"].endswith(f"(in {tmp_path / 'low.yaml'})")
+    unknown = next(line for line in lines.values() if "unknown key 'crpo.kl_coeff'" in line)
+    assert unknown.endswith(f"(in {tmp_path / 'top.yaml'})")
+    for given in ("rollout.top_p", "optimizer.beta1"):
+        assert "(in" not in lines[given]
