@@ -1,7 +1,7 @@
 """The command line: `mental-r1 VERB CONFIG.yaml [section.key=value ...]`, one verb a job.
 
-Exit status: 0 success, 2 a user's mistake (one message, no traceback), 143 stopped by a signal
-after saving.
+Exit status: 0 success, 1 a study with failed cells, 2 a user's mistake (one message, no traceback),
+143 stopped by a signal after saving.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.recipe import load_config
+from mental_r1_jax.study.schema import load_study
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +32,14 @@ class Verb:
             keyword arguments of the job's `run(config, ...)`.
         stops_between_steps: see `hosts.joined`; None: the verb runs in one process only.
         compiles: whether JAX compiles anything for it, so that the program cache is opened.
+        of_study: whether it is given a study file instead of a recipe.
     """
 
     description: str
     options: Mapping[str, str | dict[str, Any]] = dataclasses.field(default_factory=dict)
     stops_between_steps: bool | None = None
     compiles: bool = True
+    of_study: bool = False
 
 
 VERBS = {
@@ -72,7 +75,16 @@ VERBS = {
             "--sweep": "try every mesh and rank them",
         },
     ),
-    "quickstart": Verb("the whole path on made-up posts with a tiny model, on a CPU"),
+    "quickstart": Verb(
+        "the whole path on made-up posts with a tiny model, on a CPU",
+        {"--model-only": "only make the tiny start model"},
+    ),
+    "study": Verb(
+        "run methods x seeds x varied keys of a study file, and compare them",
+        {"--dry-run": "print the cells and their predicted time, and stop"},
+        compiles=False,
+        of_study=True,
+    ),
     "sample": Verb(
         "one post in, staged reasoning and answer out",
         {
@@ -106,7 +118,8 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, verb in VERBS.items():
         command = commands.add_parser(name, help=verb.description, description=verb.description)
-        command.add_argument("config", help="a YAML recipe, or the folder of a run")
+        given = "a study file" if verb.of_study else "a YAML recipe, or the folder of a run"
+        command.add_argument("config", help=given)
         command.add_argument(
             "overrides",
             nargs="*",
@@ -136,6 +149,10 @@ def collect_garbage_rarely() -> None:
 
 def _run(verb: str, config: str, overrides: Sequence[str], **given: Any) -> None:
     """Hand over to the verb's job; imported here, so that `--help` needs no JAX."""
+    if VERBS[verb].of_study:
+        study = load_study(config, overrides)
+        importlib.import_module(f"mental_r1_jax.jobs.{verb}").run(study, **given)
+        return
     recipe = load_config(config, overrides)
     if verb == "plan":
         given["name"] = Path(config).stem

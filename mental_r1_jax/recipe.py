@@ -193,8 +193,8 @@ def _origin(
     return ""
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
-    """Set one `section.key=value` in the nested mapping `tree`; the value is read as YAML."""
+def parse_override(override: str) -> tuple[list[str], Any]:
+    """The path of keys and the value, read as YAML, of `section.key=value`."""
     name, equals, value = override.partition("=")
     keys = name.split(".")
     if not equals or len(keys) < 2 or not all(keys):
@@ -204,6 +204,12 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
             got=override,
             remedy="write section and key with a dot, and the value after '='",
         )
+    return keys, parse_yaml(value, what=f"the value of override {override!r} is not YAML")
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set one `section.key=value` in the nested mapping `tree`."""
+    keys, value = parse_override(override)
     node = tree
     for key in keys[:-1]:
         child = node.get(key)
@@ -216,7 +222,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
                 remedy="check the key's path",
             )
         node = child
-    node[keys[-1]] = parse_yaml(value, what=f"the value of override {override!r} is not YAML")
+    node[keys[-1]] = value
 
 
 def describe_problem(

@@ -94,7 +94,10 @@ def test_a_wrong_command_line(arguments: list[str], capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_missing_recipe(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = mistake(capsys, verb, tmp_path / "nothing.yaml")
-    assert "recipe not found" in message and "nothing.yaml" in message
+    assert (
+        f"{'study' if verb == 'study' else 'recipe'} not found" in message
+        and "nothing.yaml" in message
+    )
 
 
 def test_a_bad_key_also_after_an_option(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,13 +56,14 @@ ALLOWED: dict[str, set[str]] = {
         *("__init__", "errors", "config", "text", "data", "models", "rollout", "opening"),
     },
     "planning": {"errors", "config", "data", "models", "footprint", "programs", "opening", "runs"},
+    "study": {"errors", "config", "recipe"},
     # L4: the verbs
     "jobs": {
         *("__init__", "errors", "config", "types", "text", "data", "models", "hosts"),
         *("rollout", "training", "evaluation", "programs", "console", "opening", "prediction"),
-        *("runs", "release", "planning"),
+        *("runs", "release", "planning", "study"),
     },
-    "cli": {"errors", "recipe", "programs", "hosts", "jobs"},
+    "cli": {"errors", "recipe", "programs", "hosts", "study", "jobs"},
     "__main__": {"cli"},
 }
 
@@ -81,6 +82,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "data": JAX,
     "rewards": JAX | {"numpy"},
     "evaluation": JAX,
+    "study": JAX | {"transformers"},
     "rl": {"transformers", "numpy"},
     "cli": JAX | {"transformers", "numpy"},
 }

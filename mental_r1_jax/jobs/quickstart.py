@@ -21,13 +21,18 @@ from mental_r1_jax.models.tiny import make_tiny_model
 from mental_r1_jax.text.prompts import system_instruction
 
 
-def run(config: ExperimentConfig) -> dict[str, dict[str, float]]:
-    """Run the whole path below `run.output_dir`; returns stage -> set -> weighted F1 (0 to 1)."""
+def run(config: ExperimentConfig, *, model_only: bool = False) -> dict[str, dict[str, float]]:
+    """Run the whole path below `run.output_dir`; returns stage -> set -> weighted F1 (0 to 1).
+
+    With `model_only` it ends after making the tiny start model, as a study needs it.
+    """
     started = time.perf_counter()
     root = config.run.output_dir
     tiny, cold, crpo = (root / name for name in ("tiny_model", "cold_start", "crpo"))
     if not (tiny / "config.json").is_file():
         make_tiny_model(tiny, corpus(config), seed=config.run.seed)
+    if model_only:
+        return {}
     scores = {"random": _evaluate(config, tiny, root / "evaluation" / "random")}
 
     cold_config = _changed(config, model=str(tiny), output_dir=cold)
