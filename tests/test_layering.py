@@ -56,7 +56,7 @@ ALLOWED: dict[str, set[str]] = {
         *("__init__", "errors", "config", "text", "data", "models", "rollout", "opening"),
     },
     "planning": {"errors", "config", "data", "models", "footprint", "programs", "opening", "runs"},
-    "study": {"errors", "config", "recipe"},
+    "study": {"errors", "config", "recipe", "evaluation"},
     # L4: the verbs
     "jobs": {
         *("__init__", "errors", "config", "types", "text", "data", "models", "hosts"),

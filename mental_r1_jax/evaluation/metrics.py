@@ -171,6 +171,14 @@ def weighted_f1(confusion: Int[np.ndarray, "*batch L L1"]) -> Float[np.ndarray, 
     return np.asarray((support * f1).sum(axis=-1) / support.sum(axis=-1))
 
 
+def macro_f1(confusion: Int[np.ndarray, "*batch L L1"]) -> Float[np.ndarray, "*batch"]:
+    """Plain mean F1 over the labels that occur, as truth or as prediction; see `weighted_f1`."""
+    right = np.diagonal(confusion, axis1=-2, axis2=-1)
+    seen = confusion.sum(axis=-1) + confusion[..., :-1].sum(axis=-2)
+    f1 = 2 * right / np.maximum(seen, 1)
+    return np.asarray(f1.sum(axis=-1) / np.maximum((seen > 0).sum(axis=-1), 1))
+
+
 def bootstrap_interval(
     confusion: Int[np.ndarray, "L L1"], *, samples: int, seed: int
 ) -> tuple[float, float]:

@@ -93,10 +93,15 @@ def report_page(
         "<h2>Measures</h2>",
         f'<div class="card"><dl class="facts">{measures}</dl></div>',
     ]
+    return html_page(title, body)
+
+
+def html_page(title: str, body: Iterable[str], style: str = "") -> str:
+    """A page of its own around `body`, empty parts left out; `style` is added to `STYLE`."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>\n"
+        f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head>\n<body><main>\n"
         + "\n".join(part for part in body if part)
         + "\n</main></body></html>\n"
     )
@@ -107,14 +112,15 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}"
 
 
-def _row(heading: str, cells: Iterable[str], *, kind: str = "") -> str:
+def table_row(heading: str, cells: Iterable[str], *, kind: str = "") -> str:
     """A table row; `heading` is escaped, cells are numbers of ours."""
     opening = f'<tr class="{kind}">' if kind else "<tr>"
     columns = "".join(f"<td>{cell}</td>" for cell in cells)
     return f'{opening}<th scope="row">{escape(heading)}</th>{columns}</tr>'
 
 
-def _head(names: Sequence[str]) -> str:
+def table_head(names: Sequence[str]) -> str:
+    """The head of a table; the names are escaped."""
     cells = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
     return f"<thead><tr>{cells}</tr></thead>"
 
@@ -126,11 +132,11 @@ def _score_table(metrics: Mapping[str, SetMetrics]) -> str:
     rows = []
     for name, one in metrics.items():
         cells = [percent(getattr(one, column)) for column in columns]
-        rows.append(_row(name, [str(one.n), *cells, f"{one.mean_tokens:.0f}"]))
+        rows.append(table_row(name, [str(one.n), *cells, f"{one.mean_tokens:.0f}"]))
     average = average_metrics(metrics)
     cells = [percent(average[column]) for column in columns]
-    rows.append(_row("average", ["", *cells, f"{average['mean_tokens']:.0f}"], kind="mean"))
-    head = _head(["set", "posts", *names, "tokens"])
+    rows.append(table_row("average", ["", *cells, f"{average['mean_tokens']:.0f}"], kind="mean"))
+    head = table_head(["set", "posts", *names, "tokens"])
     return (
         f'<table class="wide">{head}<tbody>{"".join(rows)}</tbody></table>'
         '<p class="soft">Scores and rates in %; the average is over sets, unweighted.</p>'
@@ -222,18 +228,18 @@ def _set_card(name: str, metrics: SetMetrics) -> str:
         )
         rows.append(f'<tr><th scope="row">{escape(labels[i])}</th>{cells}</tr>')
     confusion = (
-        f'<table class="confusion">{_head(["true label", *labels, UNREADABLE])}'
+        f'<table class="confusion">{table_head(["true label", *labels, UNREADABLE])}'
         f"<tbody>{''.join(rows)}</tbody></table>"
     )
     classes = "".join(
-        _row(
+        table_row(
             one.label,
             [percent(one.precision), percent(one.recall), percent(one.f1), str(one.support)],
         )
         for one in metrics.per_class
     )
     table = (
-        f"<table>{_head(['label', 'precision %', 'recall %', 'F1 %', 'posts'])}"
+        f"<table>{table_head(['label', 'precision %', 'recall %', 'F1 %', 'posts'])}"
         f"<tbody>{classes}</tbody></table>"
     )
     pair = f'<div class="pair">{confusion}{table}</div>'

@@ -3,10 +3,13 @@
 1. Every cell's recipe is resolved and validated before anything runs.
 2. Cells run as processes of this package, shared cold starts once; what is done is skipped.
 3. A failed task is named with its log; what does not need it goes on.
+4. `study.json` and `study.html` compare the cells that are finished.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import sys
 from collections.abc import Mapping
@@ -16,10 +19,12 @@ import yaml
 
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.study.cells import Plan, Task, plan_study
+from mental_r1_jax.study.page import study_page
+from mental_r1_jax.study.results import study_document
 from mental_r1_jax.study.running import Outcome, is_done, log_file, run_tasks, seconds_by_kind
 from mental_r1_jax.study.schema import Study
 
-STUDY_FILE = "study.yaml"
+STUDY_FILE, NUMBERS_FILE, PAGE_FILE = "study.yaml", "study.json", "study.html"
 
 
 def run(config: Study, *, dry_run: bool = False) -> None:
@@ -40,7 +45,25 @@ def run(config: Study, *, dry_run: bool = False) -> None:
     text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
     (folder / STUDY_FILE).write_text(text, encoding="utf-8")
     outcome = run_tasks(plan.tasks, folder, processes=config.processes)
+    write_results(config, plan)
     _end(outcome, folder)
+
+
+def write_results(study: Study, plan: Plan) -> None:
+    """Write `study.json` and `study.html` of the finished cells, if there are any."""
+    folder = study.output_dir
+    finished = [cell for cell in plan.cells if is_done(folder, plan.tasks[cell.tasks[-1]])]
+    if not finished:
+        return
+    missing = [cell.name for cell in plan.cells if cell not in finished]
+    document = study_document(study, finished, missing)
+    text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False)
+    page = study_page(document, title=f"Study: {folder.name}")
+    for name, content in ((NUMBERS_FILE, text + "\n"), (PAGE_FILE, page)):
+        staging = folder / f"{name}.tmp"
+        staging.write_text(content, encoding="utf-8")
+        os.replace(staging, folder / name)
+        print(f"written: {folder / name}")
 
 
 def describe(study: Study, plan: Plan) -> str:

@@ -1,0 +1,264 @@
+"""`study.html`: the numbers of `study.json` as one page without scripts or external resources."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from mental_r1_jax.config import STAGE_NAMES
+from mental_r1_jax.evaluation.report_page import RESPONSIBLE_USE, html_page, percent, table_head
+from mental_r1_jax.study.charts import (
+    STAGE_COLOURS,
+    STYLE,
+    Difference,
+    Line,
+    SensitivePoint,
+    difference_chart,
+    legend,
+    panel,
+    sensitivity_chart,
+)
+
+# Columns of the table: score, heading, and whether it is a fraction to show in percent.
+_COLUMNS = (
+    ("weighted_f1", "weighted F1", True),
+    ("macro_f1", "macro F1", True),
+    ("balanced_accuracy", "balanced accuracy", True),
+    ("accuracy", "accuracy", True),
+    ("well_formed", "well formed", True),
+    ("reward", "reward", False),
+    ("completion_tokens", "tokens", False),
+    ("seconds", "seconds", False),
+)
+# Lines over steps have at most so many points; each is the mean over its share of the steps.
+_MOST_POINTS = 60
+
+Document = Mapping[str, Any]
+
+
+def study_page(document: Document, *, title: str) -> str:
+    """The whole page; every name in it is escaped."""
+    study, arms = document["study"], document["arms"]
+    missing = document["missing"]
+    note = f"Not finished: {', '.join(missing)}." if missing else ""
+    facts = {
+        "recipe": study["recipe"],
+        "seeds": ", ".join(map(str, study["seeds"])),
+        "baseline": study["baseline"],
+        "split": study["split"],
+        "cells": f"{len(document['cells'])} finished, {len(missing)} not",
+    }
+    listed = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        f'<div class="card"><dl class="facts">{listed}</dl></div>',
+        f'<div class="card note"><strong>{escape(note)}</strong></div>' if note else "",
+        f'<div class="card note"><strong>Responsible use.</strong> {RESPONSIBLE_USE}</div>',
+        "<h2>Scores</h2>",
+        f'<div class="card">{_table(arms)}</div>',
+        *_differences(arms),
+        *_section(
+            "Learning curves: reward",
+            "Mean over seeds, with the band from the lowest to the highest seed; the grey line is "
+            "the baseline. Steps of training.",
+            _curve_panels(document, "curves", "reward"),
+        ),
+        *_section(
+            "Learning curves: validation",
+            "Weighted F1 in % on the validation posts, drawn as above.",
+            _curve_panels(document, "validation", "eval/average/weighted_f1", factor=100.0),
+        ),
+        *_section(
+            "Stage entropies",
+            "Nats a token inside each stage, mean over seeds, by step of training.",
+            _stage_panels(document),
+        ),
+        *_section(
+            "Sensitivity",
+            "Weighted F1 in % over a varied key: mean with 95% t interval, and the seeds. The "
+            "range is the largest mean minus the smallest.",
+            _sensitivity_cards(document),
+        ),
+        "<h2>Measures</h2>",
+        f'<div class="card"><dl class="facts">{_measures()}</dl></div>',
+    ]
+    return html_page(title, body, STYLE)
+
+
+def _section(heading: str, explanation: str, content: str) -> list[str]:
+    """Heading, explanation and panels; nothing where there are no panels."""
+    return [f"<h2>{heading}</h2>", f'<p class="soft">{explanation}</p>', content] if content else []
+
+
+def _table(arms: Document) -> str:
+    """One row an arm: mean, and below it spread and interval."""
+    rows = []
+    for arm in arms.values():
+        cells = [str(len(arm["seeds"]))]
+        for name, _, fraction in _COLUMNS:
+            score = arm["scores"].get(name)
+            cells.append("" if score is None else _score_cell(score, fraction))
+        columns = "".join(f"<td>{cell}</td>" for cell in cells)
+        rows.append(f'<tr><th class="arm" scope="row">{escape(arm["label"])}</th>{columns}</tr>')
+    head = table_head(["method", "seeds", *(heading for _, heading, _ in _COLUMNS)])
+    return (
+        f'<table class="wide">{head}<tbody>{"".join(rows)}</tbody></table>'
+        '<p class="soft">Mean over seeds, &#177; the standard deviation over seeds, '
+        "[95% t interval of the mean]. Scores and rates in %.</p>"
+    )
+
+
+def _score_cell(score: Document, fraction: bool) -> str:
+    def shown(value: float) -> str:
+        if fraction:
+            return percent(value)
+        return f"{value:.2f}" if abs(value) < 10 else f"{value:.0f}"
+
+    text = shown(score["mean"])
+    if score["interval"] is not None:
+        low, high = score["interval"]
+        text += f"<small>&#177; {shown(score['spread'])}</small>"
+        text += f"<small>[{shown(low)}, {shown(high)}]</small>"
+    return text
+
+
+def _differences(arms: Document) -> list[str]:
+    """Charts of the differences in weighted and macro F1 to the baseline."""
+    parts: list[str] = []
+    for name, heading in (("weighted_f1", "weighted F1"), ("macro_f1", "macro F1")):
+        rows = []
+        for arm in arms.values():
+            score = arm.get("difference", {"scores": {}})["scores"].get(name)
+            if score is not None:
+                rows.append(
+                    Difference(
+                        label=arm["label"],
+                        mean=100 * score["mean"],
+                        over_seeds=_hundredfold(score["interval_over_seeds"]),
+                        over_seeds_and_posts=_hundredfold(score["interval_over_seeds_and_posts"]),
+                        by_seed=[100 * value for value in score["by_seed"].values()],
+                    )
+                )
+        if rows:
+            unit = f"points of {heading} above the baseline, paired by seed"
+            parts.append(f'<div class="card">{difference_chart(rows, unit)}</div>')
+    explanation = (
+        '<p class="soft">Thick: 95% bootstrap interval over seeds and posts; thin: 95% t interval '
+        "over seeds, cut at the edge; small dots: seeds. With few seeds the thick one is too "
+        "narrow. A difference whose thin line crosses 0 is none that this study can tell.</p>"
+    )
+    return ["<h2>Differences to the baseline</h2>", explanation, *parts] if parts else []
+
+
+def _curves(document: Document, arm: str, group: str, name: str) -> list[dict[int, float]]:
+    """Step -> value, for every seed of an arm that has the curve."""
+    found = []
+    for cell in document["cells"].values():
+        columns = cell[group]
+        if cell["arm"] == arm and name in columns:
+            pairs = zip(columns["step"], columns[name], strict=True)
+            found.append({int(step): value for step, value in pairs if value is not None})
+    return [curve for curve in found if curve]
+
+
+def _mean_line(curves: Sequence[Mapping[int, float]], *, factor: float, colour: str) -> Line:
+    """Mean over seeds with a band from lowest to highest, both in bins of steps."""
+    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+    points, band = [], []
+    for share in np.array_split(np.array(steps), min(len(steps), _MOST_POINTS) or 1):
+        values = [factor * float(np.mean([curve[int(s)] for s in share])) for curve in curves]
+        at = float(np.mean(share))
+        points.append((at, float(np.mean(values))))
+        band.append((at, min(values), max(values)))
+    return Line(points, band if len(curves) > 1 else (), colour)
+
+
+def _curve_panels(document: Document, group: str, name: str, factor: float = 1.0) -> str:
+    """A panel for every arm that has the curve, the baseline in grey behind it."""
+    lines: dict[str, Line] = {}
+    for arm in document["arms"]:
+        curves = _curves(document, arm, group, name)
+        if curves and max(len(curve) for curve in curves) > 1:
+            lines[arm] = _mean_line(curves, factor=factor, colour="--blue")
+    panels = []
+    ranges = _ranges(lines.values())
+    for arm, line in lines.items():
+        behind = lines.get(document["arms"][arm]["baseline"])
+        grey = [] if behind is None else [Line(behind.points, (), "--grey")]
+        label = document["arms"][arm]["label"]
+        panels.append(panel(label, [*grey, line] if behind is not line else [line], *ranges))
+    return f'<div class="panels">{"".join(panels)}</div>' if panels else ""
+
+
+def _stage_panels(document: Document) -> str:
+    """A panel for every arm with its five stage entropies."""
+    by_arm: dict[str, list[Line]] = {}
+    for arm in document["arms"]:
+        for stage, colour in zip(STAGE_NAMES, STAGE_COLOURS, strict=True):
+            curves = _curves(document, arm, "curves", f"entropy/stage/{stage}")
+            if curves and max(len(curve) for curve in curves) > 1:
+                line = _mean_line(curves, factor=1.0, colour=colour)
+                by_arm.setdefault(arm, []).append(Line(line.points, (), colour))
+    if not by_arm:
+        return ""
+    ranges = _ranges([line for lines in by_arm.values() for line in lines])
+    panels = [panel(document["arms"][arm]["label"], by_arm[arm], *ranges) for arm in by_arm]
+    names = [stage.replace("_", " ") for stage in STAGE_NAMES]
+    key = legend(list(zip(names, STAGE_COLOURS, strict=True)))
+    return f'{key}<div class="panels">{"".join(panels)}</div>'
+
+
+def _sensitivity_cards(document: Document) -> str:
+    """A card for each varied key and method."""
+    cards = []
+    for row in document["sensitivity"]:
+        if row["score"] != "weighted_f1":
+            continue
+        points = []
+        for arm, value in zip(row["arms"], row["values"], strict=True):
+            score = document["arms"][arm]["scores"]["weighted_f1"]
+            seeds = [c for c in document["cells"].values() if c["arm"] == arm]
+            points.append(
+                SensitivePoint(
+                    value=value,
+                    mean=100 * score["mean"],
+                    interval=_hundredfold(score["interval"]),
+                    by_seed=[100 * cell["scores"]["weighted_f1"] for cell in seeds],
+                )
+            )
+        fixed = "".join(f", {key}={value}" for key, value in row["fixed"].items())
+        title = f"{row['method']}{fixed}: range {100 * row['range']:.1f}"
+        cards.append(sensitivity_chart(title, points, row["key"]))
+    return f'<div class="panels wide">{"".join(cards)}</div>' if cards else ""
+
+
+def _ranges(lines: Iterable[Line]) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The common ranges of all panels of a section."""
+    xs, ys = [0.0], []
+    for line in lines:
+        xs += [x for x, _ in line.points]
+        ys += [y for _, y in line.points] + [y for _, *ends in line.band for y in ends]
+    low, high = (min(ys), max(ys)) if ys else (0.0, 1.0)
+    margin = 0.05 * (high - low) or 0.5
+    return (min(xs), max(xs)), (low - margin, high + margin)
+
+
+def _hundredfold(interval: Sequence[float] | None) -> list[float] | None:
+    return None if interval is None else [100 * end for end in interval]
+
+
+def _measures() -> str:
+    """What the columns mean."""
+    measures = (
+        ("weighted F1", "mean F1 of the labels, weighted by how often they occur; mean over sets"),
+        ("macro F1", "plain mean F1 of the labels: rare ones count as much as common ones"),
+        ("balanced accuracy", "mean recall of the labels; a constant answer gets 1 / labels"),
+        ("well formed", "evaluated completions that follow the five-stage grammar"),
+        ("reward", "mean reward of the last tenth of the training steps"),
+        ("tokens", "mean length of the evaluated completions"),
+        ("seconds", "training, without opening, validation and evaluation"),
+    )
+    return "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in measures)

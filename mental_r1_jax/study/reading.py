@@ -1,0 +1,174 @@
+"""What the cells of a study left behind: scores, curves over steps, and answers to posts."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mental_r1_jax.config import STAGE_NAMES
+from mental_r1_jax.errors import UserError
+from mental_r1_jax.study.cells import Cell
+from mental_r1_jax.study.statistics import Answers, SetAnswers
+
+# Scores of the evaluation, and what they are called in its `metrics.json`.
+EVALUATED = {
+    "weighted_f1": "weighted_f1",
+    "macro_f1": "macro_f1",
+    "balanced_accuracy": "balanced_accuracy",
+    "accuracy": "accuracy",
+    "well_formed": "well_formed",
+    "completion_tokens": "mean_tokens",
+}
+# Scores of the training: reward over its last steps, and its time.
+TRAINED = ("reward", "seconds")
+SCORES = (*EVALUATED, *TRAINED)
+
+# What is kept of every training step, where it is there.
+CURVES = (
+    "reward",
+    "accuracy",
+    "well_formed",
+    "loss",
+    "entropy",
+    "completions/mean_length",
+    "learning_rate",
+    *(f"entropy/stage/{stage}" for stage in STAGE_NAMES),
+)
+_VALIDATION = "eval/average/"
+# The mean reward is that of the last tenth of the steps.
+_LAST_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """Numbers of one finished cell; fractions from 0 to 1, nats, seconds, tokens.
+
+    Attributes:
+        cell: whose they are.
+        scores: each of `SCORES` that the cell has.
+        sets: data set -> its scores.
+        stage_entropies: mean entropy by stage on the evaluated posts, None where a stage is absent.
+        curves: metric -> values by training step, beside `step`; None where not finite.
+        validation: the same for the validations during training.
+    """
+
+    cell: Cell
+    scores: dict[str, float]
+    sets: dict[str, dict[str, float]]
+    stage_entropies: dict[str, float | None]
+    curves: dict[str, list[float | None]]
+    validation: dict[str, list[float | None]]
+
+
+def read_cell(cell: Cell) -> CellResult:
+    """Read evaluation and, where something was trained, the metrics of its steps."""
+    document = json.loads((cell.evaluation / "metrics.json").read_text(encoding="utf-8"))
+    average, sets = document["average"], document["sets"]
+    scores = {name: float(average[theirs]) for name, theirs in EVALUATED.items()}
+    trained = cell.evaluation.is_relative_to(cell.run)
+    lines = _read_lines(cell.run / "metrics.jsonl") if trained else []
+    steps = [line for line in lines if "loss" in line]
+    if steps:
+        scores["seconds"] = sum(line["time/step"] for line in steps)
+        last = steps[-max(1, round(_LAST_SHARE * len(steps))) :]
+        if all("reward" in line for line in last):
+            scores["reward"] = float(np.mean([line["reward"] for line in last]))
+    validated = [line for line in lines if f"{_VALIDATION}weighted_f1" in line]
+    return CellResult(
+        cell=cell,
+        scores={name: value for name, value in scores.items() if math.isfinite(value)},
+        sets={
+            name: {"n": one["n"], **{n: one[theirs] for n, theirs in EVALUATED.items()}}
+            for name, one in sets.items()
+        },
+        stage_entropies=_mean_over_sets([one["stage_entropies"] for one in sets.values()]),
+        curves=_columns(steps, CURVES),
+        validation=_columns(validated, [f"{_VALIDATION}{n}" for n in ("weighted_f1", "macro_f1")]),
+    )
+
+
+def read_answers(cells: Sequence[Cell]) -> dict[str, Answers]:
+    """Answers of every cell, its labels coded alike; by the name of the cell.
+
+    Raises:
+        UserError: two cells did not answer the same posts, so that they cannot be paired.
+    """
+    rows = {cell.name: _read_predictions(cell.evaluation / "predictions.csv") for cell in cells}
+    labels: dict[str, list[str]] = {}
+    for by_set in rows.values():
+        for name, lines in by_set.items():
+            named = {line["label"] for line in lines} | {line["prediction"] for line in lines}
+            labels[name] = sorted(named.union(labels.get(name, [])) - {""})
+    answers: dict[str, Answers] = {
+        cell: {name: _coded(lines, labels[name]) for name, lines in sorted(by_set.items())}
+        for cell, by_set in rows.items()
+    }
+    first = next(iter(answers.values()), {})
+    for cell, one in answers.items():
+        if _posts(one) != _posts(first):
+            raise UserError(
+                what=f"the cells {next(iter(answers))} and {cell} answered different posts",
+                expected="one split of the same data sets for every cell of a study",
+                got="other rows or labels in their predictions.csv",
+                remedy="evaluate the cells again: remove records/evaluate-*.json and run the study",
+            )
+    return answers
+
+
+def _posts(answers: Answers) -> dict[str, tuple[tuple[int, str], ...]]:
+    return {name: one.posts for name, one in answers.items()}
+
+
+def _coded(lines: Sequence[dict[str, str]], labels: Sequence[str]) -> SetAnswers:
+    """Labels as codes; an empty prediction is an unreadable one."""
+    code = {label: i for i, label in enumerate(labels)} | {"": len(labels)}
+    return SetAnswers(
+        posts=tuple((int(line["row"]), line["label"]) for line in lines),
+        truth=np.array([code[line["label"]] for line in lines]),
+        guess=np.array([code[line["prediction"]] for line in lines]),
+        num_labels=len(labels),
+    )
+
+
+def _read_predictions(file: Path) -> dict[str, list[dict[str, str]]]:
+    """The lines of a `predictions.csv` by set."""
+    by_set: dict[str, list[dict[str, str]]] = {}
+    with file.open(encoding="utf-8", newline="") as lines:
+        for line in csv.DictReader(lines):
+            by_set.setdefault(line["set_name"], []).append(line)
+    return by_set
+
+
+def _read_lines(file: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; numbers that are not finite stand in it as words."""
+    lines = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        lines.append({key: float(value) for key, value in json.loads(line).items()})
+    return lines
+
+
+def _columns(
+    lines: Sequence[dict[str, float]], names: Sequence[str]
+) -> dict[str, list[float | None]]:
+    """The named metrics as lists beside `step`; those that no line has are left out."""
+    there = [name for name in names if any(name in line for line in lines)]
+    columns: dict[str, list[float | None]] = {}
+    for name in ["step", *there] if lines else []:
+        values = [line.get(name, math.nan) for line in lines]
+        columns[name] = [value if math.isfinite(value) else None for value in values]
+    return columns
+
+
+def _mean_over_sets(by_set: Sequence[dict[str, float | None]]) -> dict[str, float | None]:
+    means: dict[str, float | None] = {}
+    for stage in STAGE_NAMES:
+        found = [value for one in by_set if (value := one[stage]) is not None]
+        means[stage] = float(np.mean(found)) if found else None
+    return means

@@ -1,0 +1,163 @@
+"""From the cells of a study to `study.json`: every number, summaries by arm, paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mental_r1_jax.study.cells import Arm, Cell, arms_of
+from mental_r1_jax.study.reading import SCORES, CellResult, read_answers, read_cell
+from mental_r1_jax.study.schema import Study
+from mental_r1_jax.study.statistics import (
+    BOOTSTRAPPED,
+    bootstrap_difference,
+    draw_posts,
+    resampled_scores,
+    spread,
+    t_interval,
+)
+
+# Scores whose spread over a varied key is told.
+_SENSITIVE = ("weighted_f1", "macro_f1")
+
+Resampled = Mapping[str, Mapping[str, np.ndarray]]
+
+
+def study_document(
+    study: Study, finished: Sequence[Cell], missing: Sequence[str]
+) -> dict[str, Any]:
+    """The content of `study.json`, in JSON types.
+
+    Args:
+        study: the study.
+        finished: cells whose evaluation is there.
+        missing: names of the other cells.
+    """
+    results = [read_cell(cell) for cell in finished]
+    resampled = _resample(study, finished)
+    arms = arms_of(study)
+    summaries = {arm.name: _summary(arm, results) for arm in arms}
+    for arm in arms:
+        if arm.name != arm.baseline:
+            difference = _difference(arm, results, resampled)
+            summaries[arm.name]["difference"] = difference
+    return {
+        "study": study.model_dump(mode="json"),
+        "missing": list(missing),
+        "arms": summaries,
+        "sensitivity": _sensitivity(arms, summaries),
+        "cells": {result.cell.name: _cell_document(result) for result in results},
+    }
+
+
+def _resample(study: Study, finished: Sequence[Cell]) -> Resampled:
+    """Cell -> score -> its value in each resample of the posts, drawn once for all cells."""
+    answers = read_answers(finished)
+    if not answers:
+        return {}
+    draws = draw_posts(next(iter(answers.values())), study.bootstrap_samples, seed=0)
+    return {name: resampled_scores(one, draws) for name, one in answers.items()}
+
+
+def _of_arm(arm: str, results: Sequence[CellResult]) -> dict[int, CellResult]:
+    """Seed -> result of the arm's finished cells."""
+    return {one.cell.seed: one for one in results if one.cell.arm.name == arm}
+
+
+def _summary(arm: Arm, results: Sequence[CellResult]) -> dict[str, Any]:
+    """Mean over seeds, spread and 95% t interval of every score that all finished cells have."""
+    own = _of_arm(arm.name, results)
+    scores = {}
+    for name in SCORES:
+        values = [one.scores[name] for one in own.values() if name in one.scores]
+        if values and len(values) == len(own):
+            scores[name] = {
+                "mean": float(np.mean(values)),
+                "spread": spread(values),
+                "interval": _listed(t_interval(values)),
+            }
+    return {
+        "method": arm.method,
+        "values": dict(arm.values),
+        "label": arm.label,
+        "baseline": arm.baseline,
+        "seeds": sorted(own),
+        "scores": scores,
+    }
+
+
+def _difference(arm: Arm, results: Sequence[CellResult], resampled: Resampled) -> dict[str, Any]:
+    """Arm minus baseline over the seeds that both have finished."""
+    ours, theirs = _of_arm(arm.name, results), _of_arm(arm.baseline, results)
+    seeds = sorted(ours.keys() & theirs.keys())
+    scores = {}
+    for name in SCORES if seeds else ():
+        pairs = [(ours[seed].scores, theirs[seed].scores) for seed in seeds]
+        if not all(name in a and name in b for a, b in pairs):
+            continue
+        values = [a[name] - b[name] for a, b in pairs]
+        scores[name] = {
+            "mean": float(np.mean(values)),
+            "by_seed": dict(zip(map(str, seeds), values, strict=True)),
+            "interval_over_seeds": _listed(t_interval(values)),
+        }
+        if name in BOOTSTRAPPED:
+            interval = bootstrap_difference(
+                [resampled[ours[seed].cell.name][name] for seed in seeds],
+                [resampled[theirs[seed].cell.name][name] for seed in seeds],
+                seed=0,
+            )
+            scores[name]["interval_over_seeds_and_posts"] = list(interval)
+    return {"seeds": seeds, "scores": scores}
+
+
+def _sensitivity(arms: Sequence[Arm], summaries: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """For each varied key and method, how far the means lie apart over the key's values.
+
+    Arms that differ in this key only belong together. `range` is the largest mean minus the
+    smallest, `spread` the standard deviation (n - 1) of the means.
+    """
+    groups: dict[tuple[str, str, str], list[Arm]] = {}
+    for arm in arms:
+        for key, _ in arm.values:
+            others = str([(k, v) for k, v in arm.values if k != key])
+            groups.setdefault((key, arm.method, others), []).append(arm)
+    rows = []
+    for (key, method, _), members in groups.items():
+        there = [arm for arm in members if summaries[arm.name]["scores"]]
+        for score in _SENSITIVE if len(there) > 1 else ():
+            means = [summaries[arm.name]["scores"][score]["mean"] for arm in there]
+            rows.append(
+                {
+                    "key": key,
+                    "method": method,
+                    "score": score,
+                    "fixed": {k: v for k, v in there[0].values if k != key},
+                    "arms": [arm.name for arm in there],
+                    "values": [dict(arm.values)[key] for arm in there],
+                    "means": means,
+                    "range": max(means) - min(means),
+                    "spread": spread(means),
+                }
+            )
+    return rows
+
+
+def _cell_document(result: CellResult) -> dict[str, Any]:
+    cell = result.cell
+    return {
+        "arm": cell.arm.name,
+        "seed": cell.seed,
+        "run": str(cell.run),
+        "scores": result.scores,
+        "sets": result.sets,
+        "stage_entropies": result.stage_entropies,
+        "curves": result.curves,
+        "validation": result.validation,
+    }
+
+
+def _listed(interval: tuple[float, float] | None) -> list[float] | None:
+    return None if interval is None else list(interval)

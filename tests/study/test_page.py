@@ -1,0 +1,87 @@
+"""`study.html`: well formed, self-contained, everything shown, names escaped, points in place."""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from mental_r1_jax.study.cells import plan_study
+from mental_r1_jax.study.charts import Difference, Line, difference_chart, panel, ticks
+from mental_r1_jax.study.page import study_page
+from mental_r1_jax.study.results import study_document
+from mental_r1_jax.study.schema import load_study
+from tests.study.fakes import write_study
+from tests.study.made_up import write_cell
+from tests.study.test_results import ONE_WRONG, RIGHT, TRUTH, TWO_ARMS
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    study = load_study(write_study(tmp_path_factory.mktemp("page"), TWO_ARMS))
+    cells = plan_study(study).cells
+    for i, cell in enumerate(cells):
+        guesses = RIGHT if cell.arm.method == "crpo" else ONE_WRONG
+        write_cell(cell, TRUTH, guesses, [0.1 * i, 0.2 * i, 0.5 + 0.1 * i])
+    return study_page(study_document(study, cells, ["a cell"]), title="<b>mine</b> & yours")
+
+
+def drawings(page: str) -> list[ElementTree.Element]:
+    return [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL)]
+
+
+def test_it_needs_nothing_from_outside(page: str) -> None:
+    assert not re.search(r"<script|<link|<img|https?:|url\(|@import", page)
+    assert "&lt;b&gt;mine&lt;/b&gt; &amp; yours" in page and "<b>mine" not in page
+
+
+def test_every_part_is_there(page: str) -> None:
+    headings = re.findall(r"<h2>(.*?)</h2>", page)
+    assert headings == [
+        *("Scores", "Differences to the baseline", "Learning curves: reward"),
+        *("Learning curves: validation", "Stage entropies", "Sensitivity", "Measures"),
+    ]
+    assert "Not finished: a cell." in page
+    # Two charts of differences, a panel an arm in three grids, one card of sensitivity.
+    assert len(drawings(page)) == 2 + 3 * 3 + 1
+    assert page.count("crpo, stage_entropy_scale=0.001") >= 5
+
+
+def test_every_number_of_a_drawing_is_inside_it(page: str) -> None:
+    for drawing in drawings(page):
+        _, _, width, height = map(float, drawing.attrib["viewBox"].split())
+        for element in drawing.iter():
+            for name, limit in (("cx", width), ("x1", width), ("x2", width), ("cy", height)):
+                if name in element.attrib:
+                    assert -0.1 <= float(element.attrib[name]) <= limit + 0.1
+            for pair in element.attrib.get("points", "").split():
+                x, y = map(float, pair.split(","))
+                assert -0.1 <= x <= width + 0.1 and -0.1 <= y <= height + 0.1
+
+
+def test_a_line_goes_through_its_points() -> None:
+    """x from 0..10 to 40..292 pixels, y from 0..1 to 156..8 (upwards)."""
+    text = panel("a", [Line([(0, 0.0), (5, 0.5), (10, 1.0)])], (0.0, 10.0), (0.0, 1.0))
+    assert 'points="40.0,156.0 166.0,82.0 292.0,8.0"' in text
+
+
+def test_an_interval_that_leaves_the_frame_is_cut_at_its_edge() -> None:
+    """The frame goes from -0.15 to 1.15; a t interval over two seeds is far wider."""
+    text = difference_chart([Difference("a", 0.5, (-50, 50), (0, 1), (0, 1))], "points")
+    thin = ElementTree.fromstring(text).find(".//line[@class='thin']")
+    assert thin is not None
+    assert (thin.attrib["x1"], thin.attrib["x2"]) == ("300.0", "830.0")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.0, 1.0, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        (-7.0, 12.0, [-5, 0, 5, 10]),
+        (0.003, 0.008, [0.003, 0.004, 0.005, 0.006, 0.007, 0.008]),
+        (2.0, 2.0, [2.0]),
+    ],
+)
+def test_ticks_are_round_numbers(low: float, high: float, expected: list[float]) -> None:
+    assert ticks(low, high) == pytest.approx(expected)
