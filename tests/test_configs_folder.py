@@ -30,12 +30,26 @@ from mental_r1_jax.planning.known_models import KNOWN_CONFIGS
 from mental_r1_jax.planning.topologies import parse_topology
 from mental_r1_jax.recipe import load_config
 from mental_r1_jax.rollout.sampler import sample_completions, sampler_settings
+from mental_r1_jax.study.cells import plan_study
+from mental_r1_jax.study.schema import load_study
 from mental_r1_jax.training.optimizer import make_optimizer
 from mental_r1_jax.training.train_step import init_state, train_step
 from mental_r1_jax.types import Batch, PromptBatch
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-RECIPES = sorted(CONFIGS.glob("*.yaml"))
+STUDIES = sorted(CONFIGS.glob("study_*.yaml"))
+RECIPES = sorted(set(CONFIGS.glob("*.yaml")) - set(STUDIES))
+# What is compared with the paper's recipe, and the keys of `crpo` in which each differs.
+METHODS = {
+    "grpo": {"stage_entropy_rule"},
+    "rloo": {"stage_entropy_rule", "advantage_baseline", "scale_rewards"},
+    "dr_grpo": {"stage_entropy_rule", "scale_rewards", "aggregation"},
+    "gspo": {
+        *("stage_entropy_rule", "importance_level", "aggregation"),
+        *("clip_epsilon_low", "clip_epsilon_high"),
+    },
+    "entropy_bonus": {"stage_entropy_rule", "entropy_bonus_coef"},
+}
 
 # model.path -> parameters as their model cards state them, in millions
 MODELS = {
@@ -58,7 +72,7 @@ HARDWARE = {
     "qwen3_1p7b_crpo": ("v5e-8", "v6e-8"),
     "llama3p2_1b_crpo": ("v5e-8", "v6e-8"),
     "qwen3_8b_crpo": ("v5p-32", "v5p-64", "v6e-32", "v5e-64"),
-    "qwen3_8b_grpo": ("v5p-32", "v5p-64", "v6e-32", "v5e-64"),
+    **{f"qwen3_8b_{name}": ("v5p-32", "v5p-64", "v6e-32", "v5e-64") for name in METHODS},
     "qwen3_32b_crpo": ("v5p-128",),
 }
 on_every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -103,7 +117,8 @@ def test_its_batches_divide_over_its_mesh(recipe: Path) -> None:
     model = decoder_of(config)
     for kind in HARDWARE.get(recipe.stem, ()):
         slice_ = parse_topology(kind)
-        assert kind in recipe.read_text(encoding="utf-8") or recipe.stem == "qwen3_8b_grpo"
+        text = recipe.read_text(encoding="utf-8")
+        assert kind in text or "# Hardware:  as qwen3_8b_crpo.yaml." in text
         choice = choose_mesh(
             model,
             slice_.chips,
@@ -156,7 +171,12 @@ def test_its_update_abstract_evaluates(recipe: Path) -> None:
     assert advantages.shape == (b, g)
 
 
-@on_every_recipe
+# Methods sample as the recipe they are compared with, which another test shows.
+@pytest.mark.parametrize(
+    "recipe",
+    [r for r in RECIPES if r.stem.removeprefix("qwen3_8b_") not in METHODS],
+    ids=lambda path: path.stem,
+)
 def test_its_rollout_abstract_evaluates(recipe: Path) -> None:
     config = load_config(recipe)
     model, rollout = decoder_of(config), config.rollout
@@ -175,16 +195,26 @@ def test_its_rollout_abstract_evaluates(recipe: Path) -> None:
     assert completions.finished.shape == expected[:2]
 
 
-def test_the_ablation_differs_in_one_key() -> None:
-    crpo, grpo = (load_config(CONFIGS / f"qwen3_8b_{name}.yaml") for name in ("crpo", "grpo"))
-    same = crpo.model_copy(
-        update={
-            "run": grpo.run,
-            "crpo": crpo.crpo.model_copy(update={"stage_entropy_rule": "off"}),
-        }
-    )
-    assert same == grpo
-    assert crpo.run.model_copy(update={"output_dir": grpo.run.output_dir}) == grpo.run
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_differs_from_the_papers_recipe_in_its_own_keys_only(name: str) -> None:
+    ours = load_config(CONFIGS / "qwen3_8b_crpo.yaml").model_dump()
+    theirs = load_config(CONFIGS / f"qwen3_8b_{name}.yaml").model_dump()
+    assert {k for k, v in theirs["crpo"].items() if v != ours["crpo"][k]} == METHODS[name]
+    assert theirs["crpo"]["stage_entropy_rule"] == "off"
+    for changed in (ours, theirs):
+        changed.pop("crpo")
+        changed["run"].pop("output_dir")
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda path: path.stem)
+def test_a_study_has_its_folder_and_cells_that_fit_its_recipe(file: Path) -> None:
+    study = load_study(file)
+    assert study.output_dir == Path("runs") / file.stem
+    plan = plan_study(study)
+    assert len({cell.name for cell in plan.cells}) == len(plan.cells)
+    tiny = {task.config.model.path for task in plan.tasks.values() if task.verb == "sft"}
+    assert all("start_models" in path or "cold_starts" in path for path in tiny)
 
 
 def explained() -> dict[str, tuple[str, str]]:
@@ -229,4 +259,5 @@ def test_the_readme_explains_every_key_with_its_default() -> None:
 
 def test_the_readme_names_every_recipe() -> None:
     text = (CONFIGS / "README.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"^\| `(\w+)\.yaml`", text, re.MULTILINE)) == {r.stem for r in RECIPES}
+    there = {file.stem for file in (*RECIPES, *STUDIES)}
+    assert set(re.findall(r"^\| `(\w+)\.yaml`", text, re.MULTILINE)) == there

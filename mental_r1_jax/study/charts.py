@@ -15,6 +15,7 @@ STYLE = """
 @media(prefers-color-scheme:dark){:root{--s1:#b58cff;--s2:#6ea2ff;--s3:#4fc3b4;--s4:#e0ac55;
 --s5:#ff7b8f;--grey:#66708a}}
 .panels{display:grid;gap:.75rem;grid-template-columns:repeat(auto-fill,minmax(290px,1fr))}
+.panels.large{grid-template-columns:repeat(auto-fill,minmax(430px,1fr))}
 .panels .card{margin:0}.panels svg{min-width:240px}
 .line{fill:none;stroke:var(--blue);stroke-width:2;stroke-linejoin:round}
 .line.grey{stroke:var(--grey)}.band{fill:var(--blue);opacity:.18}
@@ -204,7 +205,7 @@ def _difference_row(
     ]
     parts.append(
         f'<circle class="bar" cx="{x(row.mean):.1f}" cy="{y:.1f}" r="6"/>'
-        f'<text x="{width - 58}" y="{y + 4:.1f}">{_signed(round(row.mean, 1))}</text>'
+        f'<text x="{width - 58}" y="{y + 4:.1f}">{_signed(row.mean, "+.1f")}</text>'
     )
     return "".join(parts)
 
@@ -232,8 +233,8 @@ def _scale(values: tuple[float, float], start: float, end: float) -> Callable[[f
     return lambda value: start + (value - low) / length * (end - start)
 
 
-def _signed(value: float) -> str:
-    return "0" if abs(value) < 1e-9 else f"{value:+g}".replace("-", "\u2212")
+def _signed(value: float, form: str = "+g") -> str:
+    return "0" if abs(value) < 1e-9 else format(value, form).replace("-", "\u2212")
 
 
 def _short(text: str, limit: int = 18) -> str:

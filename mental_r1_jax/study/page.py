@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,6 @@ from mental_r1_jax.study.charts import (
 _COLUMNS = (
     ("weighted_f1", "weighted F1", True),
     ("macro_f1", "macro F1", True),
-    ("balanced_accuracy", "balanced accuracy", True),
     ("accuracy", "accuracy", True),
     ("well_formed", "well formed", True),
     ("reward", "reward", False),
@@ -45,7 +45,7 @@ def study_page(document: Document, *, title: str) -> str:
     missing = document["missing"]
     note = f"Not finished: {', '.join(missing)}." if missing else ""
     facts = {
-        "recipe": study["recipe"],
+        "recipe": Path(study["recipe"]).name,
         "seeds": ", ".join(map(str, study["seeds"])),
         "baseline": study["baseline"],
         "split": study["split"],
@@ -112,10 +112,12 @@ def _table(arms: Document) -> str:
 
 
 def _score_cell(score: Document, fraction: bool) -> str:
+    digits = 2 if abs(score["mean"]) < 10 else 0
+
     def shown(value: float) -> str:
         if fraction:
             return percent(value)
-        return f"{value:.2f}" if abs(value) < 10 else f"{value:.0f}"
+        return f"{value:.{digits}f}"
 
     text = shown(score["mean"])
     if score["interval"] is not None:
@@ -232,7 +234,7 @@ def _sensitivity_cards(document: Document) -> str:
         fixed = "".join(f", {key}={value}" for key, value in row["fixed"].items())
         title = f"{row['method']}{fixed}: range {100 * row['range']:.1f}"
         cards.append(sensitivity_chart(title, points, row["key"]))
-    return f'<div class="panels wide">{"".join(cards)}</div>' if cards else ""
+    return f'<div class="panels large">{"".join(cards)}</div>' if cards else ""
 
 
 def _ranges(lines: Iterable[Line]) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -255,7 +257,7 @@ def _measures() -> str:
     measures = (
         ("weighted F1", "mean F1 of the labels, weighted by how often they occur; mean over sets"),
         ("macro F1", "plain mean F1 of the labels: rare ones count as much as common ones"),
-        ("balanced accuracy", "mean recall of the labels; a constant answer gets 1 / labels"),
+        ("accuracy", "share of right answers; one that cannot be read is wrong"),
         ("well formed", "evaluated completions that follow the five-stage grammar"),
         ("reward", "mean reward of the last tenth of the training steps"),
         ("tokens", "mean length of the evaluated completions"),
