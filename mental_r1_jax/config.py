@@ -82,6 +82,8 @@ class DataConfig(Section):
         on_duplicate: what to do with a text that occurs again, inside or across splits.
         absurd_post_chars: longer posts are reported as a warning.
         limit_per_set: use so many training posts of each set, evenly spaced; null means all.
+        label_noise: share of training posts whose label is drawn at random from the set's labels,
+            for rewards and template traces alike; held-out posts keep theirs.
     """
 
     root: Path | None = None
@@ -91,6 +93,7 @@ class DataConfig(Section):
     on_duplicate: Literal["keep", "drop"] = "keep"
     absurd_post_chars: PositiveInt = 20_000
     limit_per_set: PositiveInt | None = None
+    label_noise: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
 
     @pydantic.model_validator(mode="after")
     def _distinct_sets(self) -> DataConfig:

@@ -32,6 +32,7 @@ BAD_VALUES = [
     ("data.on_duplicate", "merge"),
     ("data.absurd_post_chars", "0"),
     ("data.limit_per_set", "-1"),
+    ("data.label_noise", "1.5"),
     ("data.custom_sets.MINE.labels", "[one]"),
     ("data.custom_sets.MINE.validation_file", "valid"),
     ("rollout.prompts_per_step", "0"),

@@ -128,6 +128,7 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
     "data.on_duplicate": Field("drop", probes.posts),
     "data.absurd_post_chars": Field(10, probes.problems),
     "data.limit_per_set": Field(3, probes.posts),
+    "data.label_noise": Field(1.0, probes.posts),
     "rollout.prompts_per_step": everywhere(
         16,
         probes.asked_prompts,

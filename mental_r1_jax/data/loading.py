@@ -10,6 +10,7 @@ from typing import TypeVar
 from mental_r1_jax.config import DataConfig, ExperimentConfig
 from mental_r1_jax.data.benchmarks import SYNTHETIC_SPECS, BenchmarkSpec, Split, spec_for
 from mental_r1_jax.data.csv_reader import check_set, content_hash
+from mental_r1_jax.data.label_noise import NoisyLabels
 from mental_r1_jax.data.records import CheckedSet, Example
 from mental_r1_jax.data.synthetic import GENERATOR_VERSION, write_synthetic_sets
 from mental_r1_jax.data.tfds_builder import build_set, built_folder, open_set
@@ -24,7 +25,8 @@ def load_examples(config: ExperimentConfig, split: Split) -> dict[str, Sequence[
     """Return the posts of `split` for each set of the recipe, in the recipe's order.
 
     A set whose files have not changed since it was built is opened; any other is checked and built
-    first. `data.limit_per_set` shortens the training split.
+    first. `data.limit_per_set` shortens the training split, `data.label_noise` makes some of its
+    labels wrong.
 
     Raises:
         UserError: no such set, or errors in the files.
@@ -37,7 +39,13 @@ def load_examples(config: ExperimentConfig, split: Split) -> dict[str, Sequence[
         spec = set_spec(data, name)
         folder = built_folder(tfds_dir, name, content_hash(root, spec, data.on_duplicate))
         folders[name] = folder if folder.is_dir() else _check_and_build(data, root, spec, tfds_dir)
-    return {name: spread(open_set(folder, split), limit) for name, folder in folders.items()}
+    posts = {name: spread(open_set(folder, split), limit) for name, folder in folders.items()}
+    if data.label_noise == 0 or split != "train":
+        return posts
+    return {
+        name: NoisyLabels(of_set, set_spec(data, name).labels, data.label_noise, config.run.seed)
+        for name, of_set in posts.items()
+    }
 
 
 def spread(source: Sequence[Post], limit: int | None) -> Sequence[Post]:

@@ -56,6 +56,36 @@ def test_limit_shortens_training_only(tmp_path: Path) -> None:
     assert len(load_examples(config, "test")["Mood"]) == 9
 
 
+def test_noise_changes_labels_of_training_posts_only(tmp_path: Path) -> None:
+    """With noise 1 every label is drawn from L: about (L - 1) / L of 400 are wrong, +- 4 sd."""
+    write_set(tmp_path / "csv", count=400)
+    clean = {s: list(load_examples(mood_recipe(tmp_path), s)["Mood"]) for s in SPLITS}
+    config = mood_recipe(tmp_path, label_noise=1.0)
+    for split in ("validation", "test"):
+        assert list(load_examples(config, split)["Mood"]) == clean[split]
+    noisy = load_examples(config, "train")["Mood"]
+    changed = [a != b for a, b in zip(clean["train"], noisy, strict=True)]
+    share = 1 - 1 / len(MOOD.labels)
+    assert abs(sum(changed) - 400 * share) < 4 * (400 * share * (1 - share)) ** 0.5
+    assert {post.label for post in noisy} == set(MOOD.labels)
+    assert [(p.row, p.text) for p in noisy] == [(p.row, p.text) for p in clean["train"]]
+    assert list(noisy) == list(noisy[:]) == list(load_examples(config, "train")["Mood"])
+
+
+def test_noise_depends_on_the_seed_and_keeps_most_labels(tmp_path: Path) -> None:
+    """Of 400 posts 10% are drawn: 40 +- 4 sd, and no more than these change."""
+    write_set(tmp_path / "csv", count=400)
+    clean = load_examples(mood_recipe(tmp_path), "train")["Mood"]
+    config = mood_recipe(tmp_path, label_noise=0.1)
+    other = config.model_copy(update={"run": config.run.model_copy(update={"seed": 1})})
+    rows = []
+    for one in (config, other):
+        noisy = load_examples(one, "train")["Mood"]
+        rows.append([a.row for a, b in zip(clean, noisy, strict=True) if a != b])
+        assert 0 < len(rows[-1]) < 40 + 4 * 6
+    assert rows[0] != rows[1]
+
+
 def test_sets_are_checked_once_and_again_when_a_file_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
