@@ -1,6 +1,7 @@
 """The whole configuration: frozen sections, validated before anything is compiled or downloaded.
 
 A recipe is a YAML file with one mapping a section; `recipe.py` reads it into an `ExperimentConfig`.
+The section `crpo` is in `objective.py`.
 """
 
 from __future__ import annotations
@@ -11,31 +12,11 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-# The reasoning stages, in order. Everything that counts stages counts these names.
-STAGE_NAMES: tuple[str, ...] = (
-    "stimulus",
-    "primary_appraisal",
-    "secondary_appraisal",
-    "reaction",
-    "mental_state",
-)
+from mental_r1_jax.objective import STAGE_NAMES as STAGE_NAMES  # for those that read it from here
+from mental_r1_jax.objective import CrpoConfig
+from mental_r1_jax.section import Fraction, Section
 
-# Choices of the objective; `rl/loss_terms.py` has one formula for each.
-RatioLevel = Literal["token", "sequence"]
-KlEstimator = Literal["k1", "k2", "k3"]
-Aggregation = Literal["token", "sequence", "dr_grpo"]
-
-PerStage = Annotated[
-    tuple[float, ...], Field(min_length=len(STAGE_NAMES), max_length=len(STAGE_NAMES))
-]
-Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
-
-
-class Section(pydantic.BaseModel):
-    """Base of all sections: immutable, no unknown keys, no infinities."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -163,62 +144,6 @@ class RewardsConfig(Section):
     answer_weighting: Literal["balanced", "uniform"] = "balanced"
     answer_match: Literal["prefix", "exact"] = "prefix"
     custom: dict[str, float] = {}
-
-
-class CrpoConfig(Section):
-    """The objective. The defaults are the paper's; zero stage coefficients give GRPO.
-
-    Attributes:
-        scale_rewards: divide centred rewards by the std of the group, of the batch, or by nothing.
-        advantage_baseline: mean of the group, or of the other members (`leave_one_out`).
-        clip_epsilon_low: the probability ratio is clipped from below at 1 - clip_epsilon_low.
-        clip_epsilon_high: and from above at 1 + clip_epsilon_high.
-        dual_clip: largest ratio that counts where the advantage is negative (> 1: at or below 1 it
-            would take the on-policy gradient away); null switches it off.
-        importance_level: probability ratio of each token, or of the whole sequence.
-        kl_coef: weight of the KL penalty; 0 never computes the reference policy.
-        kl_estimator: `k1`, `k2` or `k3` of the KL to the reference policy.
-        aggregation: how token losses are averaged: `token`, `sequence` or `dr_grpo`.
-        stage_entropy_rule: beta_t from `tanh`, from an `explicit` list, or all 0 (`off`). A
-            negative beta_t rewards entropy in stage t, a positive one penalises it.
-        stage_entropy_scale: M in beta_t = M tanh(t - tau).
-        stage_entropy_threshold: tau, the stage at which exploring turns into deciding.
-        stage_entropy_coefs: the beta_t of the `explicit` rule, one a stage.
-        stage_entropy_mean: mean over `all` completions, where one without the stage counts as 0, or
-            over those that have it (`present_only`).
-        entropy_bonus_coef: weight of one entropy bonus over all tokens (a baseline of CRPO).
-        mask_truncated_completions: leave completions that hit the length limit out of the loss.
-        num_iterations: updates made with one rollout.
-    """
-
-    scale_rewards: Literal["group", "batch", "none"] = "group"
-    advantage_baseline: Literal["mean", "leave_one_out"] = "mean"
-    clip_epsilon_low: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
-    clip_epsilon_high: NonNegativeFloat = 0.2
-    dual_clip: Annotated[float, Field(gt=1.0)] | None = None
-    importance_level: RatioLevel = "token"
-    kl_coef: NonNegativeFloat = 0.01
-    kl_estimator: KlEstimator = "k3"
-    aggregation: Aggregation = "token"
-    stage_entropy_rule: Literal["tanh", "explicit", "off"] = "tanh"
-    stage_entropy_scale: NonNegativeFloat = 0.06
-    stage_entropy_threshold: float = 3.5
-    stage_entropy_coefs: PerStage | None = None
-    stage_entropy_mean: Literal["all", "present_only"] = "all"
-    entropy_bonus_coef: NonNegativeFloat = 0.0
-    mask_truncated_completions: bool = False
-    num_iterations: PositiveInt = 1
-
-    @pydantic.model_validator(mode="after")
-    def _coefficients_match_rule(self) -> CrpoConfig:
-        explicit = self.stage_entropy_rule == "explicit"
-        if explicit != (self.stage_entropy_coefs is not None):
-            raise ValueError(
-                "stage_entropy_coefs and stage_entropy_rule=explicit go together, got "
-                f"stage_entropy_rule={self.stage_entropy_rule!r} with "
-                f"stage_entropy_coefs={self.stage_entropy_coefs}"
-            )
-        return self
 
 
 class OptimizerConfig(Section):

@@ -15,14 +15,16 @@ ALLOWED: dict[str, set[str]] = {
     # L0: words and containers
     "__init__": set(),
     "errors": set(),
-    "config": set(),
+    "section": set(),
+    "objective": {"section"},
+    "config": {"objective", "section"},
     "types": set(),
     "recipe": {"config", "errors"},
     # L1: one subject each
     "text": {"errors", "config"},
     "data": {"errors", "config", "text"},
     "rewards": {"errors", "text"},
-    "rl": {"types", "config"},
+    "rl": {"types", "objective"},
     "sharding": {"errors"},
     "hosts": {"errors", "sharding"},
     "models": {"errors", "sharding", "types"},
@@ -76,6 +78,8 @@ ONLY = {
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 FORBIDDEN: dict[str, set[str]] = {
     "errors": JAX | {"transformers", "numpy"},
+    "section": JAX | {"transformers", "numpy"},
+    "objective": JAX | {"transformers", "numpy"},
     "config": JAX | {"transformers", "numpy"},
     "recipe": JAX | {"transformers", "numpy"},
     "text": JAX,

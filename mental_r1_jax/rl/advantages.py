@@ -1,7 +1,8 @@
 """Advantages: what a completion's reward is compared with, and what divides the difference.
 
 Every function is one equation. Rewards are all of the step, `[B, G]`, before micro-batching, as
-arrays of JAX or of NumPy; the result is of the same kind. Standard deviations are unbiased (n - 1).
+arrays of JAX or of NumPy; the result is of the same kind. Standard deviations of the group and of
+the batch are unbiased (n - 1).
 """
 
 from __future__ import annotations
@@ -10,26 +11,25 @@ from typing import Any
 
 from jaxtyping import Float
 
-from mental_r1_jax.config import CrpoConfig
+from mental_r1_jax.objective import CrpoConfig
+from mental_r1_jax.types import Batch
 
 # Keeps the divisions finite, in units of reward. TRL has the same number.
 EPSILON = 1e-4
 
 
-def advantages(
-    rewards: Float[Any, "B G"], crpo: CrpoConfig, baseline: Float[Any, " B"] | None = None
-) -> Float[Any, "B G"]:
-    """Compute the advantages that the recipe asks for.
+def advantages(batch: Batch, crpo: CrpoConfig) -> Float[Any, "B G"]:
+    """Compute the advantages that the recipe asks for, over the whole step.
 
         A_bg = (r_bg - baseline_bg) / (s_b + epsilon)
 
     `crpo.advantage_baseline` chooses the baseline and `crpo.scale_rewards` the divisor. Groups of
-    equal rewards get exact zeros, unless `baseline` is given.
+    equal rewards get exact zeros, unless `batch.baseline_rewards` takes the place of the group's
+    own baseline.
 
     Args:
-        rewards: one for each completion of the step.
+        batch: the whole step, before micro-batching.
         crpo: the recipe's section.
-        baseline: takes the place of the group's own baseline, see `relative_to_baseline`.
 
     Returns:
         Advantages, dimensionless (in units of reward where nothing divides them).
@@ -37,8 +37,9 @@ def advantages(
     Raises:
         ValueError: if a group of one completion is compared with itself.
     """
-    if baseline is not None:
-        difference = relative_to_baseline(rewards, baseline)
+    rewards = batch.rewards
+    if batch.baseline_rewards is not None:
+        difference = relative_to_baseline(rewards, batch.baseline_rewards)
     elif crpo.advantage_baseline == "leave_one_out":
         difference = relative_to_others(rewards)
     else:

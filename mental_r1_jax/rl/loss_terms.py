@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mental_r1_jax.config import STAGE_NAMES, Aggregation, CrpoConfig, KlEstimator, RatioLevel
+from mental_r1_jax.objective import STAGE_NAMES, Aggregation, CrpoConfig, KlEstimator, RatioLevel
 from mental_r1_jax.rl.masking import SumWeight, masked_mean, masked_sum, mean_over
 
 

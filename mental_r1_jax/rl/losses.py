@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mental_r1_jax.config import STAGE_NAMES, CrpoConfig
+from mental_r1_jax.objective import STAGE_NAMES, CrpoConfig
 from mental_r1_jax.rl import loss_terms
 from mental_r1_jax.rl.masking import Metric, Sum, masked_sum, max_over, mean_over, min_over
 from mental_r1_jax.types import Batch

@@ -79,7 +79,7 @@ def train_step(
         was not finite), metrics whose types say how they are reduced, and the advantages used.
     """
     crpo, limit = config.crpo, config.rollout.max_completion_length
-    advantages = estimators.advantages(batch.rewards, crpo, batch.baseline_rewards)
+    advantages = estimators.advantages(batch, crpo)
     denominators = loss_denominators(batch, crpo, limit)
     gradient, metrics = crpo_gradient(
         state.params, batch, advantages, denominators, config=config, decoder=decoder

@@ -125,7 +125,7 @@ def loss_and_gradient(inputs: reference.Inputs, options: reference.Options) -> t
 
     def loss(logits: Array) -> Array:
         logprobs, entropies = stats(logits, batch.completion_ids)
-        weights = (advantages(batch.rewards, crpo), loss_denominators(batch, crpo, limit))
+        weights = (advantages(batch, crpo), loss_denominators(batch, crpo, limit))
         return crpo_loss(logprobs, entropies, batch, *weights, crpo, limit)[0]
 
     return jax.jit(jax.value_and_grad(loss))(to_jax(inputs.logits))

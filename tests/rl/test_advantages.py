@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mental_r1_jax.config import CrpoConfig
+from mental_r1_jax.config import STAGE_NAMES, CrpoConfig
+from mental_r1_jax.rl import advantages as estimators
 from mental_r1_jax.rl.advantages import (
-    advantages,
     divide_by_batch_std,
     divide_by_group_std,
     relative_to_baseline,
     relative_to_mean,
     relative_to_others,
 )
+from mental_r1_jax.types import Batch
 
 SCALES = ("group", "batch", "none")
 BASELINES = ("mean", "leave_one_out")
@@ -25,6 +28,27 @@ REWARDS = jnp.array([[1.0, 2.0, 3.0], [0.0, 0.0, 6.0]])
 
 def chosen(scale: str, baseline: str = "mean") -> CrpoConfig:
     return CrpoConfig(scale_rewards=scale, advantage_baseline=baseline)
+
+
+def advantages(
+    rewards: Any, crpo: CrpoConfig, baseline: Any = None, lengths: Any = None, places: int = 6
+) -> Any:
+    """Advantages of a step of which only these rewards and lengths (one token each) matter."""
+    lengths = np.ones(rewards.shape, int) if lengths is None else np.asarray(lengths)
+    mask = np.arange(places) < lengths[..., None]
+    nothing = np.zeros(mask.shape, np.float32)
+    batch = Batch(
+        prompt_ids=np.ones((len(rewards), 1), np.int32),
+        prompt_mask=np.ones((len(rewards), 1), bool),
+        completion_ids=np.zeros(mask.shape, np.int32),
+        completion_mask=mask,
+        stage_mask=np.zeros((*rewards.shape, len(STAGE_NAMES), places), bool),
+        rewards=rewards,
+        sampler_logprobs=nothing,
+        decode_logprobs=nothing,
+        baseline_rewards=baseline,
+    )
+    return estimators.advantages(batch, crpo)
 
 
 def test_hand_computed_group_scale() -> None:
