@@ -34,8 +34,9 @@ class CrpoConfig(Section):
     """The objective. The defaults are the paper's; zero stage coefficients give GRPO.
 
     Attributes:
-        scale_rewards: divide centred rewards by the std of the group, of the batch, or by nothing.
-        advantage_baseline: mean of the group, or of the other members (`leave_one_out`).
+        scale_rewards: divide rewards minus baselines by the std of the `group`, of the `batch`, or
+            by nothing (`none`); `tokens` whitens them over all valid tokens of the step.
+        advantage_baseline: `mean` of the group, of its other members (`leave_one_out`), or `none`.
         clip_epsilon_low: the probability ratio is clipped from below at 1 - clip_epsilon_low.
         clip_epsilon_high: and from above at 1 + clip_epsilon_high.
         dual_clip: largest ratio that counts where the advantage is negative (> 1: at or below 1 it
@@ -56,8 +57,8 @@ class CrpoConfig(Section):
         num_iterations: updates made with one rollout.
     """
 
-    scale_rewards: Literal["group", "batch", "none"] = "group"
-    advantage_baseline: Literal["mean", "leave_one_out"] = "mean"
+    scale_rewards: Literal["group", "batch", "tokens", "none"] = "group"
+    advantage_baseline: Literal["mean", "leave_one_out", "none"] = "mean"
     clip_epsilon_low: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     clip_epsilon_high: NonNegativeFloat = 0.2
     dual_clip: Annotated[float, Field(gt=1.0)] | None = None

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from mental_r1_jax.objective import CrpoConfig
 from mental_r1_jax.types import Batch
 
 # Keeps the divisions finite, in units of reward. TRL has the same number.
 EPSILON = 1e-4
+# The smallest variance that whitening divides by, in squared units of reward; as in OpenRLHF.
+SMALLEST_VARIANCE = 1e-8
 
 
 def advantages(batch: Batch, crpo: CrpoConfig) -> Float[Any, "B G"]:
@@ -23,9 +25,10 @@ def advantages(batch: Batch, crpo: CrpoConfig) -> Float[Any, "B G"]:
 
         A_bg = (r_bg - baseline_bg) / (s_b + epsilon)
 
-    `crpo.advantage_baseline` chooses the baseline and `crpo.scale_rewards` the divisor. Groups of
-    equal rewards get exact zeros, unless `batch.baseline_rewards` takes the place of the group's
-    own baseline.
+    `crpo.advantage_baseline` chooses the baseline and `crpo.scale_rewards` the divisor, or
+    whitening in its place; docs/methods.md names the pairs that are published. Groups of equal
+    rewards get exact zeros, unless they are whitened, have no baseline, or
+    `batch.baseline_rewards` takes the place of their own.
 
     Args:
         batch: the whole step, before micro-batching.
@@ -42,12 +45,16 @@ def advantages(batch: Batch, crpo: CrpoConfig) -> Float[Any, "B G"]:
         difference = relative_to_baseline(rewards, batch.baseline_rewards)
     elif crpo.advantage_baseline == "leave_one_out":
         difference = relative_to_others(rewards)
-    else:
+    elif crpo.advantage_baseline == "mean":
         difference = relative_to_mean(rewards)
+    else:
+        difference = rewards
     if crpo.scale_rewards == "group":
         return divide_by_group_std(difference, rewards)
     if crpo.scale_rewards == "batch":
         return divide_by_batch_std(difference, rewards)
+    if crpo.scale_rewards == "tokens":
+        return whiten_over_tokens(difference, batch.completion_mask)
     return difference
 
 
@@ -103,6 +110,28 @@ def divide_by_batch_std(
 ) -> Float[Any, "B G"]:
     """Divide by the spread of all rewards of the step: `d_bg / (std(r) + epsilon)`."""
     return differences / (rewards.std(ddof=1) + EPSILON)
+
+
+def whiten_over_tokens(
+    differences: Float[Any, "B G"], mask: Bool[Any, "B G C"]
+) -> Float[Any, "B G"]:
+    """Give the differences mean 0 and variance 1 over all valid tokens of the step.
+
+        A_bg = (d_bg - mu) / sqrt(max(var, 1e-8))
+        mu = sum_bgi m_bgi d_bg / N,  var = sum_bgi m_bgi (d_bg - mu)^2 / N,  N = sum_bgi m_bgi
+
+    A completion counts as often as it has tokens, so the result depends on the lengths, which
+    dividing by the std of the group or of the batch does not. Equal differences give exact zeros.
+
+    References:
+        Hu et al. 2025, "REINFORCE++" (arXiv 2501.03262).
+    """
+    shifted = differences - differences[:1, :1]  # leaves the result alone; equal ones become 0
+    lengths = mask.sum(axis=-1)
+    tokens = lengths.sum().clip(min=1)
+    centred = shifted - (lengths * shifted).sum() / tokens
+    variance = (lengths * centred**2).sum() / tokens
+    return centred / variance.clip(min=SMALLEST_VARIANCE) ** 0.5
 
 
 def _relative_to_first(rewards: Any) -> Any:

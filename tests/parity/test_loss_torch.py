@@ -49,6 +49,9 @@ OPTIONS = {
         kl_coef=0.0,
     ),
     "GRPO (stages off)": reference.Options((0.0,) * 5),
+    "REINFORCE++ (on policy)": reference.Options(
+        (0.0,) * 5, scale_rewards="tokens", advantage_baseline="none", kl_estimator="k2"
+    ),
 }
 
 

@@ -69,19 +69,27 @@ def log_softmax(logits: Tensor, temperature: float) -> Tensor:
     return scaled - torch.logsumexp(scaled, dim=-1, keepdim=True)
 
 
-def advantages(rewards: Tensor, options: Options) -> Tensor:
-    """A = (r - baseline) / (std + 1e-4), or only centred."""
+def whitened(values: Tensor, lengths: Tensor) -> Tensor:
+    """(x - mean) / sqrt(max(var, 1e-8)) over a list of all tokens."""
+    tokens = torch.cat(
+        [v.repeat(int(n)) for v, n in zip(values.ravel(), lengths.ravel(), strict=True)]
+    )
+    return (values - tokens.mean()) / tokens.var(unbiased=False).clamp(min=1e-8).sqrt()
+
+
+def advantages(rewards: Tensor, lengths: Tensor, options: Options) -> Tensor:
+    """A = (r - baseline) / (std + 1e-4), only the difference, or the difference whitened."""
     result = torch.zeros_like(rewards)
     for b, group in enumerate(rewards):
         for g, reward in enumerate(group):
             others = torch.cat([group[:g], group[g + 1 :]])
-            leave_one_out = options.advantage_baseline == "leave_one_out"
-            result[b, g] = reward - (others.mean() if leave_one_out else group.mean())
+            baselines = {"leave_one_out": others.mean(), "mean": group.mean(), "none": 0.0}
+            result[b, g] = reward - baselines[options.advantage_baseline]
             if options.scale_rewards == "group":
                 result[b, g] /= group.std() + 1e-4
             elif options.scale_rewards == "batch":
                 result[b, g] /= rewards.std() + 1e-4
-    return result
+    return whitened(result, lengths) if options.scale_rewards == "tokens" else result
 
 
 def policy_loss(ratio: Tensor, advantage: Tensor, options: Options) -> Tensor:
@@ -144,7 +152,7 @@ def stage_term(inputs: Inputs, options: Options) -> Tensor:
 
 def crpo_loss(inputs: Inputs, options: Options) -> Tensor:
     """The whole objective as one number."""
-    advantage = advantages(inputs.rewards, options)
+    advantage = advantages(inputs.rewards, inputs.lengths, options)
     rows = [
         token_losses(inputs, options, advantage, b, g)
         for b in range(inputs.ids.shape[0])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import typing
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mental_r1_jax import sharding
 from mental_r1_jax.config import STAGE_NAMES, CrpoConfig
 from mental_r1_jax.rl import advantages as estimators
 from mental_r1_jax.rl.advantages import (
@@ -23,6 +27,7 @@ from mental_r1_jax.types import Batch
 
 SCALES = ("group", "batch", "none")
 BASELINES = ("mean", "leave_one_out")
+CHOICES = ("scale_rewards", "advantage_baseline")
 REWARDS = jnp.array([[1.0, 2.0, 3.0], [0.0, 0.0, 6.0]])
 
 
@@ -79,26 +84,95 @@ def test_hand_computed_differences() -> None:
 
 GOLDEN = np.array([[1.5, -0.5, 0.5, -1.5], [0.5, 0.5, 0.5, -1.0]])
 GREEDY = np.array([0.5, -1.0])
+LENGTHS = np.array([[2, 4, 3, 1], [1, 1, 2, 6]])
 
 
-@pytest.mark.parametrize(
-    ("baseline", "expected"),
-    [
-        (None, [[2, -2 / 3, 2 / 3, -2], [0.5, 0.5, 0.5, -1.5]]),  # RLOO
-        (GREEDY, [[1, -1, 0, -2], [1.5, 1.5, 1.5, 0]]),  # ReMax
-    ],
-    ids=["rloo", "remax"],
-)
-def test_published_estimators_by_hand_in_numpy_and_jax(
-    baseline: np.ndarray | None, expected: list[list[float]]
-) -> None:
-    crpo = chosen("none", "leave_one_out")
-    host = advantages(GOLDEN, crpo, baseline)
+def whitened_one_token_at_a_time(differences: np.ndarray) -> np.ndarray:
+    """REINFORCE++'s last step on a list of tokens, as its paper tells it."""
+    tokens = np.repeat(differences.ravel(), LENGTHS.ravel())
+    assert len(tokens) == 20
+    return (differences - tokens.mean()) / tokens.std()
+
+
+# method -> its keys, the baseline it is given, its advantages (group means are 0 and 0.125)
+PUBLISHED = {
+    "rloo": ("none", "leave_one_out", None, [[2, -2 / 3, 2 / 3, -2], [0.5, 0.5, 0.5, -1.5]]),
+    "remax": ("none", "mean", GREEDY, [[1, -1, 0, -2], [1.5, 1.5, 1.5, 0]]),
+    "reinforce_pp": ("tokens", "none", None, whitened_one_token_at_a_time(GOLDEN)),
+    "reinforce_pp_baseline": (
+        *("tokens", "mean", None),
+        whitened_one_token_at_a_time(GOLDEN - [[0.0], [0.125]]),
+    ),
+}
+
+
+@pytest.mark.parametrize("method", PUBLISHED)
+def test_published_estimators_by_hand_in_numpy_and_jax(method: str) -> None:
+    *keys, baseline, expected = PUBLISHED[method]
+    host = advantages(GOLDEN, chosen(*keys), baseline, LENGTHS)
     assert isinstance(host, np.ndarray) and host.dtype == np.float64
-    np.testing.assert_allclose(host, expected, rtol=1e-15)
+    np.testing.assert_allclose(host, expected, rtol=1e-14)
     placed = None if baseline is None else jnp.asarray(baseline, jnp.float32)
-    device = advantages(jnp.asarray(GOLDEN, jnp.float32), crpo, placed)
+    device = advantages(jnp.asarray(GOLDEN, jnp.float32), chosen(*keys), placed, LENGTHS)
     np.testing.assert_allclose(device, expected, rtol=1e-6)
+
+
+def test_whitened_advantages_are_those_computed_elsewhere() -> None:
+    """Six digits each, worked out apart from this file; mu -0.15 and var 0.7525 without baseline,
+    mu -0.2125 and var 0.787656 with the group's mean."""
+    np.testing.assert_allclose(
+        advantages(GOLDEN, chosen("tokens", "none"), lengths=LENGTHS),
+        [[1.902088, -0.403473, 0.749308, -1.556254], [0.749308] * 3 + [-0.979864]],
+        atol=5e-7,
+    )
+    np.testing.assert_allclose(
+        advantages(GOLDEN, chosen("tokens", "mean"), lengths=LENGTHS),
+        [[1.929577, -0.323944, 0.802817, -1.450704], [0.661972] * 3 + [-1.028169]],
+        atol=5e-7,
+    )
+
+
+def test_ragged_lengths_tell_reinforce_pp_from_scaling_by_group_or_batch() -> None:
+    """Elsewhere "REINFORCE++" was GRPO: only whitening over tokens may look at the lengths."""
+    equal = np.full_like(LENGTHS, 3)
+    for scale in SCALES:
+        ours = (advantages(GOLDEN, chosen(scale), lengths=n) for n in (LENGTHS, equal))
+        np.testing.assert_array_equal(*ours)
+    ragged, even = (advantages(GOLDEN, chosen("tokens"), lengths=n) for n in (LENGTHS, equal))
+    assert np.abs(ragged - even).min() > 0.01
+    # With equal lengths it divides by the spread of the eight differences, whose mean is 0.
+    np.testing.assert_allclose(even, (GOLDEN - [[0], [0.125]]) / np.sqrt(6.6875 / 8), rtol=1e-12)
+
+
+def test_completions_outside_the_mask_do_not_move_the_whitening() -> None:
+    lengths = np.where(GOLDEN == 1.5, 0, LENGTHS)
+    other = np.where(GOLDEN == 1.5, 40.0, GOLDEN)
+    before, after = (
+        advantages(r, chosen("tokens", "none"), lengths=lengths) for r in (GOLDEN, other)
+    )
+    np.testing.assert_allclose(before[lengths > 0], after[lengths > 0], rtol=1e-12)
+    nobody = advantages(GOLDEN, chosen("tokens", "none"), lengths=0 * LENGTHS)
+    assert np.isfinite(nobody).all()
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_every_value_of_a_choice_changes_the_advantages(key: str) -> None:
+    """An estimator that can be named but is never reached would equal another one."""
+    values = typing.get_args(CrpoConfig.model_fields[key].annotation)
+    results = [advantages(GOLDEN, CrpoConfig(**{key: v}), lengths=LENGTHS) for v in values]
+    for one, other in itertools.combinations(results, 2):
+        assert np.abs(one - other).max() > 0.01
+
+
+def test_whitening_is_over_the_step_on_any_number_of_devices() -> None:
+    rng = np.random.default_rng(3)
+    rewards = rng.standard_normal((8, 4)).astype(np.float32)
+    lengths = rng.integers(1, 7, rewards.shape)
+    expected = advantages(rewards.astype(np.float64), chosen("tokens"), lengths=lengths)
+    everywhere = jax.device_put(rewards, sharding.batch_sharding(sharding.make_mesh(8, 1, 1), 2))
+    ours = jax.jit(lambda r: advantages(r, chosen("tokens"), lengths=lengths))(everywhere)
+    assert len(ours.sharding.device_set) == 8
+    np.testing.assert_allclose(ours, expected, atol=1e-6)
 
 
 def test_a_given_baseline_takes_the_place_of_the_groups_own() -> None:
@@ -125,6 +199,12 @@ def test_standard_deviation_is_pytorchs_unbiased_one(scale: str) -> None:
     std = tensor.std(dim=1, keepdim=True) if scale == "group" else tensor.std()
     expected = (tensor - tensor.mean(dim=1, keepdim=True)) / (std + 1e-4)
     np.testing.assert_allclose(advantages(jnp.asarray(rewards), chosen(scale)), expected, atol=1e-6)
+
+
+def test_whitened_equal_rewards_are_exact_zeros() -> None:
+    """Also where the mean rounds: nothing is divided by the smallest variance but 0."""
+    rewards = jnp.full((3, 3), 0.1)
+    np.testing.assert_array_equal(advantages(rewards, chosen("tokens", "none")), np.zeros((3, 3)))
 
 
 @pytest.mark.parametrize("scale", SCALES)
