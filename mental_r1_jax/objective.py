@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from mental_r1_jax.section import Section
+from mental_r1_jax.section import Fraction, Section
 
 # The reasoning stages, in order. Everything that counts stages counts these names.
 STAGE_NAMES: tuple[str, ...] = (
@@ -22,6 +22,7 @@ STAGE_NAMES: tuple[str, ...] = (
 )
 
 RatioLevel = Literal["token", "sequence"]
+SamplerCorrection = Literal["off", "tis", "icepop"]
 KlEstimator = Literal["k1", "k2", "k3"]
 Aggregation = Literal["token", "sequence", "dr_grpo"]
 
@@ -42,6 +43,12 @@ class CrpoConfig(Section):
         dual_clip: largest ratio that counts where the advantage is negative (> 1: at or below 1 it
             would take the on-policy gradient away); null switches it off.
         importance_level: probability ratio of each token, or of the whole sequence.
+        policy_loss: `clipped` takes the gradient of tokens that moved too far; `cispo` clips only
+            their weight, so that every token keeps its gradient.
+        policy_entropy_share: the policy loss counts this share of the step's tokens, those of the
+            highest entropy; below 1 each update costs one more forward pass.
+        sampler_correction: weigh tokens with their probability under the policy over that under
+            the sampler: `tis` at most 2, `icepop` 0 outside [0.5, 5], or `off`.
         kl_coef: weight of the KL penalty; 0 never computes the reference policy.
         kl_estimator: `k1`, `k2` or `k3` of the KL to the reference policy.
         aggregation: how token losses are averaged: `token`, `sequence` or `dr_grpo`.
@@ -63,6 +70,9 @@ class CrpoConfig(Section):
     clip_epsilon_high: NonNegativeFloat = 0.2
     dual_clip: Annotated[float, Field(gt=1.0)] | None = None
     importance_level: RatioLevel = "token"
+    policy_loss: Literal["clipped", "cispo"] = "clipped"
+    policy_entropy_share: Fraction = 1.0
+    sampler_correction: SamplerCorrection = "off"
     kl_coef: NonNegativeFloat = 0.01
     kl_estimator: KlEstimator = "k3"
     aggregation: Aggregation = "token"
@@ -83,5 +93,14 @@ class CrpoConfig(Section):
                 "stage_entropy_coefs and stage_entropy_rule=explicit go together, got "
                 f"stage_entropy_rule={self.stage_entropy_rule!r} with "
                 f"stage_entropy_coefs={self.stage_entropy_coefs}"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _dual_clip_has_something_to_clip(self) -> CrpoConfig:
+        if self.policy_loss == "cispo" and self.dual_clip is not None:
+            raise ValueError(
+                f"dual_clip={self.dual_clip} bounds the loss of policy_loss=clipped; cispo bounds "
+                "the ratio itself, so set dual_clip to null"
             )
         return self

@@ -66,13 +66,15 @@ class Batch:
         stage_mask: true where a token lies wholly inside a stage's content; spans of malformed text
             may overlap, so every stage has a mask of its own.
         rewards: weighted sum of the reward functions.
-        sampler_logprobs: see `Completions`; only metrics read it.
+        sampler_logprobs: see `Completions`; metrics read it, and the sampler correction.
         decode_logprobs: see `Completions`; only metrics read it.
         old_logprobs: log-probs (nats) of the policy that sampled, or None when the policy has not
             moved since (one update a rollout), where the ratio is identically 1.
         ref_logprobs: log-probs (nats) of the frozen reference policy, or None when `kl_coef` is 0.
         baseline_rewards: reward of one further completion of each prompt, which is never trained
             on; the group is compared with it instead of with itself. None: with itself.
+        policy_mask: tokens that count in the policy loss, where not all of `completion_mask` do; an
+            update finds them by its own weights.
     """
 
     prompt_ids: Int[jax.Array, "B P"]
@@ -86,6 +88,7 @@ class Batch:
     old_logprobs: Float[jax.Array, "B G C"] | None = None
     ref_logprobs: Float[jax.Array, "B G C"] | None = None
     baseline_rewards: Float[jax.Array, " B"] | None = None
+    policy_mask: Bool[jax.Array, "B G C"] | None = None
 
 
 @flax.struct.dataclass

@@ -180,6 +180,7 @@ def test_dry_run_prints_recipe_batch_and_memory_and_writes_nothing(
     assert "stage_entropy_scale: 0.06" in text  # with its defaults
     assert "8 prompts x 4 = 32" in text
     assert "token aggregation, rewards scaled by group, stage entropy tanh, KL 0.25 (k3)" in text
+    assert "clipped, token ratios in [0.8, 1.2]" in text
     # Prompts count once: 8 x 600 + 32 x 64.
     assert "6,848" in text
     # Embedding V x 32, one layer: q, k, v, o = 32 x (32 + 16 + 16 + 32), feed-forward

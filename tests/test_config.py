@@ -59,6 +59,10 @@ BAD_VALUES = [
     ("crpo.clip_epsilon_high", "-0.1"),
     ("crpo.dual_clip", "1.0"),
     ("crpo.importance_level", "word"),
+    ("crpo.policy_loss", "ppo"),
+    ("crpo.policy_entropy_share", "0"),
+    ("crpo.policy_entropy_share", "1.5"),
+    ("crpo.sampler_correction", "clip"),
     ("crpo.kl_coef", "-0.01"),
     ("crpo.kl_coef", ".inf"),
     ("crpo.kl_estimator", "k4"),
@@ -169,6 +173,7 @@ def test_values_that_contradict_each_other(overrides: list[str], parts: list[str
         ({"stage_entropy_rule": "explicit", "stage_entropy_coefs": (0.1,)}, "at least 5 items"),
         ({"stage_entropy_rule": "explicit"}, "go together"),
         ({"dual_clip": 1.0}, "greater than 1"),
+        ({"dual_clip": 3.0, "policy_loss": "cispo"}, "dual_clip=3.0 bounds.*set dual_clip to null"),
     ],
 )
 def test_an_objective_that_contradicts_itself_cannot_be_made(

@@ -83,6 +83,7 @@ def batch_rows(config: ExperimentConfig, posts: int, num_steps: int) -> list[tup
             f"epochs, {config.crpo.num_iterations} update(s) each",
         ),
         ("objective", objective(config.crpo)),
+        ("policy loss", policy_loss(config.crpo)),
         ("prompt lengths compiled", ", ".join(map(str, rollout.prompt_lengths))),
     ]
 
@@ -93,6 +94,12 @@ def objective(crpo: CrpoConfig) -> str:
         f"{crpo.aggregation} aggregation, rewards scaled by {crpo.scale_rewards}, "
         f"stage entropy {crpo.stage_entropy_rule}, KL {crpo.kl_coef:g} ({crpo.kl_estimator})"
     )
+
+
+def policy_loss(crpo: CrpoConfig) -> str:
+    """What happens to the ratio, and where: conventions for the interval differ."""
+    low, high = 1.0 - crpo.clip_epsilon_low, 1.0 + crpo.clip_epsilon_high
+    return f"{crpo.policy_loss}, {crpo.importance_level} ratios in [{low:g}, {high:g}]"
 
 
 def memory_rows(

@@ -12,8 +12,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mental_r1_jax.objective import STAGE_NAMES, Aggregation, CrpoConfig, KlEstimator, RatioLevel
+from mental_r1_jax.objective import (
+    STAGE_NAMES,
+    Aggregation,
+    CrpoConfig,
+    KlEstimator,
+    RatioLevel,
+    SamplerCorrection,
+)
 from mental_r1_jax.rl.masking import SumWeight, masked_mean, masked_sum, mean_over
+
+# Largest weight of "tis"; smallest and largest of "icepop", outside which a token does not count.
+TIS_LIMIT = 2.0
+ICEPOP_RANGE = (0.5, 5.0)
 
 
 def stage_coefficients(crpo: CrpoConfig) -> tuple[float, ...]:
@@ -92,6 +103,72 @@ def clipped_surrogate(
         floor = dual_clip * advantage
         objective = jnp.where((advantage < 0) & (objective < floor), floor, objective)
     return -objective
+
+
+def weighted_logprob_loss(
+    ratio: Float[Array, "B G C"],
+    logprobs: Float[Array, "B G C"],
+    advantages: Float[Array, "B G"] | Float[Array, "B G C"],
+    clip_epsilon_low: float,
+    clip_epsilon_high: float,
+) -> Float[Array, "B G C"]:
+    """Compute CISPO's policy loss of every token, to be minimised.
+
+        l = -stop_gradient(clip(r, 1 - eps_low, 1 + eps_high)) A p
+
+    The clip bounds the weight of a token, never its gradient `-clip(r) A dp`: rare tokens that
+    moved far early are trained on, where the clipped surrogate drops them.
+
+    References:
+        MiniMax 2025, "MiniMax-M1" (arXiv 2506.13585), eq. 4 (CISPO).
+    """
+    weight = jnp.clip(ratio, 1.0 - clip_epsilon_low, 1.0 + clip_epsilon_high)
+    return -jax.lax.stop_gradient(weight) * of_tokens(advantages) * logprobs
+
+
+def top_entropy_mask(
+    entropies: Float[Array, "B G C"], mask: Bool[Array, "B G C"], share: float
+) -> Bool[Array, "B G C"]:
+    """Mark the tokens of the highest entropy among all valid tokens of the step.
+
+        m_i = 1  iff  H_i >= the k-th largest H,  k = max(1, round(share N)),  N valid tokens
+
+    Tokens that tie with the k-th are marked too. The threshold belongs to the whole step, so this
+    comes before micro-batching.
+
+    References:
+        Wang et al. 2025, "Beyond the 80/20 rule" (arXiv 2506.01939), where `share` is 0.2.
+    """
+    descending = -jnp.sort(-jnp.where(mask, entropies, -jnp.inf).reshape(-1))
+    wanted = jnp.round(share * jnp.sum(mask).astype(jnp.float32)).astype(jnp.int32)
+    return mask & (entropies >= descending[jnp.maximum(wanted, 1) - 1])
+
+
+def sampler_weight(
+    logprobs: Float[Array, "B G C"],
+    sampler_logprobs: Float[Array, "B G C"],
+    correction: SamplerCorrection,
+) -> Float[Array, "B G C"]:
+    """Compute how much likelier the policy makes a token than the distribution it was drawn from.
+
+        w = exp(clip(p - p_sampler, -20, 20)), without gradient
+        tis:  min(w, 2)        icepop:  w if 0.5 <= w <= 5, else 0        off:  1
+
+    `p_sampler` is that of the distribution after top-k and top-p, so with exact arithmetic `w` is
+    the mass that truncation kept, and 1 without truncation. Replace masked places before the call.
+
+    References:
+        Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training"
+        (tis); Ling team 2025, "Every step evolves" (arXiv 2510.18855) (icepop).
+    """
+    difference = jax.lax.stop_gradient(logprobs) - sampler_logprobs
+    weight = jnp.exp(jnp.clip(difference, -20.0, 20.0))
+    if correction == "tis":
+        return jnp.minimum(weight, TIS_LIMIT)
+    if correction == "icepop":
+        low, high = ICEPOP_RANGE
+        return jnp.where((weight >= low) & (weight <= high), weight, 0.0)
+    return jnp.ones_like(weight)
 
 
 def of_tokens(

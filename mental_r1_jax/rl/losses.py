@@ -132,16 +132,25 @@ def crpo_loss(
 def _policy_term(
     logprobs: Array, batch: Batch, advantages: Array, share: Share, crpo: CrpoConfig
 ) -> tuple[Array, dict[str, Metric]]:
-    """Return the clipped policy loss, and how far the policy has moved."""
+    """Return the policy loss, and how far the policy has moved."""
     mask, low, high = batch.completion_mask, crpo.clip_epsilon_low, crpo.clip_epsilon_high
     level = crpo.importance_level
     ratio = loss_terms.probability_ratio(logprobs, batch.old_logprobs, level, mask)
-    loss = share(loss_terms.clipped_surrogate(ratio, advantages, low, high, crpo.dual_clip))
-    # Clipped = the gradient is taken away, so only one side counts for either sign of advantage.
-    advantage = loss_terms.of_tokens(advantages)
-    clipped_low = (ratio < 1.0 - low) & (advantage < 0)
-    clipped_high = (ratio > 1.0 + high) & (advantage > 0)
-    return loss, {
+    clipped_low, clipped_high = ratio < 1.0 - low, ratio > 1.0 + high
+    if crpo.policy_loss == "cispo":
+        per_token = loss_terms.weighted_logprob_loss(ratio, logprobs, advantages, low, high)
+    else:
+        per_token = loss_terms.clipped_surrogate(ratio, advantages, low, high, crpo.dual_clip)
+        # Clipped = the gradient is taken away: only on one side for either sign of advantage.
+        advantage = loss_terms.of_tokens(advantages)
+        clipped_low, clipped_high = clipped_low & (advantage < 0), clipped_high & (advantage > 0)
+    per_token, metrics = _corrected_for_the_sampler(per_token, logprobs, batch, crpo)
+    if batch.policy_mask is not None:
+        # The tokens left out stay in the denominator, as in the paper.
+        per_token = jnp.where(batch.policy_mask, per_token, 0.0)
+        metrics["policy_mask/share"] = mean_over(batch.policy_mask, mask)
+    loss = share(per_token)
+    return loss, metrics | {
         "loss/policy": Sum(loss),
         "clip_ratio/low_mean": mean_over(clipped_low, mask),
         "clip_ratio/high_mean": mean_over(clipped_high, mask),
@@ -150,6 +159,22 @@ def _policy_term(
         "importance_ratio/max": max_over(ratio, mask),
         "importance_ratio/min": min_over(ratio, mask),
     }
+
+
+def _corrected_for_the_sampler(
+    per_token: Array, logprobs: Array, batch: Batch, crpo: CrpoConfig
+) -> tuple[Array, dict[str, Metric]]:
+    """Weigh policy losses as `crpo.sampler_correction` says, by the policy that sampled.
+
+    Where it has moved since, the probability ratio already accounts for the way from there.
+    """
+    if crpo.sampler_correction == "off":
+        return per_token, {}
+    mask = batch.completion_mask
+    policy = logprobs if batch.old_logprobs is None else batch.old_logprobs
+    policy, sampler = (jnp.where(mask, x, 0.0) for x in (policy, batch.sampler_logprobs))
+    weight = loss_terms.sampler_weight(policy, sampler, crpo.sampler_correction)
+    return weight * per_token, {"sampler_correction/mean": mean_over(weight, mask)}
 
 
 @jax.named_scope("kl_penalty")

@@ -2,7 +2,8 @@
 
 `train_step(state, batch) -> (state, metrics, advantages)`:
 
-1. advantages of the whole step (before micro-batching);
+1. advantages of the whole step (before micro-batching), and the tokens that the policy loss counts,
+   where the recipe asks for a share of them;
 2. global denominators of every loss term, from masks alone;
 3. for each interleaved micro-batch: one forward pass over shared prompts, log-probs and entropies
    of the completions, the loss as sums over global weights, its gradient;
@@ -11,6 +12,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +29,7 @@ from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.models import decoder as network
 from mental_r1_jax.models.decoder import DecoderConfig
 from mental_r1_jax.rl import advantages as estimators
+from mental_r1_jax.rl.loss_terms import top_entropy_mask
 from mental_r1_jax.rl.losses import Denominators, crpo_loss, loss_denominators
 from mental_r1_jax.rl.masking import Metric, Sum, SumWeight, masked_sum, max_over, mean_over
 from mental_r1_jax.types import Batch, TraceBatch
@@ -80,6 +83,8 @@ def train_step(
     """
     crpo, limit = config.crpo, config.rollout.max_completion_length
     advantages = estimators.advantages(batch, crpo)
+    if crpo.policy_entropy_share < 1.0:
+        batch = with_policy_mask(state.params, batch, config=config, decoder=decoder)
     denominators = loss_denominators(batch, crpo, limit)
     gradient, metrics = crpo_gradient(
         state.params, batch, advantages, denominators, config=config, decoder=decoder
@@ -91,6 +96,36 @@ def train_step(
         "tokens/prompt": Sum(batch.prompt_mask.sum().astype(jnp.float32)),
     }
     return state, metrics | norms | extra, advantages
+
+
+@jax.named_scope("policy_mask")
+def with_policy_mask(
+    params: Any, batch: Batch, *, config: ExperimentConfig, decoder: DecoderConfig
+) -> Batch:
+    """Find the tokens of the highest entropy, which the policy loss counts.
+
+    Which ones they are is known only when the entropies of the whole step are, so a pass without
+    gradient goes before the micro-batches.
+    """
+
+    def entropies_of(batch: Batch) -> Array:
+        return network.completion_stats(
+            params,
+            batch,
+            config=decoder,
+            temperature=config.rollout.temperature,
+            chunk_size=config.model.logprob_chunk_size,
+        )[1]
+
+    mask, micro_batches = batch.completion_mask, config.run.micro_batches
+    if micro_batches == 1:
+        entropies = entropies_of(batch)
+    else:
+        stacked = jax.lax.map(entropies_of, interleave(batch, micro_batches))
+        entropies = stacked.swapaxes(0, 1).reshape(mask.shape)
+    share = config.crpo.policy_entropy_share
+    kept = top_entropy_mask(entropies, mask, share)
+    return dataclasses.replace(batch, policy_mask=kept)
 
 
 def crpo_gradient(

@@ -16,7 +16,7 @@ from jax import Array
 from mental_r1_jax.config import STAGE_NAMES, CrpoConfig
 from mental_r1_jax.models.head import token_stats
 from mental_r1_jax.rl.advantages import advantages
-from mental_r1_jax.rl.loss_terms import stage_coefficients
+from mental_r1_jax.rl.loss_terms import stage_coefficients, top_entropy_mask
 from mental_r1_jax.rl.losses import crpo_loss, loss_denominators
 from mental_r1_jax.types import Batch
 from tests.parity import torch_reference as reference
@@ -52,6 +52,12 @@ OPTIONS = {
     "REINFORCE++ (on policy)": reference.Options(
         (0.0,) * 5, scale_rewards="tokens", advantage_baseline="none", kl_estimator="k2"
     ),
+    "CISPO, TIS": reference.Options(
+        TANH, policy_loss="cispo", clip_epsilon_low=0.3, sampler_correction="tis"
+    ),
+    "top entropies, IcePop (on policy)": reference.Options(
+        TANH, policy_entropy_share=0.2, sampler_correction="icepop"
+    ),
 }
 
 
@@ -72,14 +78,20 @@ def make_inputs(seed: int, options: reference.Options, *, on_policy: bool) -> re
     # float32 numbers held in float64, so that both sides start from the same bits.
     start = rng.standard_normal((B, G, C, V)).astype(np.float32).astype(np.float64)
     logits = torch.tensor(2.0 * start, requires_grad=True)
+    old_logits = None if on_policy else near(logits, 0.4).float().double()
+    ref_logits = None if options.kl_coef == 0 else near(logits, 0.3).float().double()
+    ids = torch.from_numpy(rng.integers(0, V, (B, G, C)))
+    logprobs = reference.log_softmax(logits.detach(), TEMPERATURE).gather(-1, ids[..., None])
     return reference.Inputs(
         logits=logits,
-        old_logits=None if on_policy else near(logits, 0.4).float().double(),
-        ref_logits=None if options.kl_coef == 0 else near(logits, 0.3).float().double(),
-        ids=torch.from_numpy(rng.integers(0, V, (B, G, C))),
+        old_logits=old_logits,
+        ref_logits=ref_logits,
+        ids=ids,
         lengths=torch.from_numpy(lengths),
         spans=[[spans(int(length)) for length in row] for row in lengths],
         rewards=torch.from_numpy(rng.integers(-3, 4, (B, G)) / 2.0),
+        # Far enough from the policy that both corrections reach both of their ends.
+        sampler_logprobs=near(logprobs[..., 0], 1.2).float().double(),
         temperature=TEMPERATURE,
     )
 
@@ -107,7 +119,7 @@ def make_batch(inputs: reference.Inputs) -> Batch:
         completion_mask=jnp.asarray(np.arange(C) < inputs.lengths.numpy()[..., None]),
         stage_mask=jnp.asarray(stage_mask),
         rewards=to_jax(inputs.rewards),
-        sampler_logprobs=jnp.zeros((B, G, C)),
+        sampler_logprobs=to_jax(inputs.sampler_logprobs),
         decode_logprobs=jnp.zeros((B, G, C)),
         old_logprobs=logprobs(inputs.old_logits),
         ref_logprobs=logprobs(inputs.ref_logits),
@@ -125,6 +137,10 @@ def loss_and_gradient(inputs: reference.Inputs, options: reference.Options) -> t
     choices = dataclasses.asdict(options)
     limit = choices.pop("max_completion_length") or C
     crpo = CrpoConfig(stage_entropy_rule="explicit", **choices)
+    if crpo.policy_entropy_share < 1:
+        entropies = stats(to_jax(inputs.logits), batch.completion_ids)[1]
+        kept = top_entropy_mask(entropies, batch.completion_mask, crpo.policy_entropy_share)
+        batch = batch.replace(policy_mask=kept)
 
     def loss(logits: Array) -> Array:
         logprobs, entropies = stats(logits, batch.completion_ids)

@@ -31,6 +31,7 @@ class Inputs:
         lengths: number of tokens of every completion [B, G].
         spans: for every completion the (start, end) token span of every stage, or None.
         rewards: [B, G].
+        sampler_logprobs: of the tokens under the distribution that they were drawn from [B, G, C].
         temperature: divides all logits.
     """
 
@@ -41,6 +42,7 @@ class Inputs:
     lengths: Tensor
     spans: list[list[list[tuple[int, int] | None]]]
     rewards: Tensor
+    sampler_logprobs: Tensor
     temperature: float
 
 
@@ -61,6 +63,9 @@ class Options:
     entropy_bonus_coef: float = 0.0
     scale_rewards: str = "group"
     advantage_baseline: str = "mean"
+    policy_loss: str = "clipped"
+    policy_entropy_share: float = 1.0
+    sampler_correction: str = "off"
 
 
 def log_softmax(logits: Tensor, temperature: float) -> Tensor:
@@ -92,9 +97,11 @@ def advantages(rewards: Tensor, lengths: Tensor, options: Options) -> Tensor:
     return whitened(result, lengths) if options.scale_rewards == "tokens" else result
 
 
-def policy_loss(ratio: Tensor, advantage: Tensor, options: Options) -> Tensor:
-    """-min(r A, clip(r) A), bounded by the dual clip where A < 0."""
+def policy_loss(ratio: Tensor, p: Tensor, advantage: Tensor, options: Options) -> Tensor:
+    """-min(r A, clip(r) A), bounded by the dual clip where A < 0; or -clip(r).detach() A p."""
     clipped = ratio.clamp(1 - options.clip_epsilon_low, 1 + options.clip_epsilon_high)
+    if options.policy_loss == "cispo":
+        return -clipped.detach() * advantage * p
     objective = torch.min(ratio * advantage, clipped * advantage)
     if options.dual_clip is not None and advantage < 0:
         objective = torch.max(objective, options.dual_clip * advantage)
@@ -110,6 +117,28 @@ def kl(p: Tensor, q: Tensor, estimator: str) -> Tensor:
     return torch.exp(q - p) - (q - p) - 1
 
 
+def correction(old: Tensor, sampler: Tensor, options: Options) -> Tensor:
+    """Weight of every token by the sampler that drew it."""
+    weight = (old.detach() - sampler).clamp(-20, 20).exp()
+    if options.sampler_correction == "tis":
+        return weight.clamp(max=2)
+    inside = (weight >= 0.5) & (weight <= 5)
+    return weight * inside if options.sampler_correction == "icepop" else torch.ones_like(weight)
+
+
+def entropy_threshold(inputs: Inputs, options: Options) -> float:
+    """The entropy that the wanted share of the step's tokens reaches."""
+    every = torch.cat(
+        [
+            entropy(inputs.logits[b, g, : int(n)], inputs.temperature).detach()
+            for b, row in enumerate(inputs.lengths)
+            for g, n in enumerate(row)
+        ]
+    )
+    count = max(1, round(options.policy_entropy_share * len(every)))
+    return every.sort(descending=True).values[count - 1].item()
+
+
 def token_losses(inputs: Inputs, options: Options, advantage: Tensor, b: int, g: int) -> Tensor:
     """Policy loss plus weighted KL of every token of one completion, 1-D."""
     tokens = torch.arange(int(inputs.lengths[b, g]))
@@ -123,7 +152,10 @@ def token_losses(inputs: Inputs, options: Options, advantage: Tensor, b: int, g:
     log_ratio = p - old
     if options.importance_level == "sequence" and len(tokens):
         log_ratio = log_ratio.mean().expand(len(tokens))
-    losses = policy_loss(torch.exp(log_ratio), advantage[b, g], options)
+    losses = policy_loss(torch.exp(log_ratio), p, advantage[b, g], options)
+    losses = losses * correction(old, inputs.sampler_logprobs[b, g, : len(tokens)], options)
+    entropies = entropy(inputs.logits[b, g, : len(tokens)], inputs.temperature).detach()
+    losses = losses * (entropies >= entropy_threshold(inputs, options))
     if inputs.ref_logits is not None:
         losses = losses + options.kl_coef * kl(p, logprobs(inputs.ref_logits), options.kl_estimator)
     return losses

@@ -14,8 +14,11 @@ from mental_r1_jax.rl.loss_terms import (
     clipped_surrogate,
     kl_penalty,
     probability_ratio,
+    sampler_weight,
     stage_coefficients,
     stage_entropy,
+    top_entropy_mask,
+    weighted_logprob_loss,
 )
 
 
@@ -68,6 +71,54 @@ def test_dual_clip_bounds_the_loss_of_negative_advantages(
     np.testing.assert_allclose(
         one_token(ratio, advantage, dual_clip=3.0), (loss, gradient), rtol=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    ("ratio", "weight"),
+    [(0.5, 0.8), (0.9, 0.9), (1.25, 1.25), (2.0, 1.3)],  # clipped to [0.8, 1.3]
+)
+@pytest.mark.parametrize("advantage", [2.0, -1.0])
+def test_cispo_clips_the_weight_and_every_token_keeps_its_gradient(
+    ratio: float, weight: float, advantage: float
+) -> None:
+    """l = -weight A p at p = -1.5; where the clipped surrogate has gradient 0 this has its own."""
+
+    def loss(p: Array) -> Array:
+        ratios = jnp.full((1, 1, 1), ratio) * jnp.exp(p + 1.5)  # moves with p, as in training
+        tokens = p.reshape(1, 1, 1)
+        return weighted_logprob_loss(ratios, tokens, jnp.array([[advantage]]), 0.2, 0.3).sum()
+
+    ours = jax.value_and_grad(loss)(jnp.float32(-1.5))
+    np.testing.assert_allclose(ours, (1.5 * weight * advantage, -weight * advantage), rtol=1e-6)
+
+
+def test_the_top_share_of_entropies_is_of_all_valid_tokens() -> None:
+    """Seven valid tokens: a share of 0.3 is round(2.1) = 2 of them, of 0.01 still one."""
+    entropies = jnp.array([[[0.1, 0.9, 0.5, 99.0], [0.7, 0.7, 0.2, 0.0]]])
+    mask = jnp.array([[[True, True, True, False], [True, True, True, True]]])
+
+    def kept(share: float) -> list[list[int]]:
+        return np.argwhere(top_entropy_mask(entropies, mask, share)[0]).tolist()
+
+    assert kept(0.01) == [[0, 1]]
+    assert kept(0.3) == [[0, 1], [1, 0], [1, 1]]  # the tie with the second is kept
+    assert kept(0.6) == [[0, 1], [0, 2], [1, 0], [1, 1]]
+    np.testing.assert_array_equal(top_entropy_mask(entropies, mask, 1.0), mask)
+    assert not top_entropy_mask(entropies, mask & False, 0.5).any()
+
+
+def test_sampler_weights_by_hand() -> None:
+    difference = np.log([[[0.25, 0.5, 0.8, 1.0, 1.9, 4.0, 6.0]]])
+    sampler = jnp.full(difference.shape, -3.0)
+    policy = jnp.asarray(difference - 3.0, jnp.float32)
+    tis, icepop, off = (sampler_weight(policy, sampler, c) for c in ("tis", "icepop", "off"))
+    np.testing.assert_allclose(tis, [[[0.25, 0.5, 0.8, 1, 1.9, 2, 2]]], rtol=1e-6)
+    np.testing.assert_allclose(icepop[0, 0, 2:], [0.8, 1, 1.9, 4, 0], rtol=1e-6)
+    assert icepop[0, 0, 0] == 0 and (off == 1).all()
+    far = sampler_weight(jnp.full((1, 1, 1), 0.0), jnp.full((1, 1, 1), -1e4), "tis")
+    assert far == 2.0  # bounded before `exp`, which would be infinite
+    gradient = jax.grad(lambda p: sampler_weight(p, sampler, "tis").sum())(policy)
+    assert not gradient.any()
 
 
 def test_each_token_may_have_an_advantage_of_its_own() -> None:

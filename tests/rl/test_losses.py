@@ -32,7 +32,11 @@ LIMIT = 9  # the longest completion that a rollout could have made
 VARIANTS = {
     "paper": CrpoConfig(),
     "sequence": CrpoConfig(
-        aggregation="sequence", importance_level="sequence", stage_entropy_mean="present_only"
+        aggregation="sequence",
+        importance_level="sequence",
+        policy_loss="cispo",
+        sampler_correction="icepop",
+        stage_entropy_mean="present_only",
     ),
     "dr_grpo": CrpoConfig(
         aggregation="dr_grpo",
@@ -412,3 +416,35 @@ def test_advantages_of_tokens_by_hand() -> None:
     loss, metrics, (gradient, _) = run(step, config)
     assert loss == metrics["loss/policy"].value == -11 / 4
     np.testing.assert_array_equal(gradient, [[[-0.25, 0.5, -1.0], [-2.0, 0.0, 0.0]]])
+
+
+def test_tokens_outside_the_policy_mask_keep_kl_and_entropy() -> None:
+    """They lose their policy loss alone, and stay in what it is divided by."""
+    step, config = random_step(13), VARIANTS["paper"]
+    keep = step.batch.completion_mask & (step.entropies > 1.0)
+    masked = dataclasses.replace(step, batch=step.batch.replace(policy_mask=keep))
+    _, metrics, (gradient, by_entropy) = run(masked, config)
+    _, plain, (full, full_by_entropy) = run(step, config)
+    no_policy = dataclasses.replace(step, advantages=jnp.zeros_like(step.advantages))
+    _, _, (kl_alone, _) = run(no_policy, config)
+    np.testing.assert_allclose(gradient, jnp.where(keep, full, kl_alone), atol=1e-7)
+    np.testing.assert_array_equal(by_entropy, full_by_entropy)
+    np.testing.assert_allclose(
+        metrics["policy_mask/share"].value, keep.sum() / step.batch.completion_mask.sum(), rtol=1e-6
+    )
+    for name in plain.keys() - {"loss/policy"}:
+        np.testing.assert_array_equal(metrics[name].value, plain[name].value, err_msg=name)
+
+
+def test_the_sampler_correction_is_that_of_the_policy_that_sampled() -> None:
+    """With old log-probs the weight is theirs, whatever the policy has become since."""
+    step = random_step(14)
+    shifted = step.batch.replace(sampler_logprobs=step.batch.old_logprobs + jnp.log(1.25))
+    step = dataclasses.replace(step, batch=shifted)
+    loss, metrics, (gradient, _) = run(step, CrpoConfig(kl_coef=0.0, sampler_correction="tis"))
+    _, plain, (full, _) = run(step, CrpoConfig(kl_coef=0.0))
+    np.testing.assert_allclose(metrics["sampler_correction/mean"].value, 0.8, rtol=1e-5)
+    np.testing.assert_allclose(
+        metrics["loss/policy"].value, 0.8 * plain["loss/policy"].value, rtol=1e-5
+    )
+    np.testing.assert_allclose(gradient, 0.8 * full, rtol=1e-5, atol=1e-8)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mental_r1_jax.rl.loss_terms import sampler_weight
 from mental_r1_jax.rollout import sampling
 
 ROWS, VOCAB = 300, 149  # two blocks of 128, the second one partly filled
@@ -201,3 +202,19 @@ def test_greedy_takes_the_first_of_the_likeliest_at_temperature_one():
     np.testing.assert_array_equal(ids, logits.argmax(-1))
     np.testing.assert_array_equal(sampler, decode)
     np.testing.assert_allclose(decode, np.log(softmax64(logits)).max(-1), atol=2e-6)
+
+
+def test_the_sampler_correction_of_a_truncated_draw_is_the_kept_mass():
+    """Elsewhere top-p was left out of account, and the weight was 1."""
+    logits, top_p = random_logits(11), 0.7
+    uniform = np.random.default_rng(12).random(ROWS)
+    _, sampler, decode = draw(logits, uniform, top_p)
+    weight = sampler_weight(*(jnp.asarray(x)[None, None] for x in (decode, sampler)), "icepop")
+    # By an explicit sort: what the likeliest tokens hold once they reach 0.7, in float64.
+    descending = -np.sort(-softmax64(logits), axis=-1)
+    cumulative = descending.cumsum(axis=-1)
+    mass = np.take_along_axis(cumulative, (cumulative >= top_p).argmax(-1)[:, None], -1)[:, 0]
+    np.testing.assert_allclose(weight[0, 0], mass, atol=2e-6)
+    assert mass.max() > 0.95 and mass.min() < 0.705
+    _, sampler, decode = draw(logits, uniform, 1.0)
+    np.testing.assert_array_equal(sampler, decode)  # so that the weight is exactly 1

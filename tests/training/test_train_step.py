@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -14,12 +15,15 @@ from mental_r1_jax import sharding
 from mental_r1_jax.runs.step_log import StepRecord, read_record
 from mental_r1_jax.training.train_step import (
     interleave,
+    with_policy_mask,
 )
 from mental_r1_jax.types import Batch
 from tests.tiny_decoder import (
     COMPLETION,
+    CONFIG,
     random_batch,
     random_params,
+    tiny_recipe,
 )
 from tests.training.updates import (
     RATE,
@@ -28,6 +32,7 @@ from tests.training.updates import (
     assert_same,
     compiled,
     mesh_of,
+    numpy_entropies,
     place,
     score,
     start,
@@ -89,6 +94,18 @@ def test_padding_changes_nothing(batch, reference):
 def test_interleaved_micro_batches_take_rows_of_every_device():
     rows = interleave({"x": jnp.arange(8)}, 4)["x"]
     np.testing.assert_array_equal(rows, [[0, 4], [1, 5], [2, 6], [3, 7]])
+
+
+@pytest.mark.parametrize(("mesh", "micro_batches"), [((1,), 1), ((2, 2, 1), 2)])
+def test_the_policy_mask_is_that_of_the_step(batch, mesh, micro_batches):
+    """The highest third of all entropies, however the step is divided."""
+    config = tiny_recipe(policy_entropy_share=1 / 3, micro_batches=micro_batches)
+    find = jax.jit(functools.partial(with_policy_mask, config=config, decoder=CONFIG))
+    kept = find(start(mesh).params, place(batch, mesh)).policy_mask
+    entropies = numpy_entropies(start().params, batch)
+    mask = np.asarray(batch.completion_mask)
+    threshold = np.sort(entropies[mask])[-round(mask.sum() / 3)]
+    np.testing.assert_array_equal(kept, mask & (entropies >= threshold - 1e-6))
 
 
 def test_a_baseline_takes_the_place_of_the_groups_own(batch):
