@@ -302,6 +302,11 @@ class ExperimentConfig(Section):
     export: ExportConfig = ExportConfig()
     mesh: MeshConfig = MeshConfig()
 
+    @property
+    def decoded_completions(self) -> int:
+        """Completions of a prompt that training decodes: G, and where asked for a greedy one."""
+        return self.rollout.num_generations + (self.crpo.advantage_baseline == "greedy")
+
     @pydantic.model_validator(mode="after")
     def _micro_batches_divide(self) -> ExperimentConfig:
         for name, size in (

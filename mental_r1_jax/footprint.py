@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from mental_r1_jax.config import ExperimentConfig, RolloutConfig
+from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.models import decoder
 from mental_r1_jax.models.decoder import DecoderConfig
 
@@ -68,7 +68,7 @@ def footprint(config: ExperimentConfig, model: DecoderConfig, mesh: Mesh) -> Foo
         gradients=GRADIENTS * weights,
         reference=shard_bytes(rounded) if config.crpo.kl_coef > 0 else 0.0,
         decoding_weights=shard_bytes(rounded, without="fsdp"),
-        cache=sum(cache_bytes(rollout, model, sizes)),
+        cache=sum(cache_bytes(config, model, sizes)),
         layer_inputs=prompts * (rollout.max_prompt_length + sampled) * token,
         logits_chunk=prompts * sampled * 4 * min(config.model.logprob_chunk_size, model.vocab_size),
     )
@@ -88,19 +88,20 @@ def cache_token_bytes(model: DecoderConfig) -> int:
 
 
 def cache_bytes(
-    rollout: RolloutConfig, model: DecoderConfig, sizes: Mapping[str, int]
+    config: ExperimentConfig, model: DecoderConfig, sizes: Mapping[str, int]
 ) -> tuple[float, float]:
     """Keys and values on one device: (of prompts, of completions), each at its greatest length.
 
     Args:
-        rollout: numbers and lengths of prompts and completions.
+        config: numbers and lengths of prompts and completions.
         model: whose key/value heads are sharded over `tensor` if it divides their number.
         sizes: mesh axis -> size.
     """
     tensor = sizes["tensor"] if model.num_kv_heads % sizes["tensor"] == 0 else 1
+    rollout = config.rollout
     prompts = rollout.prompts_per_step / (sizes["data"] * sizes["fsdp"])
     one_token = cache_token_bytes(model) / tensor
-    completions = prompts * rollout.num_generations
+    completions = prompts * config.decoded_completions
     return (
         prompts * rollout.max_prompt_length * one_token,
         completions * rollout.max_completion_length * one_token,

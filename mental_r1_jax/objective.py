@@ -37,7 +37,9 @@ class CrpoConfig(Section):
     Attributes:
         scale_rewards: divide rewards minus baselines by the std of the `group`, of the `batch`, or
             by nothing (`none`); `tokens` whitens them over all valid tokens of the step.
-        advantage_baseline: `mean` of the group, of its other members (`leave_one_out`), or `none`.
+        advantage_baseline: `mean` of the group, of its other members (`leave_one_out`), the reward
+            of one more completion, decoded greedily with the group and never trained on
+            (`greedy`), or `none`.
         clip_epsilon_low: the probability ratio is clipped from below at 1 - clip_epsilon_low.
         clip_epsilon_high: and from above at 1 + clip_epsilon_high.
         dual_clip: largest ratio that counts where the advantage is negative (> 1: at or below 1 it
@@ -65,7 +67,7 @@ class CrpoConfig(Section):
     """
 
     scale_rewards: Literal["group", "batch", "tokens", "none"] = "group"
-    advantage_baseline: Literal["mean", "leave_one_out", "none"] = "mean"
+    advantage_baseline: Literal["mean", "leave_one_out", "greedy", "none"] = "mean"
     clip_epsilon_low: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     clip_epsilon_high: NonNegativeFloat = 0.2
     dual_clip: Annotated[float, Field(gt=1.0)] | None = None

@@ -45,6 +45,8 @@ class Completions:
         decode_logprobs: the same before top-k and top-p, as the decoding pass computed it; the
             training pass must find these numbers again up to rounding.
         finished: true where the completion ended by itself, false where it hit the length limit.
+        greedy: one more completion of each prompt (G = 1), decoded greedily with the others; None
+            where the recipe asks for none.
     """
 
     completion_ids: Int[jax.Array, "B G C"]
@@ -52,6 +54,7 @@ class Completions:
     sampler_logprobs: Float[jax.Array, "B G C"]
     decode_logprobs: Float[jax.Array, "B G C"]
     finished: Bool[jax.Array, "B G"]
+    greedy: Completions | None = None
 
 
 @flax.struct.dataclass
@@ -72,7 +75,7 @@ class Batch:
             moved since (one update a rollout), where the ratio is identically 1.
         ref_logprobs: log-probs (nats) of the frozen reference policy, or None when `kl_coef` is 0.
         baseline_rewards: reward of one further completion of each prompt, which is never trained
-            on; the group is compared with it instead of with itself. None: with itself.
+            on; None unless `crpo.advantage_baseline` is "greedy".
         policy_mask: tokens that count in the policy loss, where not all of `completion_mask` do; an
             update finds them by its own weights.
     """

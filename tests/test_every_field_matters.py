@@ -201,7 +201,9 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
     ),
     "rewards.custom": Field({"tests.test_every_field_matters:number_of_words": 1.0}, probes.reward),
     "crpo.scale_rewards": Field("tokens", probes.objective),
-    "crpo.advantage_baseline": Field("none", probes.objective),
+    "crpo.advantage_baseline": everywhere(
+        "greedy", probes.objective, programs.training_sampler, programs.training_update
+    ),
     "crpo.clip_epsilon_low": Field(0.6, probes.objective, MOVED),
     "crpo.clip_epsilon_high": Field(0.6, probes.objective, MOVED),
     "crpo.dual_clip": Field(1.5, probes.objective, MOVED),

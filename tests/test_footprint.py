@@ -70,9 +70,9 @@ def test_cache_and_activations_by_hand() -> None:
     whole = decoder.init_completion_cache(MODEL, 8, 3, 5)
     one = {"data": 1, "fsdp": 1, "tensor": 1}
     placed = sum(leaf.nbytes for leaf in jax.tree.leaves(whole))
-    assert cache_bytes(CONFIG.rollout, MODEL, one) == (8 * 6 * 128, placed)
+    assert cache_bytes(CONFIG, MODEL, one) == (8 * 6 * 128, placed)
     # Two heads do not divide over four devices, each of which then holds both.
-    assert cache_bytes(CONFIG.rollout, MODEL, one | {"tensor": 4})[1] == placed
+    assert cache_bytes(CONFIG, MODEL, one | {"tensor": 4})[1] == placed
 
 
 def test_bytes_of_a_parameter_are_those_of_the_footprint() -> None:

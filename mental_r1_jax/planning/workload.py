@@ -111,7 +111,11 @@ def phase_flops(work: Workload) -> dict[str, tuple[float, float]]:
     forward = body + head
     again = (body if work.model.remat == "layers" else 0.0) + head
     once = {phase: (forward, forward) for phase in work.runs}
-    once["update"] = (3 * forward, 3 * forward + again)
+    # A greedy completion is decoded only; finding the policy mask is one more forward pass.
+    decoded = work.config.decoded_completions / work.config.rollout.num_generations
+    once["rollout"] = (forward * decoded, forward * decoded)
+    passes = 4 if work.config.crpo.policy_entropy_share < 1.0 else 3
+    once["update"] = (passes * forward, passes * forward + again)
     return {p: (n * once[p][0], n * once[p][1]) for p, n in work.runs.items()}
 
 
@@ -125,7 +129,7 @@ def phase_memory_traffic(work: Workload) -> dict[str, float]:
     model, mesh, rollout = work.model, work.mesh, work.config.rollout
     count = parameter_count(model)
     weights = count * model.dtype.itemsize / mesh["tensor"]
-    prompts, completions = cache_bytes(rollout, model, mesh)
+    prompts, completions = cache_bytes(work.config, model, mesh)
     one_layer = work.tokens / work.row_shards * model.hidden_size * model.dtype.itemsize
     inputs = model.num_layers * one_layer
     optimizer = _OPTIMIZER_BYTES * count / (mesh["fsdp"] * mesh["tensor"])

@@ -9,6 +9,7 @@ A run binds and calls them; planning compiles the very same ones for other chips
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import Any
@@ -121,6 +122,8 @@ def bind_sampler(decoder: DecoderConfig, settings: SamplerSettings, mesh: Mesh) 
         return sharding.batch_sharding(mesh, ndim)
 
     where = Completions(rows(3), rows(3), rows(3), rows(3), rows(2))
+    if settings.greedy_row:
+        where = dataclasses.replace(where, greedy=where)
     return Program(jax.jit(sample, out_shardings=where))
 
 
@@ -246,6 +249,9 @@ def abstract_batch(config: ExperimentConfig, mesh: Mesh, width: int | None = Non
         decode_logprobs=of_tokens,
         old_logprobs=of_tokens if crpo.num_iterations > 1 else None,
         ref_logprobs=of_tokens if crpo.kl_coef > 0 else None,
+        baseline_rewards=_rows(mesh, jnp.float32, groups[0])
+        if crpo.advantage_baseline == "greedy"
+        else None,
     )
 
 

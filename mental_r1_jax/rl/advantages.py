@@ -27,8 +27,7 @@ def advantages(batch: Batch, crpo: CrpoConfig) -> Float[Any, "B G"]:
 
     `crpo.advantage_baseline` chooses the baseline and `crpo.scale_rewards` the divisor, or
     whitening in its place; docs/methods.md names the pairs that are published. Groups of equal
-    rewards get exact zeros, unless they are whitened, have no baseline, or
-    `batch.baseline_rewards` takes the place of their own.
+    rewards get exact zeros, if their baseline is their own and nothing is whitened.
 
     Args:
         batch: the whole step, before micro-batching.
@@ -38,10 +37,16 @@ def advantages(batch: Batch, crpo: CrpoConfig) -> Float[Any, "B G"]:
         Advantages, dimensionless (in units of reward where nothing divides them).
 
     Raises:
-        ValueError: if a group of one completion is compared with itself.
+        ValueError: if a group of one completion is compared with itself, or the greedy baseline is
+            missing.
     """
     rewards = batch.rewards
-    if batch.baseline_rewards is not None:
+    if crpo.advantage_baseline == "greedy":
+        if batch.baseline_rewards is None:
+            raise ValueError(
+                "advantages: crpo.advantage_baseline=greedy expected batch.baseline_rewards, got "
+                "None; decode a greedy completion of each prompt, or choose another baseline"
+            )
         difference = relative_to_baseline(rewards, batch.baseline_rewards)
     elif crpo.advantage_baseline == "leave_one_out":
         difference = relative_to_others(rewards)

@@ -72,11 +72,13 @@ class ScoredGroups:
             `_COLUMNS` (total reward, tokens, whether it ended, whether it is well formed, whether
             its answer is right), then the value of each reward function before weighting.
         stage_mask: see `Batch`.
+        baseline_rewards: see `Batch`; the completions behind them are in none of the above.
     """
 
     completions: tuple[tuple[ScoredCompletion, ...], ...]
     table: Float[np.ndarray, "B G K"]
     stage_mask: Bool[np.ndarray, "B G S C"]
+    baseline_rewards: Float[np.ndarray, " B"] | None = None
 
     @property
     def rewards(self) -> Float[np.ndarray, "B G"]:
@@ -157,6 +159,8 @@ def score_completions(
 ) -> ScoredGroups:
     """Wait for the completions of this process's posts; decode, parse and score every one.
 
+    Greedy completions beside the groups are scored by the same functions, for their reward alone.
+
     Args:
         tokenizer: that of the model which sampled; decodes the ids.
         posts: this process's share, in the order of its rows.
@@ -184,7 +188,11 @@ def score_completions(
             table[b, g] = (total_reward(functions, values), *facts, *values.values())
             row.append(ScoredCompletion(decoded.text, parsed, len(ids), bool(finished[b, g])))
         scored.append(tuple(row))
-    return ScoredGroups(completions=tuple(scored), table=table, stage_mask=stages)
+    baseline = None
+    if completions.greedy is not None:
+        alone = score_completions(tokenizer, posts, completions.greedy, functions, match)
+        baseline = alone.rewards[:, 0]
+    return ScoredGroups(tuple(scored), table, stages, baseline)
 
 
 def stage_mask(
@@ -302,7 +310,8 @@ def assemble_batch(
         # Made on the host: an operation outside a compiled function would be a program of its own.
         counted = np.arange(stages.shape[-1])[None, None] < lengths[..., None]
         mask, stages = hosts.put_batch(mesh, counted), stages & counted[:, :, None]
-    stages, rewards = hosts.put_batch(mesh, (stages, groups.rewards))
+    placed = hosts.put_batch(mesh, (stages, groups.rewards, groups.baseline_rewards))
+    stages, rewards, baseline = placed
     return Batch(
         prompt_ids=prompts.prompt_ids,
         prompt_mask=prompts.prompt_mask,
@@ -314,4 +323,5 @@ def assemble_batch(
         decode_logprobs=completions.decode_logprobs,
         old_logprobs=old_logprobs,
         ref_logprobs=ref_logprobs,
+        baseline_rewards=baseline,
     )

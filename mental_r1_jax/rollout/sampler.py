@@ -31,6 +31,7 @@ class SamplerSettings:
         greedy: take the likeliest token and ignore temperature, top-p and top-k.
         eos_ids: any of these tokens ends a completion.
         pad_id: token that fills the places after the end.
+        greedy_row: decode one more completion of each prompt, greedily, beside the G drawn ones.
     """
 
     rollout: RolloutConfig
@@ -38,6 +39,12 @@ class SamplerSettings:
     greedy: bool
     eos_ids: tuple[int, ...]
     pad_id: int
+    greedy_row: bool = False
+
+    @property
+    def num_rows(self) -> int:
+        """Completions of each prompt that are decoded."""
+        return self.num_completions + self.greedy_row
 
 
 def sampler_settings(
@@ -45,7 +52,8 @@ def sampler_settings(
 ) -> SamplerSettings:
     """The sampler's settings for each use of a recipe, all from `config.rollout`.
 
-    Training draws `rollout.num_generations` completions. Validation and verification decode one
+    Training draws `rollout.num_generations` completions, and decodes one greedily beside them where
+    `crpo.advantage_baseline` is "greedy". Validation and verification decode one
     greedily. Evaluation does so too, unless `evaluate.num_votes` asks for several samples to vote.
 
     Args:
@@ -56,10 +64,11 @@ def sampler_settings(
     """
     if use == "train":
         completions, greedy = config.rollout.num_generations, False
+        greedy_row = config.decoded_completions > completions
     else:
         completions = config.evaluate.num_votes if use == "evaluate" else 1
-        greedy = completions == 1
-    return SamplerSettings(config.rollout, completions, greedy, eos_ids, pad_id)
+        greedy, greedy_row = completions == 1, False
+    return SamplerSettings(config.rollout, completions, greedy, eos_ids, pad_id, greedy_row)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +93,7 @@ def decoding_segments(settings: SamplerSettings) -> tuple[Segment, ...]:
     slots. Then come segments with half the rows, a quarter, ..., each entered once every group has
     so many completions ended. Any segment may pass without a single turn.
     """
-    group, length = settings.num_completions, settings.rollout.max_completion_length
+    group, length = settings.num_rows, settings.rollout.max_completion_length
     halved = [group]
     while len(halved) <= settings.rollout.halvings and halved[-1] > 1:
         halved.append((halved[-1] + 1) // 2)
@@ -99,7 +108,10 @@ def decoding_segments(settings: SamplerSettings) -> tuple[Segment, ...]:
 
 @flax.struct.dataclass
 class _Rows:
-    """What every completion that is still run carries; g counts the rows of the segment."""
+    """What every completion that is still run carries; g counts the rows of the segment.
+
+    `greedy` marks the row that takes the likeliest token, None where all rows are alike.
+    """
 
     hidden: Float[Array, "B g D"]
     finished: Bool[Array, "B g"]
@@ -108,6 +120,7 @@ class _Rows:
     ids: Int[Array, "B g C"]
     sampler_logprobs: Float[Array, "B g C"]
     decode_logprobs: Float[Array, "B g C"]
+    greedy: Bool[Array, "B g"] | None
 
 
 @flax.struct.dataclass
@@ -131,7 +144,8 @@ def sample_completions(
 
     Each prompt is prefilled once and its keys and values are shared by the group. The noise of a
     token is one uniform number from (step key, prompt index, completion, position). The loop ends
-    as soon as every completion has.
+    as soon as every completion has. With `settings.greedy_row` the group has one row more, which
+    changes nothing about the others.
 
     Args:
         params: the policy's parameters.
@@ -153,7 +167,7 @@ def sample_completions(
             logits = constrain_logits(decoder.unembed(weights, config, rows.hidden))
         with jax.named_scope("draw"):
             uniform = jax.lax.dynamic_index_in_dim(rows.noise, state.index, axis=2, keepdims=False)
-            token, *logprobs = _draw(logits, uniform, settings)
+            token, *logprobs = _draw(logits, uniform, rows.greedy, settings)
             token = constrain_batch(jnp.where(rows.finished, settings.pad_id, token))
         hidden, cache = decoder.decode_step(
             weights, config, token, state.index, prompt_cache, state.cache
@@ -165,26 +179,32 @@ def sample_completions(
         _uniform_noise(
             step_key,
             prompts.prompt_index,
-            settings.num_completions,
+            settings.num_rows,
             settings.rollout.max_completion_length,
         )
     )
     with jax.named_scope("decode"):
         done = _run_segments(advance, _first_rows(hidden, noise, settings), config, settings)
-    return Completions(
+    everything = Completions(
         completion_ids=done.ids,
         completion_mask=jnp.arange(noise.shape[2])[None, None, :] < done.lengths[..., None],
         sampler_logprobs=done.sampler_logprobs,
         decode_logprobs=done.decode_logprobs,
         finished=done.finished,
     )
+    if not settings.greedy_row:
+        return everything
+    group: Completions = jax.tree.map(lambda x: x[:, :-1], everything)
+    greedy = jax.tree.map(lambda x: x[:, -1:], everything)
+    return dataclasses.replace(group, greedy=greedy)
 
 
 def _first_rows(
     hidden: Float[Array, "B D"], noise: Float[Array, "B G C"], settings: SamplerSettings
 ) -> _Rows:
-    """G empty completions of each prompt."""
+    """G empty completions of each prompt, the last of them greedy where one is."""
     num_prompts, group, _ = noise.shape
+    is_last = jnp.arange(group)[None] == group - 1
     return _Rows(
         hidden=jnp.broadcast_to(hidden[:, None], (num_prompts, group, hidden.shape[-1])),
         finished=jnp.zeros((num_prompts, group), bool),
@@ -193,6 +213,7 @@ def _first_rows(
         ids=jnp.full(noise.shape, settings.pad_id, jnp.int32),
         sampler_logprobs=jnp.zeros(noise.shape, jnp.float32),
         decode_logprobs=jnp.zeros(noise.shape, jnp.float32),
+        greedy=jnp.broadcast_to(is_last, noise.shape[:2]) if settings.greedy_row else None,
     )
 
 
@@ -249,18 +270,28 @@ def _put_rows(everything: _Rows, places: Int[Array, "B g"], rows: _Rows) -> _Row
 
 
 def _draw(
-    logits: Float[Array, "B G V"], uniform: Float[Array, "B G"], settings: SamplerSettings
+    logits: Float[Array, "B G V"],
+    uniform: Float[Array, "B G"],
+    greedy: Bool[Array, "B G"] | None,
+    settings: SamplerSettings,
 ) -> tuple[Int[Array, "B G"], Float[Array, "B G"], Float[Array, "B G"]]:
     """The next token of every completion, its log-prob as sampled, and under the whole policy."""
     if settings.greedy:
         return greedy_token(logits)
-    return sample_token(
+    drawn = sample_token(
         logits,
         uniform,
         temperature=settings.rollout.temperature,
         top_p=settings.rollout.top_p,
         top_k=settings.rollout.top_k,
     )
+    if greedy is None:
+        return drawn
+    ids, sampler, decode = (
+        jnp.where(greedy, likeliest, other)
+        for likeliest, other in zip(greedy_token(logits), drawn, strict=True)
+    )
+    return ids, sampler, decode
 
 
 def _record(

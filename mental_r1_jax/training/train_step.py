@@ -95,6 +95,9 @@ def train_step(
         "tokens/completion": Sum(batch.completion_mask.sum().astype(jnp.float32)),
         "tokens/prompt": Sum(batch.prompt_mask.sum().astype(jnp.float32)),
     }
+    if batch.baseline_rewards is not None:
+        everyone = jnp.ones_like(batch.baseline_rewards, bool)
+        extra["rewards/greedy_mean"] = mean_over(batch.baseline_rewards, everyone)
     return state, metrics | norms | extra, advantages
 
 

@@ -113,13 +113,15 @@ class ToySampler:
     run: TrainingRun
 
     def __call__(self, params: Any, prompts: PromptBatch, *randomness: Any) -> Completions:
-        """Give the completions in turn, the last of them truncated at the length limit."""
-        rollout, tokenizer = self.run.config.rollout, self.run.model.tokenizer
-        b, g, c = (
-            prompts.prompt_ids.shape[0],
-            rollout.num_generations,
-            rollout.max_completion_length,
-        )
+        """Give the completions in turn; the greedy one, where it is asked for, is the first."""
+        b, config = prompts.prompt_ids.shape[0], self.run.config
+        drawn = self._in_turn(b, config.rollout.num_generations)
+        wanted = config.decoded_completions > config.rollout.num_generations
+        return dataclasses.replace(drawn, greedy=self._in_turn(b, 1)) if wanted else drawn
+
+    def _in_turn(self, b: int, g: int) -> Completions:
+        """Completions of `b` groups of `g`, the last in turn truncated at the length limit."""
+        tokenizer, c = self.run.model.tokenizer, self.run.config.rollout.max_completion_length
         ids = np.full((b, g, c), tokenizer.pad_id, np.int32)
         lengths, finished = np.zeros((b, g), np.int32), np.zeros((b, g), bool)
         for place in range(b * g):

@@ -193,6 +193,27 @@ def test_accuracy_follows_the_recipes_rule_whatever_the_reward_says(tokenizer, c
             assert reward_metrics(table, functions)["accuracy"] == np.mean(right)
 
 
+def test_a_greedy_completion_is_a_baseline_and_nothing_else(tokenizer, groups, completions):
+    """It earns what the same text earns in a group, and stays out of masks, tables and metrics."""
+    greedy = jax.tree.map(lambda x: x[::-1, 1:], completions)
+    both = on_device(completions.replace(greedy=greedy))
+    posts, functions = POSTS, (format_function(1.0), answer_function(3.0, None))
+    scored = score_completions(tokenizer, posts, both, functions, "prefix")
+    # The unfinished text has no answer; "No" is wrong for the first post and right for the second.
+    np.testing.assert_array_equal(scored.baseline_rewards, [-0.5 - 3, 0.5 + 3])
+    alone = score_completions(tokenizer, posts, on_device(completions), functions, "prefix")
+    assert alone.baseline_rewards is None
+    np.testing.assert_array_equal(scored.table, alone.table)
+    np.testing.assert_array_equal(scored.stage_mask, alone.stage_mask)
+    assert scored.completions == alone.completions
+    mesh = sharding.make_mesh(2, 1, 1, jax.devices()[:2])
+    prompts = put_batch(mesh, pad_prompts(render_prompts(tokenizer, posts, 400), 400, 0))
+    batch = assemble_batch(prompts, both, scored, mesh, tiny_recipe().crpo)
+    np.testing.assert_array_equal(batch.baseline_rewards, [-3.5, 3.5])
+    assert batch.baseline_rewards.sharding == sharding.batch_sharding(mesh, 1)
+    assert batch.rewards.shape == (2, 2)
+
+
 @pytest.mark.parametrize("mask_truncated", [False, True])
 def test_truncated_completions_leave_the_loss_but_not_the_rewards(
     tokenizer, groups, completions, mask_truncated

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from typing import Any
@@ -69,6 +70,20 @@ def test_segments_are_the_growing_cache_and_then_the_shrinking_group():
         Segment(rows=2, cache_length=100, rows_after=0),
     )
     assert decoding_segments(eight) == (Segment(rows=8, cache_length=100, rows_after=0),)
+
+
+def test_a_greedy_row_beside_the_group_changes_none_of_its_rows(plain):
+    """On eight devices, with a group that shrinks: rows change places and stay what they are."""
+    with_row = dataclasses.replace(in_segments(LENGTH, 1), greedy_row=True)
+    assert [segment.rows for segment in decoding_segments(with_row)] == [6, 3]
+    out = sample(with_row, sharding.make_mesh(8, 1, 1))
+    alone = sample(dataclasses.replace(in_segments(LENGTH, 0), num_completions=1, greedy=True))
+    for name in ("completion_ids", "completion_mask", "finished"):
+        np.testing.assert_array_equal(getattr(out, name), getattr(plain, name), err_msg=name)
+        np.testing.assert_array_equal(getattr(out.greedy, name), getattr(alone, name), err_msg=name)
+    np.testing.assert_allclose(out.greedy.decode_logprobs, alone.decode_logprobs, atol=1e-5)
+    lengths = np.concatenate([out.completion_mask, out.greedy.completion_mask], 1).sum(-1)
+    assert len(np.unique(lengths)) > 5  # rows end at different times, so the group did shrink
 
 
 def test_a_group_is_halved_at_most_down_to_one_row():

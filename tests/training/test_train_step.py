@@ -110,9 +110,10 @@ def test_the_policy_mask_is_that_of_the_step(batch, mesh, micro_batches):
 
 def test_a_baseline_takes_the_place_of_the_groups_own(batch):
     baseline = np.linspace(-1, 1, len(batch.rewards), dtype=np.float32)
-    step = compiled(scale_rewards="none")
+    step = compiled(scale_rewards="none", advantage_baseline="greedy")
     given = place(batch.replace(baseline_rewards=jnp.asarray(baseline)))
-    state, _, advantages = step(start(), given)
+    state, metrics, advantages = step(start(), given)
+    assert float(metrics["rewards/greedy_mean"].value) == pytest.approx(0, abs=1e-6)
     expected = np.asarray(batch.rewards) - baseline[:, None]
     np.testing.assert_allclose(advantages, expected, atol=1e-6)
     # Another baseline of these advantages, then their own: the same update.
