@@ -23,7 +23,7 @@ STAGE_NAMES: tuple[str, ...] = (
 
 RatioLevel = Literal["token", "sequence"]
 SamplerCorrection = Literal["off", "tis", "icepop"]
-KlEstimator = Literal["k1", "k2", "k3"]
+KlEstimator = Literal["k1", "k2", "k3", "k3_corrected"]
 Aggregation = Literal["token", "sequence", "dr_grpo"]
 
 PerStage = Annotated[
@@ -52,7 +52,9 @@ class CrpoConfig(Section):
         sampler_correction: weigh tokens with their probability under the policy over that under
             the sampler: `tis` at most 2, `icepop` 0 outside [0.5, 5], or `off`.
         kl_coef: weight of the KL penalty; 0 never computes the reference policy.
-        kl_estimator: `k1`, `k2` or `k3` of the KL to the reference policy.
+        kl_in: the KL penalty is a term of the `loss`, or is taken off the `reward`, token by token.
+        kl_estimator: `k1`, `k2` or `k3` of the KL to the reference policy; `k3_corrected` is k3
+            times the probability ratio. In the reward it is always k1; the metric follows this key.
         aggregation: how token losses are averaged: `token`, `sequence` or `dr_grpo`.
         stage_entropy_rule: beta_t from `tanh`, from an `explicit` list, or all 0 (`off`). A
             negative beta_t rewards entropy in stage t, a positive one penalises it.
@@ -76,6 +78,7 @@ class CrpoConfig(Section):
     policy_entropy_share: Fraction = 1.0
     sampler_correction: SamplerCorrection = "off"
     kl_coef: NonNegativeFloat = 0.01
+    kl_in: Literal["loss", "reward"] = "loss"
     kl_estimator: KlEstimator = "k3"
     aggregation: Aggregation = "token"
     stage_entropy_rule: Literal["tanh", "explicit", "off"] = "tanh"

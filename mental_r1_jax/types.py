@@ -70,7 +70,7 @@ class Batch:
             may overlap, so every stage has a mask of its own.
         rewards: weighted sum of the reward functions.
         sampler_logprobs: see `Completions`; metrics read it, and the sampler correction.
-        decode_logprobs: see `Completions`; only metrics read it.
+        decode_logprobs: see `Completions`; metrics read it, and a KL penalty in the reward.
         old_logprobs: log-probs (nats) of the policy that sampled, or None when the policy has not
             moved since (one update a rollout), where the ratio is identically 1.
         ref_logprobs: log-probs (nats) of the frozen reference policy, or None when `kl_coef` is 0.

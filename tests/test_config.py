@@ -66,6 +66,7 @@ BAD_VALUES = [
     ("crpo.kl_coef", "-0.01"),
     ("crpo.kl_coef", ".inf"),
     ("crpo.kl_estimator", "k4"),
+    ("crpo.kl_in", "both"),
     ("crpo.aggregation", "mean"),
     ("crpo.stage_entropy_rule", "linear"),
     ("crpo.stage_entropy_scale", "-0.1"),

@@ -212,6 +212,7 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
     "crpo.policy_entropy_share": Field(0.2, probes.objective),
     "crpo.sampler_correction": Field("tis", probes.objective),
     "crpo.kl_coef": everywhere(0.5, probes.objective, programs.training_update),
+    "crpo.kl_in": Field("reward", probes.objective),
     "crpo.kl_estimator": Field("k2", probes.objective),
     "crpo.aggregation": Field("sequence", probes.objective),
     "crpo.stage_entropy_rule": Field("off", probes.objective),

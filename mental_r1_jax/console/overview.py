@@ -90,9 +90,10 @@ def batch_rows(config: ExperimentConfig, posts: int, num_steps: int) -> list[tup
 
 def objective(crpo: CrpoConfig) -> str:
     """The choices that change the scale of the loss, by name."""
+    kl = "k1 in the reward" if crpo.kl_in == "reward" else crpo.kl_estimator
     return (
         f"{crpo.aggregation} aggregation, rewards scaled by {crpo.scale_rewards}, "
-        f"stage entropy {crpo.stage_entropy_rule}, KL {crpo.kl_coef:g} ({crpo.kl_estimator})"
+        f"stage entropy {crpo.stage_entropy_rule}, KL {crpo.kl_coef:g} ({kl})"
     )
 
 

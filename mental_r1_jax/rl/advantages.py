@@ -1,17 +1,19 @@
 """Advantages: what a completion's reward is compared with, and what divides the difference.
 
 Every function is one equation. Rewards are all of the step, `[B, G]`, before micro-batching, as
-arrays of JAX or of NumPy; the result is of the same kind. Standard deviations of the group and of
-the batch are unbiased (n - 1).
+arrays of JAX or of NumPy; the result is of the same kind, but for advantages of tokens, which are
+JAX's. Standard deviations of the group and of the batch are unbiased (n - 1).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from jaxtyping import Bool, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from mental_r1_jax.objective import CrpoConfig
+from mental_r1_jax.rl.masking import masked_mean
 from mental_r1_jax.types import Batch
 
 # Keeps the divisions finite, in units of reward. TRL has the same number.
@@ -20,14 +22,16 @@ EPSILON = 1e-4
 SMALLEST_VARIANCE = 1e-8
 
 
-def advantages(batch: Batch, crpo: CrpoConfig) -> Float[Any, "B G"]:
+def advantages(batch: Batch, crpo: CrpoConfig) -> Float[Any, "B G"] | Float[Any, "B G C"]:
     """Compute the advantages that the recipe asks for, over the whole step.
 
         A_bg = (r_bg - baseline_bg) / (s_b + epsilon)
 
     `crpo.advantage_baseline` chooses the baseline and `crpo.scale_rewards` the divisor, or
     whitening in its place; docs/methods.md names the pairs that are published. Groups of equal
-    rewards get exact zeros, if their baseline is their own and nothing is whitened.
+    rewards get exact zeros, if their baseline is their own and nothing is whitened. With the KL
+    penalty in the reward (`crpo.kl_in`) every token has an advantage of its own: returns to go of
+    the penalty are added to `A_bg`, before the whitening if there is one.
 
     Args:
         batch: the whole step, before micro-batching.
@@ -37,8 +41,8 @@ def advantages(batch: Batch, crpo: CrpoConfig) -> Float[Any, "B G"]:
         Advantages, dimensionless (in units of reward where nothing divides them).
 
     Raises:
-        ValueError: if a group of one completion is compared with itself, or the greedy baseline is
-            missing.
+        ValueError: if a group of one completion is compared with itself, or if the greedy baseline
+            or the log-probs of the reference are missing.
     """
     rewards = batch.rewards
     if crpo.advantage_baseline == "greedy":
@@ -55,9 +59,11 @@ def advantages(batch: Batch, crpo: CrpoConfig) -> Float[Any, "B G"]:
     else:
         difference = rewards
     if crpo.scale_rewards == "group":
-        return divide_by_group_std(difference, rewards)
-    if crpo.scale_rewards == "batch":
-        return divide_by_batch_std(difference, rewards)
+        difference = divide_by_group_std(difference, rewards)
+    elif crpo.scale_rewards == "batch":
+        difference = divide_by_batch_std(difference, rewards)
+    if crpo.kl_in == "reward" and crpo.kl_coef > 0:
+        difference = difference[..., None] + crpo.kl_coef * _kl_returns_of(batch)
     if crpo.scale_rewards == "tokens":
         return whiten_over_tokens(difference, batch.completion_mask)
     return difference
@@ -117,25 +123,67 @@ def divide_by_batch_std(
     return differences / (rewards.std(ddof=1) + EPSILON)
 
 
-def whiten_over_tokens(
-    differences: Float[Any, "B G"], mask: Bool[Any, "B G C"]
+def kl_returns(
+    logprobs: Float[Any, "B G C"], ref_logprobs: Float[Any, "B G C"], mask: Bool[Any, "B G C"]
+) -> Float[Array, "B G C"]:
+    """Sum what the KL penalty still takes away from each token on, undiscounted, in nats.
+
+        R_i = -sum_{j >= i} m_j (p_j - q_j)
+
+    with p of the policy that sampled and q of the reference: the reward of token j is
+    `-kl_coef (p_j - q_j)`, the k1 estimate, and the scalar reward comes at the last token, so that
+    every token's return has all of it. At the first token `-R` is the KL of the whole completion.
+
+    References:
+        Hu et al. 2025, "REINFORCE++" (arXiv 2501.03262), with discount 1.
+    """
+    penalty = jnp.where(mask, logprobs - ref_logprobs, 0.0)
+    return -jnp.cumsum(penalty[..., ::-1], axis=-1)[..., ::-1]
+
+
+def _kl_returns_of(batch: Batch) -> Float[Array, "B G C"]:
+    """`kl_returns` of the policy that sampled, by what is known of it.
+
+    With one update a rollout nobody scores it again; the decoding pass has written down the same
+    log-probs, up to rounding.
+    """
+    if batch.ref_logprobs is None:
+        raise ValueError(
+            "advantages: crpo.kl_in=reward expected batch.ref_logprobs, got None; compute them "
+            "with the frozen start model, or set crpo.kl_coef to 0"
+        )
+    policy = batch.decode_logprobs if batch.old_logprobs is None else batch.old_logprobs
+    return kl_returns(policy, batch.ref_logprobs, batch.completion_mask)
+
+
+def of_completions(
+    advantages: Float[Any, "B G"] | Float[Any, "B G C"], mask: Bool[Any, "B G C"]
 ) -> Float[Any, "B G"]:
+    """One advantage a completion, to be read by people: the mean over its tokens."""
+    return advantages if advantages.ndim == 2 else masked_mean(advantages, mask, axis=-1)
+
+
+def whiten_over_tokens(
+    differences: Float[Any, "B G"] | Float[Any, "B G C"], mask: Bool[Any, "B G C"]
+) -> Float[Any, "B G"] | Float[Any, "B G C"]:
     """Give the differences mean 0 and variance 1 over all valid tokens of the step.
 
-        A_bg = (d_bg - mu) / sqrt(max(var, 1e-8))
-        mu = sum_bgi m_bgi d_bg / N,  var = sum_bgi m_bgi (d_bg - mu)^2 / N,  N = sum_bgi m_bgi
+        A_bgi = (d_bgi - mu) / sqrt(max(var, 1e-8))
+        mu = sum_bgi m_bgi d_bgi / N,  var = sum_bgi m_bgi (d_bgi - mu)^2 / N,  N = sum_bgi m_bgi
 
-    A completion counts as often as it has tokens, so the result depends on the lengths, which
-    dividing by the std of the group or of the batch does not. Equal differences give exact zeros.
+    where all tokens of a completion may share one difference, `d_bgi = d_bg`. A completion counts
+    as often as it has tokens, so the result depends on the lengths, which dividing by the std of
+    the group or of the batch does not. Equal differences give exact zeros.
 
     References:
         Hu et al. 2025, "REINFORCE++" (arXiv 2501.03262).
     """
-    shifted = differences - differences[:1, :1]  # leaves the result alone; equal ones become 0
-    lengths = mask.sum(axis=-1)
-    tokens = lengths.sum().clip(min=1)
-    centred = shifted - (lengths * shifted).sum() / tokens
-    variance = (lengths * centred**2).sum() / tokens
+    # A shift leaves the result alone, and makes exact zeros of equal differences.
+    shifted = differences - differences[(slice(1),) * differences.ndim]
+    counts = mask if differences.ndim == 3 else mask.sum(axis=-1)
+    tokens = mask.sum().clip(min=1)
+    centred = shifted - (counts * shifted).sum() / tokens
+    variance = (counts * centred**2).sum() / tokens
     return centred / variance.clip(min=SMALLEST_VARIANCE) ** 0.5
 
 

@@ -182,29 +182,39 @@ def kl_penalty(
     logprobs: Float[Array, "*tokens"],
     ref_logprobs: Float[Array, "*tokens"],
     estimator: KlEstimator,
+    old_logprobs: Float[Array, "*tokens"] | None = None,
 ) -> Float[Array, "*tokens"]:
     """Estimate KL(policy || reference) from the log-probs of sampled tokens, in nats.
 
         k1 = p - q        k2 = (p - q)^2 / 2        k3 = exp(q - p) - (q - p) - 1
+        k3_corrected = exp(p - p_old) k3
 
-    with p = policy and q = reference log-prob. Replace masked places before the call.
+    with p = policy and q = reference log-prob, and `p_old` that of the policy which sampled (the
+    policy itself without `old_logprobs`). Replace masked places before the call.
 
     In expectation over the policy's own samples k1 and k3 have the *value* of
     KL(policy || reference), k2 to second order. As losses, differentiated sample by sample, they
     differ: the expected gradient of k1 is 0, that of k2 is the gradient of
     KL(policy || reference), and that of k3 the gradient of the other direction,
     KL(reference || policy); near equal policies the two directions agree. So k1 does not hold the
-    policy back at all: it is there to measure.
+    policy back at all: it is there to measure. The ratio in k3_corrected carries the gradient of
+    the choice of tokens, also where it is 1, so its expected gradient is that of
+    KL(policy || reference), and its value too when another policy sampled.
 
     References:
-        Mental-R1 (arXiv 2606.13176) uses k3; Schulman 2020, "Approximating KL divergence".
+        Mental-R1 (arXiv 2606.13176) uses k3; Schulman 2020, "Approximating KL divergence";
+        DeepSeek-AI 2025, "DeepSeek-V3.2" (arXiv 2512.02556), section 3.1 (k3_corrected).
     """
     log_ratio = jax.lax.stop_gradient(ref_logprobs) - logprobs
     if estimator == "k1":
         return -log_ratio
     if estimator == "k2":
         return 0.5 * jnp.square(log_ratio)
-    return jnp.expm1(log_ratio) - log_ratio
+    k3 = jnp.expm1(log_ratio) - log_ratio
+    if estimator == "k3":
+        return k3
+    old = logprobs if old_logprobs is None else old_logprobs
+    return jnp.exp(logprobs - jax.lax.stop_gradient(old)) * k3
 
 
 def stage_entropy(

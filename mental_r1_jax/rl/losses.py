@@ -136,20 +136,17 @@ def _policy_term(
     mask, low, high = batch.completion_mask, crpo.clip_epsilon_low, crpo.clip_epsilon_high
     level = crpo.importance_level
     ratio = loss_terms.probability_ratio(logprobs, batch.old_logprobs, level, mask)
-    clipped_low, clipped_high = ratio < 1.0 - low, ratio > 1.0 + high
     if crpo.policy_loss == "cispo":
         per_token = loss_terms.weighted_logprob_loss(ratio, logprobs, advantages, low, high)
     else:
         per_token = loss_terms.clipped_surrogate(ratio, advantages, low, high, crpo.dual_clip)
-        # Clipped = the gradient is taken away: only on one side for either sign of advantage.
-        advantage = loss_terms.of_tokens(advantages)
-        clipped_low, clipped_high = clipped_low & (advantage < 0), clipped_high & (advantage > 0)
     per_token, metrics = _corrected_for_the_sampler(per_token, logprobs, batch, crpo)
     if batch.policy_mask is not None:
         # The tokens left out stay in the denominator, as in the paper.
         per_token = jnp.where(batch.policy_mask, per_token, 0.0)
         metrics["policy_mask/share"] = mean_over(batch.policy_mask, mask)
     loss = share(per_token)
+    clipped_low, clipped_high = _clipped_tokens(ratio, advantages, crpo)
     return loss, metrics | {
         "loss/policy": Sum(loss),
         "clip_ratio/low_mean": mean_over(clipped_low, mask),
@@ -159,6 +156,19 @@ def _policy_term(
         "importance_ratio/max": max_over(ratio, mask),
         "importance_ratio/min": min_over(ratio, mask),
     }
+
+
+def _clipped_tokens(ratio: Array, advantages: Array, crpo: CrpoConfig) -> tuple[Array, Array]:
+    """Mark the tokens that the lower and the upper clip changed something about.
+
+    That is their weight in CISPO. In the clipped surrogate it is their gradient, which the clip
+    takes away, so only one side counts for either sign of advantage.
+    """
+    advantage = loss_terms.of_tokens(advantages)
+    low, high = 1.0 - crpo.clip_epsilon_low, 1.0 + crpo.clip_epsilon_high
+    if crpo.policy_loss == "cispo":
+        return ratio < low, ratio > high
+    return (ratio < low) & (advantage < 0), (ratio > high) & (advantage > 0)
 
 
 def _corrected_for_the_sampler(
@@ -181,7 +191,10 @@ def _corrected_for_the_sampler(
 def _kl_term(
     logprobs: Array, batch: Batch, share: Share, crpo: CrpoConfig
 ) -> tuple[Array, dict[str, Metric]]:
-    """Return the weighted KL penalty; without reference log-probs a 0 and no metric "kl"."""
+    """Return the weighted KL penalty, 0 where it is in the reward.
+
+    Without reference log-probs it is 0 too, and there is no metric "kl".
+    """
     if batch.ref_logprobs is None:
         if crpo.kl_coef != 0:
             raise ValueError(
@@ -192,8 +205,11 @@ def _kl_term(
         return zero, {"loss/kl": Sum(zero)}
     mask = batch.completion_mask
     ref_logprobs = jnp.where(mask, batch.ref_logprobs, 0.0)
-    per_token = loss_terms.kl_penalty(logprobs, ref_logprobs, crpo.kl_estimator)
-    loss = crpo.kl_coef * share(per_token)
+    old = None
+    if crpo.kl_estimator == "k3_corrected" and batch.old_logprobs is not None:
+        old = jnp.where(mask, batch.old_logprobs, 0.0)
+    per_token = loss_terms.kl_penalty(logprobs, ref_logprobs, crpo.kl_estimator, old)
+    loss = crpo.kl_coef * share(per_token) if crpo.kl_in == "loss" else jnp.float32(0.0)
     return loss, {"loss/kl": Sum(loss), "kl": mean_over(per_token, mask)}
 
 

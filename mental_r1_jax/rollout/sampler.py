@@ -204,7 +204,10 @@ def _first_rows(
 ) -> _Rows:
     """G empty completions of each prompt, the last of them greedy where one is."""
     num_prompts, group, _ = noise.shape
-    is_last = jnp.arange(group)[None] == group - 1
+    greedy = None
+    if settings.greedy_row:
+        is_last = jnp.arange(group)[None] == group - 1
+        greedy = jnp.broadcast_to(is_last, (num_prompts, group))
     return _Rows(
         hidden=jnp.broadcast_to(hidden[:, None], (num_prompts, group, hidden.shape[-1])),
         finished=jnp.zeros((num_prompts, group), bool),
@@ -213,7 +216,7 @@ def _first_rows(
         ids=jnp.full(noise.shape, settings.pad_id, jnp.int32),
         sampler_logprobs=jnp.zeros(noise.shape, jnp.float32),
         decode_logprobs=jnp.zeros(noise.shape, jnp.float32),
-        greedy=jnp.broadcast_to(is_last, noise.shape[:2]) if settings.greedy_row else None,
+        greedy=greedy,
     )
 
 

@@ -38,7 +38,7 @@ class RolloutRecord:
         groups: its scored completions.
         table: the score table of all processes, on the device where there are several.
         functions: reward functions, in the order of the table's columns.
-        advantages: that the update used, [B, G] or [B, G, C], on the device.
+        advantages: that the update used, one a completion [B, G], on the device.
         compiled: programs and shapes compiled so far.
         sampled: when the rollout was scored and placed, seconds of `time.perf_counter`.
     """

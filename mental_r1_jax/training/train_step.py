@@ -79,7 +79,8 @@ def train_step(
 
     Returns:
         (state, metrics, advantages): the next state (unchanged weights and moments if the gradient
-        was not finite), metrics whose types say how they are reduced, and the advantages used.
+        was not finite), metrics whose types say how they are reduced, and the advantages used, one
+        a completion.
     """
     crpo, limit = config.crpo, config.rollout.max_completion_length
     advantages = estimators.advantages(batch, crpo)
@@ -90,15 +91,16 @@ def train_step(
         state.params, batch, advantages, denominators, config=config, decoder=decoder
     )
     state, norms = apply_gradient(state, gradient, optimizer)
+    reported = estimators.of_completions(advantages, batch.completion_mask)
     extra: Metrics = {
-        "advantages/abs_mean": mean_over(jnp.abs(advantages), jnp.ones_like(advantages, bool)),
+        "advantages/abs_mean": mean_over(jnp.abs(reported), jnp.ones_like(reported, bool)),
         "tokens/completion": Sum(batch.completion_mask.sum().astype(jnp.float32)),
         "tokens/prompt": Sum(batch.prompt_mask.sum().astype(jnp.float32)),
     }
     if batch.baseline_rewards is not None:
         everyone = jnp.ones_like(batch.baseline_rewards, bool)
         extra["rewards/greedy_mean"] = mean_over(batch.baseline_rewards, everyone)
-    return state, metrics | norms | extra, advantages
+    return state, metrics | norms | extra, reported
 
 
 @jax.named_scope("policy_mask")

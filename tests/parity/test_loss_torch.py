@@ -50,10 +50,18 @@ OPTIONS = {
     ),
     "GRPO (stages off)": reference.Options((0.0,) * 5),
     "REINFORCE++ (on policy)": reference.Options(
-        (0.0,) * 5, scale_rewards="tokens", advantage_baseline="none", kl_estimator="k2"
+        (0.0,) * 5, scale_rewards="tokens", advantage_baseline="none", kl_in="reward", kl_coef=0.1
     ),
-    "CISPO, TIS": reference.Options(
-        TANH, policy_loss="cispo", clip_epsilon_low=0.3, sampler_correction="tis"
+    "RLOO, KL in the reward, old policy": reference.Options(
+        (0.0,) * 5, scale_rewards="none", advantage_baseline="leave_one_out", kl_in="reward"
+    ),
+    "CISPO, TIS, corrected k3": reference.Options(
+        TANH,
+        policy_loss="cispo",
+        clip_epsilon_low=0.3,
+        sampler_correction="tis",
+        kl_estimator="k3_corrected",
+        kl_coef=0.1,
     ),
     "top entropies, IcePop (on policy)": reference.Options(
         TANH, policy_entropy_share=0.2, sampler_correction="icepop"
@@ -120,7 +128,7 @@ def make_batch(inputs: reference.Inputs) -> Batch:
         stage_mask=jnp.asarray(stage_mask),
         rewards=to_jax(inputs.rewards),
         sampler_logprobs=to_jax(inputs.sampler_logprobs),
-        decode_logprobs=jnp.zeros((B, G, C)),
+        decode_logprobs=logprobs(inputs.logits),
         old_logprobs=logprobs(inputs.old_logits),
         ref_logprobs=logprobs(inputs.ref_logits),
     )

@@ -58,6 +58,7 @@ class Options:
     importance_level: str = "token"
     kl_coef: float = 0.01
     kl_estimator: str = "k3"
+    kl_in: str = "loss"
     aggregation: str = "token"
     max_completion_length: int | None = None
     entropy_bonus_coef: float = 0.0
@@ -74,16 +75,8 @@ def log_softmax(logits: Tensor, temperature: float) -> Tensor:
     return scaled - torch.logsumexp(scaled, dim=-1, keepdim=True)
 
 
-def whitened(values: Tensor, lengths: Tensor) -> Tensor:
-    """(x - mean) / sqrt(max(var, 1e-8)) over a list of all tokens."""
-    tokens = torch.cat(
-        [v.repeat(int(n)) for v, n in zip(values.ravel(), lengths.ravel(), strict=True)]
-    )
-    return (values - tokens.mean()) / tokens.var(unbiased=False).clamp(min=1e-8).sqrt()
-
-
-def advantages(rewards: Tensor, lengths: Tensor, options: Options) -> Tensor:
-    """A = (r - baseline) / (std + 1e-4), only the difference, or the difference whitened."""
+def advantages(rewards: Tensor, options: Options) -> Tensor:
+    """A = (r - baseline) / (std + 1e-4), or only the difference."""
     result = torch.zeros_like(rewards)
     for b, group in enumerate(rewards):
         for g, reward in enumerate(group):
@@ -94,7 +87,36 @@ def advantages(rewards: Tensor, lengths: Tensor, options: Options) -> Tensor:
                 result[b, g] /= group.std() + 1e-4
             elif options.scale_rewards == "batch":
                 result[b, g] /= rewards.std() + 1e-4
-    return whitened(result, lengths) if options.scale_rewards == "tokens" else result
+    return result
+
+
+def token_advantages(inputs: Inputs, options: Options) -> list[list[Tensor]]:
+    """Advantages of the tokens of every completion, with what the KL still takes, whitened."""
+    of_completions = advantages(inputs.rewards, options)
+    rows = [
+        [of_completions[b, g].expand(int(n)) for g, n in enumerate(row)]
+        for b, row in enumerate(inputs.lengths)
+    ]
+    if options.kl_in == "reward":
+        sampled = inputs.logits if inputs.old_logits is None else inputs.old_logits
+        for b, row in enumerate(rows):
+            for g, values in enumerate(row):
+                p, q = (
+                    token_logprobs(inputs, x.detach(), b, g) for x in (sampled, inputs.ref_logits)
+                )
+                taken = [options.kl_coef * (p - q)[i:].sum() for i in range(len(values))]
+                row[g] = values - torch.stack(taken) if taken else values
+    if options.scale_rewards == "tokens":
+        tokens = torch.cat([values for row in rows for values in row])
+        std = tokens.var(unbiased=False).clamp(min=1e-8).sqrt()
+        rows = [[(values - tokens.mean()) / std for values in row] for row in rows]
+    return rows
+
+
+def token_logprobs(inputs: Inputs, logits: Tensor, b: int, g: int) -> Tensor:
+    """Log-probs of the tokens of one completion."""
+    tokens = torch.arange(int(inputs.lengths[b, g]))
+    return log_softmax(logits[b, g], inputs.temperature)[tokens, inputs.ids[b, g, : len(tokens)]]
 
 
 def policy_loss(ratio: Tensor, p: Tensor, advantage: Tensor, options: Options) -> Tensor:
@@ -103,13 +125,14 @@ def policy_loss(ratio: Tensor, p: Tensor, advantage: Tensor, options: Options) -
     if options.policy_loss == "cispo":
         return -clipped.detach() * advantage * p
     objective = torch.min(ratio * advantage, clipped * advantage)
-    if options.dual_clip is not None and advantage < 0:
-        objective = torch.max(objective, options.dual_clip * advantage)
+    if options.dual_clip is not None:
+        bounded = torch.max(objective, options.dual_clip * advantage)
+        objective = torch.where(advantage < 0, bounded, objective)
     return -objective
 
 
 def kl(p: Tensor, q: Tensor, estimator: str) -> Tensor:
-    """k1, k2 or k3 of the log-probs p (policy) and q (reference)."""
+    """k1, k2 or k3, before its correction, of the log-probs p (policy) and q (reference)."""
     if estimator == "k1":
         return p - q
     if estimator == "k2":
@@ -141,23 +164,20 @@ def entropy_threshold(inputs: Inputs, options: Options) -> float:
 
 def token_losses(inputs: Inputs, options: Options, advantage: Tensor, b: int, g: int) -> Tensor:
     """Policy loss plus weighted KL of every token of one completion, 1-D."""
-    tokens = torch.arange(int(inputs.lengths[b, g]))
-    ids = inputs.ids[b, g, : len(tokens)]
-
-    def logprobs(logits: Tensor) -> Tensor:
-        return log_softmax(logits[b, g], inputs.temperature)[tokens, ids]
-
-    p = logprobs(inputs.logits)
-    old = p.detach() if inputs.old_logits is None else logprobs(inputs.old_logits)
-    log_ratio = p - old
-    if options.importance_level == "sequence" and len(tokens):
-        log_ratio = log_ratio.mean().expand(len(tokens))
-    losses = policy_loss(torch.exp(log_ratio), p, advantage[b, g], options)
-    losses = losses * correction(old, inputs.sampler_logprobs[b, g, : len(tokens)], options)
-    entropies = entropy(inputs.logits[b, g, : len(tokens)], inputs.temperature).detach()
+    p = token_logprobs(inputs, inputs.logits, b, g)
+    on_policy = inputs.old_logits is None
+    old = p.detach() if on_policy else token_logprobs(inputs, inputs.old_logits, b, g)
+    ratio = torch.exp(p - old)
+    if options.importance_level == "sequence" and len(p):
+        ratio = torch.exp((p - old).mean().expand(len(p)))
+    losses = policy_loss(ratio, p, advantage, options)
+    losses = losses * correction(old, inputs.sampler_logprobs[b, g, : len(p)], options)
+    entropies = entropy(inputs.logits[b, g, : len(p)], inputs.temperature).detach()
     losses = losses * (entropies >= entropy_threshold(inputs, options))
-    if inputs.ref_logits is not None:
-        losses = losses + options.kl_coef * kl(p, logprobs(inputs.ref_logits), options.kl_estimator)
+    if inputs.ref_logits is not None and options.kl_in == "loss":
+        penalty = kl(p, token_logprobs(inputs, inputs.ref_logits, b, g), options.kl_estimator)
+        corrected = options.kl_estimator == "k3_corrected"
+        losses = losses + options.kl_coef * (torch.exp(p - old) if corrected else 1) * penalty
     return losses
 
 
@@ -184,9 +204,9 @@ def stage_term(inputs: Inputs, options: Options) -> Tensor:
 
 def crpo_loss(inputs: Inputs, options: Options) -> Tensor:
     """The whole objective as one number."""
-    advantage = advantages(inputs.rewards, inputs.lengths, options)
+    advantage = token_advantages(inputs, options)
     rows = [
-        token_losses(inputs, options, advantage, b, g)
+        token_losses(inputs, options, advantage[b][g], b, g)
         for b in range(inputs.ids.shape[0])
         for g in range(inputs.ids.shape[1])
     ]

@@ -36,7 +36,12 @@ def chosen(scale: str, baseline: str = "mean") -> CrpoConfig:
 
 
 def advantages(
-    rewards: Any, crpo: CrpoConfig, baseline: Any = None, lengths: Any = None, places: int = 6
+    rewards: Any,
+    crpo: CrpoConfig,
+    baseline: Any = None,
+    lengths: Any = None,
+    places: int = 6,
+    **logprobs: Any,
 ) -> Any:
     """Advantages of a step of which only these rewards and lengths (one token each) matter."""
     lengths = np.ones(rewards.shape, int) if lengths is None else np.asarray(lengths)
@@ -50,8 +55,8 @@ def advantages(
         stage_mask=np.zeros((*rewards.shape, len(STAGE_NAMES), places), bool),
         rewards=rewards,
         sampler_logprobs=nothing,
-        decode_logprobs=nothing,
         baseline_rewards=baseline,
+        **({"decode_logprobs": nothing} | logprobs),
     )
     return estimators.advantages(batch, crpo)
 
@@ -185,6 +190,42 @@ def test_remax_without_its_baseline_raises() -> None:
     """Elsewhere it was lost in silence, and ReMax was REINFORCE without a baseline."""
     with pytest.raises(ValueError, match="greedy expected batch.baseline_rewards, got None"):
         advantages(GOLDEN, chosen("none", "greedy"))
+
+
+# p - q of two completions of three tokens and one; the rest is padding.
+KL = np.array([[[0.1, 0.2, -0.3], [0.5, np.nan, 7.0]]], np.float32)
+# By hand, with kl_coef 0.2: rewards 2 and 0 less what the tokens from here on are charged.
+RETURNS = np.array([2 - 0.2 * 0.0, 2 + 0.2 * 0.1, 2 + 0.2 * 0.3, 0 - 0.2 * 0.5])
+
+
+@pytest.mark.parametrize("policy", ["decode_logprobs", "old_logprobs"])
+@pytest.mark.parametrize("scale", ["none", "tokens", "group"])
+def test_a_kl_penalty_in_the_reward_by_hand(scale: str, policy: str) -> None:
+    """The policy that sampled is the one scored for several updates, else the decoding pass's."""
+    crpo = CrpoConfig(scale_rewards=scale, advantage_baseline="none", kl_in="reward", kl_coef=0.2)
+    logprobs = {"ref_logprobs": -1.0 - KL, policy: np.full(KL.shape, -1.0, np.float32)}
+    if policy == "old_logprobs":
+        logprobs["decode_logprobs"] = np.full(KL.shape, 9.0, np.float32)
+    given = {"lengths": [[3, 1]], "places": 3}
+    ours = advantages(np.array([[2.0, 0.0]], np.float32), crpo, **given, **logprobs)
+    std = 2**0.5 + 1e-4  # of (2, 0); it divides the scalar reward alone
+    expected = {
+        "none": RETURNS,
+        "tokens": (RETURNS - RETURNS.mean()) / RETURNS.std(),
+        "group": RETURNS - [2, 2, 2, 0] + np.array([2, 2, 2, 0]) / std,
+    }[scale]
+    assert ours.shape == KL.shape
+    np.testing.assert_allclose([*ours[0, 0], ours[0, 1, 0]], expected, rtol=1e-5)
+    mask = np.array([[[True] * 3, [True, False, False]]])
+    shown = estimators.of_completions(ours, jnp.asarray(mask))
+    np.testing.assert_allclose(shown, [[expected[:3].mean(), expected[3]]], rtol=1e-5)
+
+
+def test_a_kl_penalty_in_the_reward_needs_the_reference() -> None:
+    with pytest.raises(ValueError, match=r"kl_in=reward expected batch\.ref_logprobs"):
+        advantages(GOLDEN, CrpoConfig(kl_in="reward"))
+    off = CrpoConfig(kl_in="reward", kl_coef=0.0)
+    np.testing.assert_array_equal(advantages(GOLDEN, off), advantages(GOLDEN, CrpoConfig()))
 
 
 def test_epsilon_is_added_to_the_std() -> None:

@@ -183,6 +183,8 @@ def test_without_old_logprobs_the_ratio_is_one_and_has_a_gradient(level: str) ->
         ("k1", np.log(2), 1.0),
         ("k2", np.log(2) ** 2 / 2, np.log(2)),
         ("k3", 0.5 + np.log(2) - 1, 1 - 0.5),  # exp(q - p) = 1/2
+        # At ratio 1 the value is k3's; the gradient has k3 itself more.
+        ("k3_corrected", 0.5 + np.log(2) - 1, 1 - 0.5 + 0.5 + np.log(2) - 1),
     ],
 )
 def test_kl_hand_values_where_the_policy_is_twice_as_likely(
@@ -234,6 +236,20 @@ def test_k3_as_a_loss_has_the_gradient_of_the_exact_reverse_kl() -> None:
     np.testing.assert_allclose(
         expected_gradient("k3", weigh=True), EXACT_KL_OF_POLICY_TO_REFERENCE, atol=1e-6
     )
+
+
+def test_corrected_k3_is_unbiased_whoever_sampled() -> None:
+    """Value and gradient are those of KL(policy || reference), summed over tokens of any policy."""
+    old = jax.nn.log_softmax(jnp.array([-0.4, 0.9, 0.1, 0.6, -1.0]))
+    for sampled in (jax.nn.log_softmax(LOGITS), old):
+
+        def loss(logits: Array, sampled: Array = sampled) -> Array:
+            logp = jax.nn.log_softmax(logits)
+            return jnp.sum(jnp.exp(sampled) * kl_penalty(logp, REFERENCE, "k3_corrected", sampled))
+
+        value, gradient = jax.value_and_grad(loss)(LOGITS)
+        np.testing.assert_allclose(value, np.sum(P * np.log(P / Q)), rtol=1e-6)
+        np.testing.assert_allclose(gradient, EXACT_KL_OF_POLICY_TO_REFERENCE, atol=1e-6)
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k3"])

@@ -36,6 +36,7 @@ VARIANTS = {
         importance_level="sequence",
         policy_loss="cispo",
         sampler_correction="icepop",
+        kl_estimator="k3_corrected",
         stage_entropy_mean="present_only",
     ),
     "dr_grpo": CrpoConfig(
@@ -448,3 +449,11 @@ def test_the_sampler_correction_is_that_of_the_policy_that_sampled() -> None:
         metrics["loss/policy"].value, 0.8 * plain["loss/policy"].value, rtol=1e-5
     )
     np.testing.assert_allclose(gradient, 0.8 * full, rtol=1e-5, atol=1e-8)
+
+
+def test_a_kl_penalty_in_the_reward_is_measured_and_not_in_the_loss() -> None:
+    step = random_step(15)
+    _, metrics, gradients = run(step, CrpoConfig(kl_in="reward"))
+    _, without, expected = run(step, CrpoConfig(kl_coef=0.0))
+    jax.tree.map(np.testing.assert_array_equal, gradients, expected)
+    assert metrics["loss/kl"].value == 0 and metrics["kl"].value == without["kl"].value > 0

@@ -108,6 +108,15 @@ def test_the_policy_mask_is_that_of_the_step(batch, mesh, micro_batches):
     np.testing.assert_array_equal(kept, mask & (entropies >= threshold - 1e-6))
 
 
+def test_advantages_of_tokens_are_reported_one_a_completion(batch):
+    """For tables and metrics, which know completions; traced only, for the shapes."""
+    step = compiled(kl_in="reward", scale_rewards="tokens")
+    _, metrics, advantages = jax.eval_shape(step, start(), batch)
+    assert (
+        advantages.shape == batch.rewards.shape and metrics["advantages/abs_mean"].sum.shape == ()
+    )
+
+
 def test_a_baseline_takes_the_place_of_the_groups_own(batch):
     baseline = np.linspace(-1, 1, len(batch.rewards), dtype=np.float32)
     step = compiled(scale_rewards="none", advantage_baseline="greedy")
