@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import pydantic
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from mental_r1_jax.section import Fraction, Section
 
@@ -28,6 +28,9 @@ Aggregation = Literal["token", "sequence", "dr_grpo"]
 
 PerStage = Annotated[
     tuple[float, ...], Field(min_length=len(STAGE_NAMES), max_length=len(STAGE_NAMES))
+]
+PerStagePositive = Annotated[
+    tuple[PositiveFloat, ...], Field(min_length=len(STAGE_NAMES), max_length=len(STAGE_NAMES))
 ]
 
 
@@ -56,14 +59,28 @@ class CrpoConfig(Section):
         kl_estimator: `k1`, `k2` or `k3` of the KL to the reference policy; `k3_corrected` is k3
             times the probability ratio. In the reward it is always k1; the metric follows this key.
         aggregation: how token losses are averaged: `token`, `sequence` or `dr_grpo`.
-        stage_entropy_rule: beta_t from `tanh`, from an `explicit` list, or all 0 (`off`). A
-            negative beta_t rewards entropy in stage t, a positive one penalises it.
-        stage_entropy_scale: M in beta_t = M tanh(t - tau).
+        stage_entropy_rule: beta_t from `tanh`, from an `explicit` list, steered every step so that
+            the stage's entropy reaches a `target`, or all 0 (`off`). A negative beta_t rewards
+            entropy in stage t, a positive one penalises it.
+        stage_entropy_scale: M in beta_t = M tanh(t - tau); bound of |beta_t| under `target`.
         stage_entropy_threshold: tau, the stage at which exploring turns into deciding.
-        stage_entropy_coefs: the beta_t of the `explicit` rule, one a stage.
+        stage_entropy_coefs: the beta_t of the `explicit` rule, one a stage; under `target` those
+            of the first step, null meaning 0.
+        stage_entropy_targets: H*_t of the `target` rule, one a stage.
+        stage_entropy_target_unit: whether targets are `nats`, or `relative` to the entropy that
+            the start model has in the stage.
+        stage_entropy_start_steps: steps over which that entropy is measured, before any steering.
+        stage_entropy_step: d, how far a beta_t moves in a step.
+        stage_entropy_dead_zone: share of a target by which the entropy may miss it unheeded.
         stage_entropy_mean: mean over `all` completions, where one without the stage counts as 0, or
             over those that have it (`present_only`).
-        entropy_bonus_coef: weight of one entropy bonus over all tokens (a baseline of CRPO).
+        entropy_bonus_coef: weight of one entropy bonus over all tokens (a baseline of CRPO); under
+            `adaptive` that of the first step.
+        entropy_bonus_rule: whether this weight is `fixed`, or `adaptive`: raised by a step where
+            the entropy is below its target, lowered otherwise, and off while it is above.
+        entropy_bonus_target: H*, nats a token, of the `adaptive` rule.
+        entropy_bonus_step: how far its weight moves in a step.
+        entropy_bonus_max: largest weight.
         mask_truncated_completions: leave completions that hit the length limit out of the loss.
         num_iterations: updates made with one rollout.
     """
@@ -81,23 +98,48 @@ class CrpoConfig(Section):
     kl_in: Literal["loss", "reward"] = "loss"
     kl_estimator: KlEstimator = "k3"
     aggregation: Aggregation = "token"
-    stage_entropy_rule: Literal["tanh", "explicit", "off"] = "tanh"
+    stage_entropy_rule: Literal["tanh", "explicit", "target", "off"] = "tanh"
     stage_entropy_scale: NonNegativeFloat = 0.06
     stage_entropy_threshold: float = 3.5
     stage_entropy_coefs: PerStage | None = None
+    stage_entropy_targets: PerStagePositive = (1.1, 1.1, 1.0, 0.8, 0.6)
+    stage_entropy_target_unit: Literal["relative", "nats"] = "relative"
+    stage_entropy_start_steps: PositiveInt = 5
+    stage_entropy_step: NonNegativeFloat = 1e-4
+    stage_entropy_dead_zone: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
     stage_entropy_mean: Literal["all", "present_only"] = "all"
     entropy_bonus_coef: NonNegativeFloat = 0.0
+    entropy_bonus_rule: Literal["fixed", "adaptive"] = "fixed"
+    entropy_bonus_target: PositiveFloat = 0.2
+    entropy_bonus_step: NonNegativeFloat = 1e-4
+    entropy_bonus_max: PositiveFloat = 5e-3
     mask_truncated_completions: bool = False
     num_iterations: PositiveInt = 1
 
     @pydantic.model_validator(mode="after")
     def _coefficients_match_rule(self) -> CrpoConfig:
-        explicit = self.stage_entropy_rule == "explicit"
-        if explicit != (self.stage_entropy_coefs is not None):
+        rule, coefs = self.stage_entropy_rule, self.stage_entropy_coefs
+        if (rule == "explicit") != (coefs is not None) and rule != "target":
             raise ValueError(
-                "stage_entropy_coefs and stage_entropy_rule=explicit go together, got "
-                f"stage_entropy_rule={self.stage_entropy_rule!r} with "
-                f"stage_entropy_coefs={self.stage_entropy_coefs}"
+                "stage_entropy_coefs and stage_entropy_rule=explicit go together (and "
+                f"stage_entropy_rule=target may start from some), got stage_entropy_rule={rule!r} "
+                f"with stage_entropy_coefs={coefs}"
+            )
+        bound = self.stage_entropy_scale
+        if rule == "target" and coefs is not None and max(map(abs, coefs)) > bound:
+            raise ValueError(
+                f"under stage_entropy_rule=target the stage_entropy_coefs stay within "
+                f"stage_entropy_scale={bound}, got {list(coefs)}; raise the one or lower the others"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _bonus_starts_within_its_bound(self) -> CrpoConfig:
+        start, bound = self.entropy_bonus_coef, self.entropy_bonus_max
+        if self.entropy_bonus_rule == "adaptive" and start > bound:
+            raise ValueError(
+                f"under entropy_bonus_rule=adaptive the entropy_bonus_coef={start} must not exceed "
+                f"entropy_bonus_max={bound}; change one of them"
             )
         return self
 

@@ -161,7 +161,9 @@ def test_its_update_abstract_evaluates(recipe: Path) -> None:
     )
     optimizer = make_optimizer(config.optimizer, 10)
     params = decoder.abstract_params(model)
-    state = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), params)
+    state = jax.eval_shape(
+        functools.partial(init_state, optimizer=optimizer, crpo=config.crpo), params
+    )
     step = functools.partial(train_step, config=config, decoder=model, optimizer=optimizer)
     after, metrics, advantages = jax.eval_shape(step, state, batch)
     assert jax.tree.structure(after) == jax.tree.structure(state)

@@ -52,6 +52,14 @@ def everywhere(
 
 # Ratios far from 1 come with a second update on the same rollout.
 MOVED = {"crpo.num_iterations": 2}
+TARGET = {"crpo.stage_entropy_rule": "target", "crpo.stage_entropy_start_steps": 1}
+# Coefficients that already the first step moves.
+NATS = {**TARGET, "crpo.stage_entropy_target_unit": "nats"}
+ADAPTIVE = {
+    "crpo.entropy_bonus_rule": "adaptive",
+    "crpo.entropy_bonus_coef": 0.0025,
+    "crpo.entropy_bonus_target": 50.0,
+}
 EXPLICIT = {
     "crpo.stage_entropy_rule": "explicit",
     "crpo.stage_entropy_coefs": [0.1, 0.1, 0.1, 0.1, 0.1],
@@ -215,12 +223,32 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
     "crpo.kl_in": Field("reward", probes.objective),
     "crpo.kl_estimator": Field("k2", probes.objective),
     "crpo.aggregation": Field("sequence", probes.objective),
-    "crpo.stage_entropy_rule": Field("off", probes.objective),
-    "crpo.stage_entropy_scale": Field(0.5, probes.objective),
+    "crpo.stage_entropy_rule": (
+        Field("off", probes.objective),
+        Field("target", programs.training_update),
+    ),
+    "crpo.stage_entropy_scale": everywhere(
+        0.5, probes.objective, (probes.steered, {**NATS, "crpo.stage_entropy_step": 0.25})
+    ),
     "crpo.stage_entropy_threshold": Field(2.0, probes.objective),
-    "crpo.stage_entropy_coefs": Field([0.1, 0.1, 0.1, 0.1, 0.4], probes.objective, EXPLICIT),
+    "crpo.stage_entropy_coefs": (
+        Field([0.1, 0.1, 0.1, 0.1, 0.4], probes.objective, EXPLICIT),
+        Field([0.01, 0.01, 0.01, 0.01, 0.04], probes.objective, TARGET),
+    ),
+    "crpo.stage_entropy_targets": Field([2.0, 2.0, 2.0, 2.0, 2.0], probes.steered, TARGET),
+    "crpo.stage_entropy_target_unit": Field("nats", probes.steered, TARGET),
+    "crpo.stage_entropy_start_steps": Field(2, probes.steered, TARGET),
+    "crpo.stage_entropy_step": Field(0.01, probes.steered, NATS),
+    "crpo.stage_entropy_dead_zone": Field(0.9, probes.steered, NATS),
     "crpo.stage_entropy_mean": Field("present_only", probes.objective),
-    "crpo.entropy_bonus_coef": Field(0.5, probes.objective),
+    "crpo.entropy_bonus_coef": (
+        Field(0.5, probes.objective),
+        Field(0.003, probes.steered, ADAPTIVE),
+    ),
+    "crpo.entropy_bonus_rule": Field("adaptive", probes.steered),
+    "crpo.entropy_bonus_target": Field(0.01, probes.steered, ADAPTIVE),
+    "crpo.entropy_bonus_step": Field(0.001, probes.steered, ADAPTIVE),
+    "crpo.entropy_bonus_max": Field(0.0025, probes.steered, ADAPTIVE),
     "crpo.mask_truncated_completions": everywhere(True, probes.trained_tokens, probes.objective),
     "crpo.num_iterations": everywhere(2, probes.updated_weights, programs.training_update),
     **_optimizer_fields("optimizer", probes.optimizer_of_training),

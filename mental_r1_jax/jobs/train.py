@@ -49,7 +49,7 @@ def train(run: TrainingRun) -> None:
     crpo, match, seed = config.crpo, config.rewards.answer_match, as_word(config.run.seed)
     posts = open_posts(run)
     compile_first_step(run, posts)
-    with open_session(config, run.model, mesh, run.optimizer, run.num_steps) as session:
+    with open_session(config, run.model, mesh, run.optimizer, run.num_steps, crpo) as session:
         state, log, reference = session.state, session.log, reference_weights(run)
         if session.position is None:
             session.validate(0, state.params)

@@ -21,7 +21,7 @@ import optax
 from jax.sharding import Mesh
 
 from mental_r1_jax import sharding
-from mental_r1_jax.config import STAGE_NAMES, ExperimentConfig
+from mental_r1_jax.config import STAGE_NAMES, CrpoConfig, ExperimentConfig
 from mental_r1_jax.footprint import compute_weights
 from mental_r1_jax.models import decoder as network
 from mental_r1_jax.models.decoder import DecoderConfig
@@ -198,7 +198,7 @@ def program_calls(
     width: int | None = None,
 ) -> list[ProgramCall]:
     """What a step of the recipe calls `programs` with, in its order; see `step_programs`."""
-    state = abstract_state(decoder, optimizer, mesh)
+    state = abstract_state(decoder, optimizer, mesh, config.crpo)
     batch = abstract_batch(config, mesh, width)
     traces = traces_of(batch, batch)
     asked = (state.params, abstract_prompts(config, mesh, width), as_word(0), as_word(0))
@@ -212,13 +212,18 @@ def program_calls(
 
 
 def abstract_state(
-    decoder: DecoderConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+    decoder: DecoderConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    crpo: CrpoConfig | None = None,
 ) -> TrainState:
-    """Shapes and shardings of the state, to compile for or to restore a checkpoint into."""
-    shapes = jax.eval_shape(
-        functools.partial(init_state, optimizer=optimizer), network.abstract_params(decoder)
-    )
-    return abstract_like(shapes, state_shardings(decoder, optimizer, mesh))
+    """Shapes and shardings of the state, to compile for or to restore a checkpoint into.
+
+    `crpo` is None in supervised runs.
+    """
+    create = functools.partial(init_state, optimizer=optimizer, crpo=crpo)
+    shapes = jax.eval_shape(create, network.abstract_params(decoder))
+    return abstract_like(shapes, state_shardings(decoder, optimizer, mesh, crpo))
 
 
 def abstract_prompts(config: ExperimentConfig, mesh: Mesh, width: int | None = None) -> PromptBatch:

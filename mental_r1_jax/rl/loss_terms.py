@@ -32,6 +32,7 @@ def stage_coefficients(crpo: CrpoConfig) -> tuple[float, ...]:
 
         tanh:      beta_t = M * tanh(t - tau),  t = 1..S
         explicit:  as given
+        target:    as given, or 0: those of the first step, which `entropy_control` then steers
         off:       all 0, which is GRPO
 
     M is `crpo.stage_entropy_scale`; tau, `crpo.stage_entropy_threshold`, is the stage at which
@@ -40,9 +41,9 @@ def stage_coefficients(crpo: CrpoConfig) -> tuple[float, ...]:
     References:
         Mental-R1 (arXiv 2606.13176); M = 0.06 and tau = 3.5 are its settings.
     """
-    if crpo.stage_entropy_coefs is not None:  # exactly for the rule "explicit"
+    if crpo.stage_entropy_coefs is not None:  # only for the rules "explicit" and "target"
         return crpo.stage_entropy_coefs
-    if crpo.stage_entropy_rule == "off":
+    if crpo.stage_entropy_rule in ("off", "target"):
         return (0.0,) * len(STAGE_NAMES)
     scale, tau = crpo.stage_entropy_scale, crpo.stage_entropy_threshold
     return tuple(scale * math.tanh(t - tau) for t in range(1, len(STAGE_NAMES) + 1))

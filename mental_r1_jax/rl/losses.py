@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 
 from mental_r1_jax.objective import STAGE_NAMES, CrpoConfig
 from mental_r1_jax.rl import loss_terms
+from mental_r1_jax.rl.entropy_control import EntropyWeights, entropy_weights
 from mental_r1_jax.rl.masking import Metric, Sum, masked_sum, max_over, mean_over, min_over
 from mental_r1_jax.types import Batch
 
@@ -75,6 +76,7 @@ def crpo_loss(
     denominators: Denominators,
     crpo: CrpoConfig,
     max_completion_length: int,
+    weights: EntropyWeights | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Metric]]:
     """Compute this micro-batch's share of the step's CRPO loss.
 
@@ -89,6 +91,7 @@ def crpo_loss(
         denominators: weights of the whole step, from `loss_denominators`.
         crpo: the recipe's section, static: the program holds the chosen formulas only.
         max_completion_length: the length limit of the rollout, tokens.
+        weights: of the entropy terms; None: those of the recipe, which must not be steered.
 
     Returns:
         (loss, metrics): a scalar whose sum over the micro-batches is the loss of the step, and
@@ -113,9 +116,10 @@ def crpo_loss(
 
     policy_loss, metrics = _policy_term(logprobs, batch, advantages, share, crpo)
     kl_loss, kl_metrics = _kl_term(logprobs, batch, share, crpo)
-    stage_loss, stage_metrics = _stage_term(entropies, batch, denominators, crpo)
-    bonus = _constant_if_unweighted(entropies, (crpo.entropy_bonus_coef,))
-    bonus_loss = -crpo.entropy_bonus_coef * masked_sum(bonus, mask) / denominators.tokens
+    weights = weights or entropy_weights(crpo)
+    stage_loss, stage_metrics = _stage_term(entropies, batch, denominators, weights.stages)
+    bonus = _constant_if_unweighted(entropies, weights.bonus)
+    bonus_loss = -weights.bonus * masked_sum(bonus, mask) / denominators.tokens
     mismatch = jnp.abs(logprobs - jnp.where(mask, batch.sampler_logprobs, 0.0))
     metrics |= kl_metrics | stage_metrics
     metrics |= {
@@ -215,20 +219,19 @@ def _kl_term(
 
 @jax.named_scope("stage_entropy")
 def _stage_term(
-    entropies: Array, batch: Batch, denominators: Denominators, crpo: CrpoConfig
+    entropies: Array, batch: Batch, denominators: Denominators, betas: tuple[float, ...] | Array
 ) -> tuple[Array, dict[str, Metric]]:
     """Return `sum_t beta_t Hbar_t`, and every stage's entropy and coverage.
 
     The reported entropy of a stage is the mean over the completions that have it, whatever
     `stage_entropy_mean` says: with missing stages counted as 0 it could not be read.
     """
-    betas = loss_terms.stage_coefficients(crpo)
     means, present = loss_terms.stage_entropy(
         _constant_if_unweighted(entropies, betas),
         batch.stage_mask & batch.completion_mask[:, :, None, :],
     )
     stage_means = jnp.sum(means, axis=(0, 1)) / denominators.stages
-    loss = jnp.sum(jnp.array(betas, jnp.float32) * stage_means)
+    loss = jnp.sum(jnp.asarray(betas, jnp.float32) * stage_means)
     metrics: dict[str, Metric] = {"loss/stage_entropy": Sum(loss)}
     everyone = jnp.ones(present.shape[:2], bool)
     for stage, name in enumerate(STAGE_NAMES):
@@ -237,9 +240,11 @@ def _stage_term(
     return loss, metrics
 
 
-def _constant_if_unweighted(values: Array, weights: tuple[float, ...]) -> Array:
-    """Return `values`, without gradient where every weight is 0.
+def _constant_if_unweighted(values: Array, weights: float | tuple[float, ...] | Array) -> Array:
+    """Return `values`, without gradient where every weight is 0 and stays so.
 
     The program is then as without the term, to the last bit.
     """
-    return values if any(weights) else jax.lax.stop_gradient(values)
+    every = weights if isinstance(weights, tuple) else (weights,)
+    steered = any(isinstance(one, jax.Array) for one in every)
+    return values if steered or any(every) else jax.lax.stop_gradient(values)

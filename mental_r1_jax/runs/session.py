@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from mental_r1_jax import hosts
-from mental_r1_jax.config import ExperimentConfig
+from mental_r1_jax.config import CrpoConfig, ExperimentConfig
 from mental_r1_jax.console.progress import Progress
 from mental_r1_jax.opening.model_source import ModelSource, save_base_model
 from mental_r1_jax.prediction.validation import Validator
@@ -106,10 +106,12 @@ def open_session(
     mesh: Mesh,
     optimizer: optax.GradientTransformation,
     num_steps: int,
+    crpo: CrpoConfig | None = None,
 ) -> Iterator[Session]:
     """Open the run folder and everything in it; go on from its newest checkpoint if it has one.
 
     Ends the process with the status of a terminated one where a signal asked the run to stop.
+    `crpo` is None in supervised runs, whose state has no entropy coefficients.
 
     Raises:
         UserError: the folder holds something else, or a run of another configuration.
@@ -121,11 +123,12 @@ def open_session(
     hosts.wait_for_all("made the run folder")
     manager = checkpoint.open_checkpoints(folder / "checkpoints", keep=config.run.keep_checkpoints)
     with manager as checkpoints, StopSignal() as stop:
-        restored = checkpoint.restore(checkpoints, abstract_state(model.decoder, optimizer, mesh))
+        abstract = abstract_state(model.decoder, optimizer, mesh, crpo)
+        restored = checkpoint.restore(checkpoints, abstract)
         if restored is not None:
             print(f"resuming after step {restored[0]}")
         start: tuple[int, TrainState, dict[str, Any] | None]
-        start = restored or (0, fresh_state(model, optimizer, mesh), None)
+        start = restored or (0, fresh_state(model, optimizer, mesh, crpo), None)
         # A run that died before its first checkpoint starts anew, its step-0 line included.
         with (
             _open_writers(folder, config, -1 if restored is None else start[0]) as writers,

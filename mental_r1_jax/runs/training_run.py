@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from mental_r1_jax import hosts
-from mental_r1_jax.config import ExperimentConfig
+from mental_r1_jax.config import CrpoConfig, ExperimentConfig
 from mental_r1_jax.data.loading import label_counts, load_examples
 from mental_r1_jax.data.pipeline import PromptIterator, make_prompt_iterator, steps_per_epoch
 from mental_r1_jax.models import decoder as network
@@ -156,12 +156,15 @@ def reference_weights(run: TrainingRun) -> Any:
 
 
 def fresh_state(
-    model: ModelSource, optimizer: optax.GradientTransformation, mesh: Mesh
+    model: ModelSource,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    crpo: CrpoConfig | None = None,
 ) -> TrainState:
-    """The start model's weights with zero moments."""
+    """The start model's weights with zero moments; `crpo` is None in supervised runs."""
     create = jax.jit(
-        functools.partial(init_state, optimizer=optimizer),
-        out_shardings=state_shardings(model.decoder, optimizer, mesh),
+        functools.partial(init_state, optimizer=optimizer, crpo=crpo),
+        out_shardings=state_shardings(model.decoder, optimizer, mesh, crpo),
         donate_argnums=0,
     )
     return create(load_weights(model, mesh))

@@ -1,7 +1,8 @@
 """Orbax checkpoints: weights, optimizer, and the position in data and randomness.
 
 A checkpoint is the folder `checkpoints/STEP/` with three items, so that each can be read alone:
-`params`, `optimizer` (moments and update count) and `progress` (JSON: data position, and whatever
+`params`, `optimizer` (moments, update count, and steered entropy coefficients where there are
+any) and `progress` (JSON: data position, and whatever
 else the loop needs to go on). Random numbers are functions of (seed, step), so the step is the
 random state. Saving is asynchronous and atomic: a half-written folder never counts.
 """
@@ -53,7 +54,7 @@ def save(
         progress: JSON-able position of everything that is not in `state`.
         validation: mean weighted F1 (0 to 1) measured at this step, if it was measured.
     """
-    optimizer = {"opt_state": state.opt_state, "num_updates": state.num_updates}
+    optimizer = _optimizer_item(state)
     manager.save(
         step,
         args=ocp.args.Composite(
@@ -78,7 +79,7 @@ def restore(
     step = manager.latest_step()
     if step is None:
         return None
-    optimizer = {"opt_state": abstract.opt_state, "num_updates": abstract.num_updates}
+    optimizer = _optimizer_item(abstract)
     restored = manager.restore(
         step,
         args=ocp.args.Composite(
@@ -87,12 +88,16 @@ def restore(
             progress=ocp.args.JsonRestore(),
         ),
     )
-    state = TrainState(
-        num_updates=restored["optimizer"]["num_updates"],
-        params=restored["params"],
-        opt_state=restored["optimizer"]["opt_state"],
-    )
+    state = TrainState(params=restored["params"], **restored["optimizer"])
     return step, state, restored["progress"]
+
+
+def _optimizer_item(state: TrainState) -> dict[str, Any]:
+    """The item `optimizer`: all of a state but its weights."""
+    item = {"opt_state": state.opt_state, "num_updates": state.num_updates}
+    if state.entropy_control is not None:
+        item["entropy_control"] = state.entropy_control
+    return item
 
 
 def restore_params(run_folder: Path, which: str | int, abstract_params: Any) -> tuple[int, Any]:

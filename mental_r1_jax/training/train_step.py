@@ -7,7 +7,8 @@
 2. global denominators of every loss term, from masks alone;
 3. for each interleaved micro-batch: one forward pass over shared prompts, log-probs and entropies
    of the completions, the loss as sums over global weights, its gradient;
-4. the summed gradient is clipped and applied by AdamW; a non-finite one is skipped and counted.
+4. the summed gradient is clipped and applied by AdamW; a non-finite one is skipped and counted;
+5. where the recipe steers entropies, the last update of a step moves their coefficients.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from mental_r1_jax import sharding
-from mental_r1_jax.config import ExperimentConfig
+from mental_r1_jax.config import CrpoConfig, ExperimentConfig
 from mental_r1_jax.models import decoder as network
 from mental_r1_jax.models.decoder import DecoderConfig
 from mental_r1_jax.rl import advantages as estimators
+from mental_r1_jax.rl import entropy_control
+from mental_r1_jax.rl.entropy_control import EntropyControl, EntropyWeights
 from mental_r1_jax.rl.loss_terms import top_entropy_mask
 from mental_r1_jax.rl.losses import Denominators, crpo_loss, loss_denominators
 from mental_r1_jax.rl.masking import Metric, Sum, SumWeight, masked_sum, max_over, mean_over
@@ -45,17 +48,24 @@ class TrainState:
         num_updates: int32 scalar, optimizer updates attempted so far.
         params: float32 master weights.
         opt_state: optax state, sharded as the weights.
+        entropy_control: entropy coefficients that are steered, replicated; None where none is.
     """
 
     num_updates: Any
     params: Any
     opt_state: Any
+    entropy_control: Any = None
 
 
-def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """Wrap `params` with a fresh optimizer state."""
+def init_state(
+    params: Any, optimizer: optax.GradientTransformation, crpo: CrpoConfig | None = None
+) -> TrainState:
+    """Wrap `params` with a fresh optimizer state, and with what `crpo` steers, if it is given."""
     return TrainState(
-        num_updates=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params)
+        num_updates=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        entropy_control=None if crpo is None else entropy_control.start_control(crpo),
     )
 
 
@@ -87,9 +97,13 @@ def train_step(
     if crpo.policy_entropy_share < 1.0:
         batch = with_policy_mask(state.params, batch, config=config, decoder=decoder)
     denominators = loss_denominators(batch, crpo, limit)
+    weights = entropy_control.entropy_weights(crpo, state.entropy_control)
     gradient, metrics = crpo_gradient(
-        state.params, batch, advantages, denominators, config=config, decoder=decoder
+        state.params, batch, advantages, denominators, weights, config=config, decoder=decoder
     )
+    steered = steer_entropies(state, metrics, crpo)
+    metrics |= entropy_control.control_metrics(state.entropy_control, crpo)
+    state = dataclasses.replace(state, entropy_control=steered)
     state, norms = apply_gradient(state, gradient, optimizer)
     reported = estimators.of_completions(advantages, batch.completion_mask)
     extra: Metrics = {
@@ -138,6 +152,7 @@ def crpo_gradient(
     batch: Batch,
     advantages: Float[Array, "B G"] | Float[Array, "B G C"],
     denominators: Denominators,
+    weights: EntropyWeights | None = None,
     *,
     config: ExperimentConfig,
     decoder: DecoderConfig,
@@ -154,7 +169,7 @@ def crpo_gradient(
         )
         limit = config.rollout.max_completion_length
         loss, metrics = crpo_loss(
-            logprobs, entropies, batch, advantages, denominators, config.crpo, limit
+            logprobs, entropies, batch, advantages, denominators, config.crpo, limit, weights
         )
         drift = jnp.abs(logprobs - batch.decode_logprobs)
         return loss, metrics | {
@@ -163,6 +178,20 @@ def crpo_gradient(
         }
 
     return accumulate_gradient(loss_of, params, (batch, advantages), config.run.micro_batches)
+
+
+def steer_entropies(state: TrainState, metrics: Metrics, crpo: CrpoConfig) -> EntropyControl | None:
+    """Return the entropy coefficients of the next update.
+
+    They are the same in all `num_iterations` updates of a step, and move after the last of them, by
+    what that one has measured, which are the entropies that the step's metrics show.
+    """
+    before: EntropyControl | None = state.entropy_control
+    if before is None:
+        return None
+    after = entropy_control.next_control(before, entropy_control.measured_entropies(metrics), crpo)
+    ends_step = (state.num_updates + 1) % crpo.num_iterations == 0
+    return jax.tree.map(lambda new, old: jnp.where(ends_step, new, old), after, before)
 
 
 def accumulate_gradient(
@@ -230,7 +259,8 @@ def apply_gradient(
     def keep_if_finite(new: Any, old: Any) -> Any:
         return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
 
-    state = TrainState(
+    state = dataclasses.replace(
+        state,
         num_updates=state.num_updates + 1,
         params=keep_if_finite(params, state.params),
         opt_state=keep_if_finite(opt_state, state.opt_state),
@@ -281,7 +311,7 @@ def jit_train_step(
     update may be laid out otherwise than the one that went in, and the second update would compile
     the whole step again.
     """
-    state = state_shardings(decoder, optimizer, mesh)
+    state = state_shardings(decoder, optimizer, mesh, config.crpo)
     return jax.jit(
         functools.partial(train_step, config=config, decoder=decoder, optimizer=optimizer),
         in_shardings=(state, None),
@@ -308,7 +338,10 @@ def jit_sft_step(
 
 
 def state_shardings(
-    config: DecoderConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+    config: DecoderConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    crpo: CrpoConfig | None = None,
 ) -> TrainState:
     """Where each part of a `TrainState` lives: moments as their weights, all else replicated."""
     params = network.param_shardings(config, mesh)
@@ -320,4 +353,10 @@ def state_shardings(
         params,
         transform_non_params=lambda _: everywhere,
     )
-    return TrainState(num_updates=everywhere, params=params, opt_state=opt_state)
+    control = None if crpo is None else entropy_control.start_control(crpo)
+    return TrainState(
+        num_updates=everywhere,
+        params=params,
+        opt_state=opt_state,
+        entropy_control=jax.tree.map(lambda _: everywhere, control),
+    )

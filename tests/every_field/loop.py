@@ -110,8 +110,10 @@ def train_one_step(lab: Lab, run: TrainingRun) -> OneStep:
     sessions: list[OneStep] = []
 
     @contextlib.contextmanager
-    def open_session(config: Any, model: Any, mesh: Mesh, optimizer: Any, _: int) -> Iterator[Any]:
-        state = updates.init_state(toys.toy_params(model.tokenizer), optimizer)
+    def open_session(
+        config: Any, model: Any, mesh: Mesh, optimizer: Any, _: int, crpo: Any
+    ) -> Iterator[Any]:
+        state = updates.init_state(toys.toy_params(model.tokenizer), optimizer, crpo)
         with (
             Progress(1, console=Console(file=io.StringIO(), width=200)) as progress,
             contextlib.closing(StepLog(config.run, mesh, Writers([lines]), progress)) as log,

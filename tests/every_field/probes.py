@@ -94,6 +94,11 @@ def objective(lab: Lab, config: ExperimentConfig) -> Any:
     return outcome["loss"], outcome["grad_norm"]
 
 
+def steered(lab: Lab, config: ExperimentConfig) -> Any:
+    """Entropy coefficients and targets after one step; as text, for NaN differs from itself."""
+    return repr(jax.device_get(train_one_step(lab, toy_run(lab, config)).state.entropy_control))
+
+
 def updated_weights(lab: Lab, config: ExperimentConfig) -> Any:
     """Weights after one step."""
     return one_step(lab, config)["params"]

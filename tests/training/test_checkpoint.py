@@ -14,6 +14,8 @@ import pytest
 from mental_r1_jax import sharding
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.models.decoder import param_shardings
+from mental_r1_jax.objective import CrpoConfig
+from mental_r1_jax.rl.entropy_control import MeasuredEntropies, next_control, start_control
 from mental_r1_jax.training import checkpoint
 from mental_r1_jax.training.train_step import (
     TrainState,
@@ -70,6 +72,31 @@ def test_a_restored_state_is_bit_equal_on_any_mesh(tmp_path, onto):
         assert new.dtype == old.dtype and new.sharding == where
 
     jax.tree.map(same, restored, state, wanted)
+
+
+def test_steered_coefficients_go_on_as_if_nothing_had_been_saved(tmp_path):
+    """After a resume in the middle of measuring the start, and a stage without a target yet."""
+    crpo = CrpoConfig(
+        stage_entropy_rule="target", stage_entropy_start_steps=2, entropy_bonus_rule="adaptive"
+    )
+
+    def steered(control: Any, steps: range) -> Any:
+        for step in steps:
+            entropies = jnp.array([1.0 + step, 0.3, 2.0 - step, jnp.nan, step % 3])
+            control = next_control(control, MeasuredEntropies(entropies, 0.1 * entropies[0]), crpo)
+        return control
+
+    state = tiny_state(1).replace(entropy_control=steered(start_control(crpo), range(1)))
+    with checkpoint.open_checkpoints(tmp_path) as manager:
+        checkpoint.save(manager, 1, state, {})
+        manager.wait_until_finished()
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+        restored = checkpoint.restore(manager, like)[1]
+    resumed = steered(restored.entropy_control, range(1, 6))
+    uninterrupted = steered(start_control(crpo), range(6))
+    jax.tree.map(np.testing.assert_array_equal, resumed, uninterrupted)
+    assert np.isnan(resumed.stages.targets).tolist() == [False, False, False, True, False]
+    assert np.count_nonzero(resumed.stages.betas) >= 2
 
 
 def test_a_donated_state_may_be_overwritten_while_it_is_saved(tmp_path):
