@@ -1,8 +1,32 @@
 """`python -m mental_r1_jax VERB ...`: the same as `mental-r1 VERB ...`."""
 
+import os
+import signal
 import sys
+from types import FrameType
 
-from mental_r1_jax.cli import main
+
+def main() -> None:
+    """Run the command line and end the process; Ctrl-C ends it with one line and status 130."""
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
+    try:
+        # Imported here, because this takes long enough to be interrupted.
+        from mental_r1_jax.cli import main as run
+
+        status = run()
+    except KeyboardInterrupt:
+        # Background threads, the compiler's for one, would be waited for.
+        print("interrupted", file=sys.stderr, flush=True)
+        os._exit(128 + signal.SIGINT)
+    sys.exit(status)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Interrupt once; a second Ctrl-C ends the process at once, by the system's own action."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise KeyboardInterrupt
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

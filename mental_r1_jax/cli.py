@@ -1,7 +1,8 @@
 """The command line: `mental-r1 VERB CONFIG.yaml [section.key=value ...]`, one verb a job.
 
-Exit status: 0 success, 1 a study with failed cells, 2 a user's mistake (one message, no traceback),
-143 stopped by a signal after saving.
+Exit status: 0 success, 1 a study with failed cells, 2 a user's mistake (one message, no traceback);
+143, 130 and 129 ended by SIGTERM, Ctrl-C and SIGHUP, `sft` and `train` after the step at work is
+done and saved.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mental_r1_jax.errors import UserError
+from mental_r1_jax.errors import UserError, mistake_of_surroundings
 from mental_r1_jax.recipe import load_config
 from mental_r1_jax.study.schema import load_study
 
@@ -106,8 +107,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.overrides += late
     try:
         _run(**vars(options))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        mistake = error if isinstance(error, UserError) else mistake_of_surroundings(error)
+        if mistake is None:
+            raise
+        print(f"error: {mistake}", file=sys.stderr)
         return 2
     return 0
 

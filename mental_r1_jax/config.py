@@ -137,6 +137,8 @@ class RewardsConfig(Section):
         answer_weighting: `balanced` scales w by set and class rarity, `uniform` uses w = 1.
         answer_match: `prefix` accepts an answer that starts with the label, `exact` only the label.
         custom: further reward functions, `package.module:function` -> weight.
+        timeout_s: seconds that one call of a custom function may take before the run stops and
+            names it; null waits for ever, and calls it in the main thread.
     """
 
     format_weight: NonNegativeFloat = 1.0
@@ -144,6 +146,7 @@ class RewardsConfig(Section):
     answer_weighting: Literal["balanced", "uniform"] = "balanced"
     answer_match: Literal["prefix", "exact"] = "prefix"
     custom: dict[str, float] = {}
+    timeout_s: PositiveFloat | None = None
 
 
 class OptimizerConfig(Section):

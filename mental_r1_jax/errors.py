@@ -2,6 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+
+# What the surroundings refuse. A file that is merely missing is not here: we should have looked.
+_REMEDIES = {
+    errno.ENOSPC: "make room, then give the same command again",
+    errno.EDQUOT: "make room in your quota, then give the same command again",
+    errno.EFBIG: "write to another file system",
+    errno.EACCES: "change its permissions, or choose another path",
+    errno.EPERM: "change its permissions, or choose another path",
+    errno.EROFS: "choose a path on a file system that can be written to",
+    errno.EEXIST: "a file or a broken link is in the way: remove it, or choose another path",
+    errno.ENOTDIR: "a part of the path is a file: choose another path",
+    errno.EISDIR: "a folder is in the way: move it, or choose another path",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.ELOOP: "mend the links, or choose another path",
+    errno.EIO: "look after the disk, then give the same command again",
+}
+# Libraries report a full disk by errors of their own.
+_FULL_DISK = ("No space left on device", "Disk quota exceeded")
+
 
 class UserError(Exception):
     """A mistake in what the user gave, with the way out of it.
@@ -33,6 +53,24 @@ class UserError(Exception):
             self.remedy,
         )
         return " ".join(_as_sentence(part) for part in parts if part)
+
+
+def mistake_of_surroundings(error: BaseException) -> UserError | None:
+    """A full disk, a forbidden folder or an impossible path as a message; None for other errors."""
+    if isinstance(error, OSError) and error.errno in _REMEDIES:
+        where = f" {error.filename!r}" if error.filename is not None else ""
+        if len(where) > 200:
+            where = f"{where[:200]}... ({len(str(error.filename))} characters)"
+        got, remedy = error.strerror or type(error).__name__, _REMEDIES[error.errno]
+        return UserError(f"cannot use the path{where}", "a place to read and write", got, remedy)
+    text = str(error)
+    if full := [words for words in _FULL_DISK if words in text]:
+        remedy = _REMEDIES[errno.ENOSPC]
+        return UserError("cannot write", "room on the disk", f"{full[0]}: {text[:300]}", remedy)
+    if isinstance(error, ValueError) and "embedded null byte" in text:
+        remedy = "correct the path"
+        return UserError("a path holds the character NUL", "a path of the system", text, remedy)
+    return None
 
 
 def _as_sentence(text: str) -> str:

@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from mental_r1_jax import sharding
-from mental_r1_jax.errors import UserError
+from mental_r1_jax.errors import UserError, mistake_of_surroundings
 
 # Seconds without a sign of life after which a process counts as dead, and the others end.
 DEAD_AFTER_SECONDS = 50
@@ -52,9 +52,12 @@ def joined(*, stops_between_steps: bool) -> Iterator[None]:
             error = _lost(error)
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(2)
-    except Exception:
+    except Exception as error:
         if jax.process_count() == 1:
             raise
+        if mistake := mistake_of_surroundings(error):
+            print(f"error: {mistake}", file=sys.stderr, flush=True)
+            os._exit(2)
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)

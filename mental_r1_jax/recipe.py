@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
             problem.
     """
     file = recipe_file(path)
-    return parse_config(file.read_text(encoding="utf-8"), overrides, source=str(file))
+    return parse_config(recipe_text(file), overrides, source=str(file))
 
 
 def recipe_file(path: str | Path) -> Path:
@@ -37,7 +38,7 @@ def recipe_file(path: str | Path) -> Path:
     """
     path = Path(path)
     file = path / "config.yaml" if path.is_dir() else path
-    if not file.is_file():
+    if not os.path.isfile(file):  # False too for a name that is too long
         raise UserError(
             what="recipe not found",
             expected="a YAML file, or a run folder that holds config.yaml",
@@ -45,6 +46,24 @@ def recipe_file(path: str | Path) -> Path:
             remedy="give the path of a recipe, for example one of those in configs/",
         )
     return file
+
+
+def recipe_text(file: Path) -> str:
+    """What stands in a YAML file.
+
+    Raises:
+        UserError: it is not text in UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            what=f"{file} is not text in UTF-8",
+            expected="a YAML file",
+            got=str(error),
+            remedy="give the path of a recipe; where a run has lost its config.yaml, put "
+            "the recipe that it was started with in its place",
+        ) from None
 
 
 def parse_config(text: str, overrides: Sequence[str] = (), *, source: str) -> ExperimentConfig:
@@ -136,7 +155,7 @@ def _read_layers(text: str, source: str) -> list[tuple[str, dict[str, Any]]]:
                 remedy="let the last of them name no base",
             )
         seen.add(file.resolve())
-        text, source = file.read_text(encoding="utf-8"), str(file)
+        text, source = recipe_text(file), str(file)
 
 
 def _base_file(base: Any, source: str) -> Path:

@@ -9,16 +9,23 @@ Source: the CRPO paper (arXiv 2606.13176) and its reference implementation.
 
 from __future__ import annotations
 
+import copy
 import importlib
+import inspect
 import math
 import re
+import reprlib
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.text.stages import ParsedCompletion
 from mental_r1_jax.text.tokenizer import printable
+
+# Larger values of a user's reward are mistakes: float32 sums would lose every other reward.
+LARGEST_REWARD = 1e6
 
 AnswerMatch = Literal["prefix", "exact"]
 
@@ -130,27 +137,41 @@ def answer_function(
     return RewardFunction("answer", weight, value)
 
 
-def load_reward_function(path: str, weight: float = 1.0) -> RewardFunction:
+def load_reward_function(
+    path: str, weight: float = 1.0, timeout_s: float | None = None
+) -> RewardFunction:
     """Return a user's reward `f(completion: str, example) -> float`, named by its path.
 
-    The function gets the completion as sampled, without the prefill, broken UTF-8 shown as U+FFFD.
+    The function gets the completion as sampled, without the prefill, broken UTF-8 shown as U+FFFD,
+    and a copy of the example: what it does to that changes nothing.
 
     Args:
         path: "package.module:function".
         weight: its factor in the sum.
+        timeout_s: seconds that a call may take; the calls are then made in a thread of their own.
 
     Raises:
-        RewardError: it cannot be found; and at scoring, if it raises or its value is not finite.
+        RewardError: it cannot be loaded or does not take these two arguments; and at scoring, if it
+            raises, ends the program, takes too long, or its value is not finite or beyond
+            `LARGEST_REWARD`.
     """
     user_function = _import_function(path)
 
     def value(completion: str, parsed: ParsedCompletion, example: LabelledExample) -> float:
+        arguments = (printable(completion), copy.copy(example))
         try:
-            result = user_function(printable(completion), example)
-        except Exception as error:
+            if timeout_s is None:
+                result = user_function(*arguments)
+            else:
+                result = _in_time(user_function, arguments, timeout_s)
+        # SystemExit too: a reward that calls exit() would end the run as if it were done.
+        except (Exception, SystemExit) as error:
             raise RewardError(
-                what=f"The reward function {path!r} raised on an example of {example.set_name!r}",
-                expected="a finite number for any completion",
+                what=f"The reward function {path!r} failed on {_place(example)}",
+                expected="a finite number for any completion"
+                + (
+                    "" if timeout_s is None else f", within rewards.timeout_s={timeout_s:g} seconds"
+                ),
                 got=f"{type(error).__name__}: {error}",
                 remedy="Make it return a number for every text, also for a malformed one.",
             ) from error
@@ -181,7 +202,7 @@ def _inverse_weights(counts: Mapping[str, int]) -> dict[str, float]:
 
 
 def _import_function(path: str) -> Callable[[str, LabelledExample], object]:
-    """The function that "package.module:function" names."""
+    """The function that "package.module:function" names, if it can be called as a reward."""
     module_name, _, function_name = path.partition(":")
     try:
         if not module_name or not function_name:
@@ -189,10 +210,14 @@ def _import_function(path: str) -> Callable[[str, LabelledExample], object]:
         function = getattr(importlib.import_module(module_name), function_name)
         if not callable(function):
             raise TypeError(f"{function_name} is a {type(function).__name__}")
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        # Fails for what takes other arguments, and for built-ins that do not tell theirs.
+        inspect.signature(function).bind("completion", "example")
+    # The module is the user's code: whatever it raises, a syntax error or exit(), they can mend.
+    except (Exception, SystemExit) as error:
         raise RewardError(
             what=f"The reward function {path!r} cannot be loaded",
-            expected='"package.module:function", importable from where you run',
+            expected='"package.module:function" with the arguments (completion, example), '
+            "importable from where you run",
             got=f"{type(error).__name__}: {error}",
             remedy="Check the spelling, and that the package is installed or on PYTHONPATH.",
         ) from error
@@ -200,18 +225,44 @@ def _import_function(path: str) -> Callable[[str, LabelledExample], object]:
     return imported
 
 
+def _in_time(function: Callable[..., object], arguments: tuple[Any, ...], limit: float) -> object:
+    """Call `function` in a thread that is left behind if it takes more than `limit` seconds."""
+    outcome: list[object] = []
+    failure: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            outcome.append(function(*arguments))
+        except BaseException as error:  # raised again by the caller
+            failure.append(error)
+
+    # A daemon: a thread that hangs must not keep the process from ending.
+    thread = threading.Thread(target=call, name="reward", daemon=True)
+    thread.start()
+    thread.join(limit)
+    if failure:
+        raise failure[0]
+    if not outcome:
+        raise TimeoutError(f"no value after {limit:g} seconds")
+    return outcome[0]
+
+
 def _finite(result: object, path: str, example: LabelledExample) -> float:
-    """`result` as a float, or an error that names the function and the value."""
+    """`result` as a float, or an error that names the function, the row and the value."""
     try:
         value = float(result)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
-    if not math.isfinite(value):
+    if not abs(value) <= LARGEST_REWARD:  # so that NaN fails
         raise RewardError(
-            what=f"The reward function {path!r} gave no finite number for an example of "
-            f"{example.set_name!r}",
-            expected="a finite number",
-            got=repr(result),
+            what=f"The reward function {path!r} gave no usable number for {_place(example)}",
+            expected=f"a finite number between -{LARGEST_REWARD:.0e} and {LARGEST_REWARD:.0e}",
+            got=reprlib.repr(result),
             remedy="Make it return a float for every text, also for a malformed one.",
         )
     return value
+
+
+def _place(example: LabelledExample) -> str:
+    """Which post it was, without its text."""
+    return f"row {getattr(example, 'row', '(unknown)')} of {example.set_name!r}"

@@ -52,6 +52,7 @@ BAD_VALUES = [
     ("rewards.answer_weight", "-0.5"),
     ("rewards.answer_weighting", "square"),
     ("rewards.answer_match", "fuzzy"),
+    ("rewards.timeout_s", "0"),
     ("crpo.scale_rewards", "std"),
     ("crpo.advantage_baseline", "median"),
     ("crpo.clip_epsilon_low", "1.0"),

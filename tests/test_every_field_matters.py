@@ -9,6 +9,7 @@ result alone and fails here; so does a new field without an entry.
 from __future__ import annotations
 
 import dataclasses
+import threading
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -208,6 +209,11 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
         predictions.evaluated_long_answers,
     ),
     "rewards.custom": Field({"tests.test_every_field_matters:number_of_words": 1.0}, probes.reward),
+    "rewards.timeout_s": Field(
+        60.0,
+        probes.reward,
+        {"rewards.custom": {"tests.test_every_field_matters:in_another_thread": 1.0}},
+    ),
     "crpo.scale_rewards": Field("tokens", probes.objective),
     "crpo.advantage_baseline": everywhere(
         "greedy", probes.objective, programs.training_sampler, programs.training_update
@@ -318,6 +324,11 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
 def number_of_words(completion: str, example: Any) -> float:
     """A reward of a user's own."""
     return float(len(completion.split()))
+
+
+def in_another_thread(completion: str, example: Any) -> float:
+    """A reward that tells where it is called."""
+    return float(threading.current_thread() is not threading.main_thread())
 
 
 def leaf_fields(section: type[pydantic.BaseModel], prefix: str = "") -> Iterator[str]:

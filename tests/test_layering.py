@@ -31,8 +31,8 @@ ALLOWED: dict[str, set[str]] = {
     "footprint": {"config", "models"},
     # L2: subjects joined
     "rollout": {"config", "data", "types", "text", "rewards", "models", "sharding", "hosts"},
-    "training": {"errors", "types", "config", "rl", "models", "sharding"},
-    "evaluation": {"config"},
+    "training": {"errors", "types", "config", "rl", "models", "sharding", "hosts"},
+    "evaluation": {"config", "errors"},
     "programs": {"config", "types", "models", "sharding", "rollout", "training", "footprint"},
     "console": {"config", "recipe", "data", "models", "footprint"},
     "opening": {
@@ -47,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "prediction": {
         *("config", "data", "types", "rewards", "evaluation", "hosts", "models"),
-        *("sharding", "rollout", "training", "programs", "opening", "console"),
+        *("sharding", "rollout", "training", "programs", "opening", "console", "errors"),
     },
     # L3: whole runs
     "runs": {

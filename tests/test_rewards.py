@@ -137,6 +137,7 @@ def user_module(monkeypatch):
     module.stretched = lambda completion, example: completion
     module.nan = lambda completion, example: float("nan")
     module.number = 3
+    module.one = lambda completion: 1.0
     monkeypatch.setitem(sys.modules, "made_up_rewards", module)
 
 
@@ -169,7 +170,14 @@ def test_user_function_sees_no_surrogates(user_module, monkeypatch):
 
 @pytest.mark.parametrize(
     "path",
-    ["no_such_module:f", "made_up_rewards:gone", "made_up_rewards", ":f", "made_up_rewards:number"],
+    [
+        "no_such_module:f",
+        "made_up_rewards:gone",
+        "made_up_rewards",
+        ":f",
+        "made_up_rewards:number",
+        "made_up_rewards:one",
+    ],
 )
 def test_unloadable_user_function_is_named(user_module, path):
     with pytest.raises(RewardError) as caught:

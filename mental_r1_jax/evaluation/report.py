@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mental_r1_jax.config import STAGE_NAMES
+from mental_r1_jax.errors import UserError
 from mental_r1_jax.evaluation.metrics import (
     Prediction,
     SetMetrics,
@@ -32,6 +33,25 @@ from mental_r1_jax.evaluation.report_page import percent, report_page
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.csv"
 REPORT_FILE = "report.html"
+
+
+def check_report_folder(folder: Path) -> None:
+    """Refuse a folder that holds something else than an evaluation.
+
+    Raises:
+        UserError: `folder` is such a folder; nothing is touched.
+    """
+    if not folder.is_dir() or (folder / REPORT_FILE).is_file():
+        return
+    ours = {METRICS_FILE, PREDICTIONS_FILE}
+    foreign = sorted(p.name for p in folder.iterdir() if p.name.removesuffix(".tmp") not in ours)
+    if foreign:
+        raise UserError(
+            what=f"{folder} is not empty and holds no evaluation",
+            expected="a new or empty folder, or an earlier evaluation to replace",
+            got=f"{foreign[:5]}",
+            remedy="choose another evaluate.output_dir; nothing was touched",
+        )
 
 
 def write_evaluation(

@@ -13,7 +13,7 @@ import mental_r1_jax
 from mental_r1_jax import hosts
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.console.progress import open_console
-from mental_r1_jax.evaluation.report import console_table, write_evaluation
+from mental_r1_jax.evaluation.report import check_report_folder, console_table, write_evaluation
 from mental_r1_jax.opening.devices import open_mesh
 from mental_r1_jax.opening.model_source import load_weights, open_model, public_name
 from mental_r1_jax.prediction.held_out import evaluate_posts, held_out_posts
@@ -24,11 +24,15 @@ def run(config: ExperimentConfig) -> Path:
     """Write `metrics.json`, `predictions.csv` and `report.html`; returns their folder."""
     console = open_console()
     name = config.evaluate.model or str(config.run.output_dir)
+    folder = config.evaluate.output_dir or (
+        config.run.output_dir / "evaluation" / config.evaluate.split
+    )
+    check_report_folder(folder)
     model = open_model(name, config)
     rows = {"evaluate.batch_size": config.evaluate.batch_size}
     mesh = open_mesh(config, rows=rows, model=model.decoder)
     posts = held_out_posts(config, config.evaluate.split, config.evaluate.limit_per_set)
-    console.print(f"evaluating {name} on {sum(map(len, posts.values()))} posts")
+    console.print(f"evaluating {name} on {sum(map(len, posts.values()))} posts", markup=False)
     params = load_weights(model, mesh, which="best")
     predictor = make_predictor(model, config, mesh, "evaluate")
 
@@ -36,9 +40,6 @@ def run(config: ExperimentConfig) -> Path:
         console.print(f"  {done}/{total} posts")
 
     metrics, predictions = evaluate_posts(predictor, params, posts, on_batch=report_progress)
-    folder = config.evaluate.output_dir or (
-        config.run.output_dir / "evaluation" / config.evaluate.split
-    )
     if hosts.is_first():
         write_evaluation(
             folder,
@@ -49,7 +50,7 @@ def run(config: ExperimentConfig) -> Path:
             context=_context(config, name),
         )
     console.print(console_table(metrics))
-    console.print(f"report: {folder / 'report.html'}")
+    console.print(f"report: {folder / 'report.html'}", markup=False)
     return folder
 
 

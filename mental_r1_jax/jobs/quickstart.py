@@ -89,5 +89,5 @@ def _print_table(scores: dict[str, dict[str, float]], released: Path, minutes: f
         table.add_row(name, *(f"{100 * of_stage[name]:.1f}" for of_stage in scores.values()))
     console = open_console()
     console.print(table)
-    console.print(f"Hugging Face folder: {released}", soft_wrap=True)
+    console.print(f"Hugging Face folder: {released}", soft_wrap=True, markup=False)
     console.print(f"{minutes:.1f} minutes")

@@ -53,12 +53,15 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
     """Read `config.json` of a model folder.
 
     Raises:
-        UserError: it is missing or not JSON.
+        UserError: it is missing, or not a JSON object.
     """
     file = folder / "config.json"
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"a JSON {type(content).__name__}, not an object")
+        return content
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             what=f"cannot read {file}",
             expected="a Hugging Face model folder with config.json",

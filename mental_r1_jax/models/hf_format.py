@@ -29,6 +29,8 @@ from mental_r1_jax.models.parameters import Row, parameter_rows, parameter_tree,
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+# Integers and 8-bit floats under the names of weights are quantised: numbers without their scales.
+_FLOATS = ("F32", "BF16", "F16", "F64")
 _WANTED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
@@ -119,7 +121,8 @@ def load_params(
             device when None. Each process reads only the slices that its devices hold.
 
     Raises:
-        UserError: lists every missing, unexpected and mis-shaped tensor.
+        UserError: lists every missing, unexpected and mis-shaped tensor and those that hold no
+            floating-point numbers; or names one with weights that are not finite.
     """
     if shardings is None:
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -213,7 +216,7 @@ def _open_files(folder: Path, stack: ExitStack) -> dict[str, Any]:
 def _check_tensors(
     folder: Path, files: Mapping[str, Any], tensors: Mapping[str, _Tensor], config: DecoderConfig
 ) -> None:
-    """Compare names and shapes in the files with those of the config; raise all differences."""
+    """Compare names, shapes and dtypes in the files with the config; raise all differences."""
     ignored = {"lm_head.weight"} if config.tie_embeddings else set()
     problems = [f"missing: {name}" for name in tensors if name not in files]
     for name in sorted(set(files) - set(tensors) - ignored):
@@ -221,7 +224,12 @@ def _check_tensors(
             problems.append(f"unexpected: {name}")
     for name, tensor in tensors.items():
         if name in files:
-            shape = tuple(files[name].get_slice(name).get_shape())
+            stored = files[name].get_slice(name)
+            shape, dtype = tuple(stored.get_shape()), stored.get_dtype()
+            if dtype not in _FLOATS:
+                problems.append(
+                    f"dtype of {name}: expected one of {', '.join(_FLOATS)}, got {dtype}"
+                )
             if shape != tensor.hf_shape:
                 problems.append(f"shape of {name}: expected {tensor.hf_shape}, got {shape}")
     if problems:
@@ -256,9 +264,22 @@ def _read_parameter(
             for place, tensor in zip(part if stacked else [part], chosen, strict=True):
                 source = files[tensor.hf].get_slice(tensor.hf)
                 place[...] = tensor.to_ours(source[tensor.file_window(inner)], inner)
+                if not np.isfinite(place).all():
+                    raise _not_finite(tensor.hf, place)
         return parts[str(window)]
 
     return jax.make_array_from_callback(shape, sharding, read)
+
+
+def _not_finite(name: str, values: np.ndarray) -> UserError:
+    """A model with one such weight computes no number at all."""
+    count = values.size - int(np.isfinite(values).sum())
+    return UserError(
+        what=f"the tensor {name} of the start model has weights that are no numbers",
+        expected="finite weights",
+        got=f"{count} of {values.size} are NaN or infinite as float32",
+        remedy="download the model again, or choose another one in model.path",
+    )
 
 
 def _fetch(params: PyTree, tensor: _Tensor, dtype: np.dtype) -> np.ndarray:

@@ -7,7 +7,6 @@ A model is named by a Hugging Face folder, a hub id, or a run folder of ours. A 
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from mental_r1_jax.errors import UserError
 from mental_r1_jax.models import decoder as network
 from mental_r1_jax.models import hf_format
 from mental_r1_jax.models.decoder import DecoderConfig
-from mental_r1_jax.models.hf_config import decoder_config_from_hf
+from mental_r1_jax.models.hf_config import decoder_config_from_hf, read_hf_config
 from mental_r1_jax.recipe import load_config
 from mental_r1_jax.text.prompts import check_grammar
 from mental_r1_jax.text.tokenizer import Tokenizer, load_tokenizer
@@ -64,7 +63,7 @@ def open_model(name: str, config: ExperimentConfig) -> ModelSource:
             got=f"files {sorted(path.name for path in folder.iterdir())[:8]}",
             remedy="set model.path to a folder or hub id of a Llama, Qwen2, Qwen3 or Mistral model",
         )
-    hf_config = json.loads(file.read_text(encoding="utf-8"))
+    hf_config = read_hf_config(folder)
     tokenizer = load_tokenizer(folder)
     check_grammar(tokenizer)
     return ModelSource(

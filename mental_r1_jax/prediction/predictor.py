@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from mental_r1_jax import hosts, sharding
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.data.records import Example
+from mental_r1_jax.errors import UserError
 from mental_r1_jax.evaluation.metrics import Prediction, vote
 from mental_r1_jax.models import decoder as network
 from mental_r1_jax.opening.model_source import ModelSource
@@ -131,7 +132,32 @@ def _generate(
     posts = [posts[row] for row in rows]
     match = config.rewards.answer_match
     groups = score_completions(tokenizer, posts, completions, (), match)
-    return groups, hosts.fetch_rows(entropies)
+    measured = hosts.fetch_rows(entropies)
+    refuse_non_finite(measured, hosts.fetch_rows(completions.completion_mask))
+    return groups, measured
+
+
+def refuse_non_finite(
+    entropies: Float[np.ndarray, "B votes C"], mask: Bool[np.ndarray, "B votes C"]
+) -> None:
+    """Refuse answers of a model whose logits overflow or are NaN: the tokens mean nothing.
+
+    Args:
+        entropies: of each token's distribution, nats; finite exactly where its logits are.
+        mask: which tokens are real.
+
+    Raises:
+        UserError: the entropy of a real token is no number.
+    """
+    wrong = int((~np.isfinite(entropies[mask])).sum())
+    if wrong:
+        raise UserError(
+            what="the model computes logits that are no numbers",
+            expected="finite logits for every token of every answer",
+            got=f"NaN or infinity at {wrong} of {int(mask.sum())} tokens of a batch",
+            remedy="its weights are broken, or too large for model.compute_dtype: evaluate an "
+            "earlier checkpoint, or try model.compute_dtype=float32",
+        )
 
 
 def _prediction(

@@ -29,8 +29,7 @@ def check_target(target: Path) -> None:
         UserError: `target` is such a folder, or a file; nothing is touched.
     """
     ours = (target / MARKER).is_file()
-    empty = target.is_dir() and not any(target.iterdir())
-    if target.exists() and not ours and not empty:
+    if target.exists() and not ours and not _is_empty(target):
         raise UserError(
             what=f"{target} exists and was not made by `mental-r1 export`",
             expected="a new or empty folder, or an earlier export to replace",
@@ -50,8 +49,11 @@ def write_beside(target: Path, params: Any, model: ModelSource, config: Experime
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    shutil.copytree(model.folder, staging)
+    _remove_ours(staging)
+    staging.mkdir()
+    made_by = {"made_by": "mental-r1 export", "version": mental_r1_jax.__version__}
+    _write_json(staging / MARKER, made_by)  # first, so that what a kill leaves is known as ours
+    shutil.copytree(model.folder, staging, dirs_exist_ok=True)
     hf_format.save_params(
         params,
         model.decoder,
@@ -61,19 +63,36 @@ def write_beside(target: Path, params: Any, model: ModelSource, config: Experime
     )
     write_configs(model, staging, config)
     (staging / "README.md").write_text(card_of(config), encoding="utf-8")
-    made_by = {"made_by": "mental-r1 export", "version": mental_r1_jax.__version__}
-    _write_json(staging / MARKER, made_by)
+    _write_json(staging / MARKER, made_by)  # the start model may have had one of its own
     return staging
 
 
 def put_in_place(staging: Path, target: Path) -> None:
     """Rename `staging` to `target`; an earlier export there goes only once the new one stands."""
     retired = target.with_name(f".{target.name}.retired")
-    shutil.rmtree(retired, ignore_errors=True)
+    _remove_ours(retired)
     if target.exists():
         target.rename(retired)
     staging.rename(target)
     shutil.rmtree(retired, ignore_errors=True)
+
+
+def _remove_ours(folder: Path) -> None:
+    """Remove what an earlier export left at `folder`, and nothing else."""
+    if not folder.exists() and not folder.is_symlink():
+        return
+    if folder.is_symlink() or not ((folder / MARKER).is_file() or _is_empty(folder)):
+        raise UserError(
+            what=f"{folder} is in the way, and was not made by `mental-r1 export`",
+            expected="nothing of this name, or what an earlier export left",
+            got=f"something without {MARKER}",
+            remedy="move it away, or choose another export.output_dir; nothing was touched",
+        )
+    shutil.rmtree(folder)
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
 
 
 def write_configs(model: ModelSource, folder: Path, config: ExperimentConfig) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,34 +18,53 @@ from mental_r1_jax import hosts
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.recipe import dump_config, load_config
+from mental_r1_jax.runs.run_lock import LOCK_FILE, run_lock
 
 CONFIG_FILE = "config.yaml"
 
+# What a run that was killed at once may have left.
+_EARLIEST = (LOCK_FILE, f"{CONFIG_FILE}.partial")
+
 # Keys that change what is kept or shown, but not the trajectory: they may differ on resume.
 _FREE_SECTIONS = ("evaluate", "export", "mesh")
+_FREE_KEYS = ("rewards.timeout_s",)
 # The length is bound too: the learning rate decays over it.
 _BOUND_RUN_KEYS = ("seed", "micro_batches", "num_steps", "num_epochs")
 
 
-def open_run_folder(folder: Path, config: ExperimentConfig) -> None:
+@contextlib.contextmanager
+def open_run_folder(folder: Path, config: ExperimentConfig) -> Iterator[None]:
     """Create the run folder, or check that the run in it is this one; writes `config.yaml`.
 
-    Every process looks before the first one writes, so all come to the same verdict.
+    Every process looks before the first one writes, so all come to the same verdict. The first one
+    holds the lock of the folder for all.
 
     Raises:
-        UserError: the folder holds something else, or a run with another configuration.
+        UserError: the folder holds something else, or a run with another configuration, or another
+            process is at work in it.
     """
     _check_run_folder(folder, config)
     hosts.wait_for_all("checked the run folder")
-    if hosts.is_first():
-        folder.mkdir(parents=True, exist_ok=True)
-        staging = folder / f"{CONFIG_FILE}.partial"
-        staging.write_text(dump_config(config), encoding="utf-8")
-        staging.rename(folder / CONFIG_FILE)
+    with contextlib.ExitStack() as stack:
+        if hosts.is_first():
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(run_lock(folder))
+            staging = folder / f"{CONFIG_FILE}.partial"
+            staging.write_text(dump_config(config), encoding="utf-8")
+            staging.rename(folder / CONFIG_FILE)
+        yield
 
 
 def _check_run_folder(folder: Path, config: ExperimentConfig) -> None:
     """Refuse a folder that is not this run's."""
+    if "[" in str(folder.absolute()):
+        raise UserError(
+            what=f"the path {str(folder)!r} has a bracket",
+            expected="a run folder without [ in its path: Orbax would take that for a pattern, and "
+            "write checkpoints that nobody can read",
+            got=str(folder.absolute()),
+            remedy="choose another run.output_dir",
+        )
     file = folder / CONFIG_FILE
     if file.is_file():
         changed = _changed_keys(load_config(file), config)
@@ -53,7 +75,7 @@ def _check_run_folder(folder: Path, config: ExperimentConfig) -> None:
                 got="\n" + "\n".join(f"  - {line}" for line in changed),
                 remedy="repeat the first command, or choose another run.output_dir",
             )
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and any(path.name not in _EARLIEST for path in folder.iterdir()):
         raise UserError(
             what=f"{folder} is not empty and holds no run",
             expected="a new folder, or the folder of a run to resume",
@@ -68,7 +90,11 @@ def _changed_keys(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
     changed = []
     for key in sorted(before.keys() | after.keys()):
         section, _, rest = key.partition(".")
-        free = section in _FREE_SECTIONS or (section == "run" and rest not in _BOUND_RUN_KEYS)
+        free = (
+            section in _FREE_SECTIONS
+            or key in _FREE_KEYS
+            or (section == "run" and rest not in _BOUND_RUN_KEYS)
+        )
         if not free and before.get(key) != after.get(key):
             changed.append(f"{key}: {before.get(key)!r} -> {after.get(key)!r}")
     return changed
@@ -85,15 +111,18 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class StopSignal:
-    """Turns SIGTERM and Ctrl-C into a request that the loop serves between two steps.
+    """Turns SIGTERM, SIGHUP and Ctrl-C into a request that the loop serves between two steps.
 
-    A second signal is not held back, so a run that hangs can still be ended. Of several processes
-    each may be told alone; JAX sees the SIGTERM of any, and chooses a step that all can reach.
+    A second signal ends the process at once, by the system's own action: nothing is printed, and
+    files that are being written do not count. Of several processes each may be told alone; JAX sees
+    the SIGTERM of any, and chooses a step that all can reach. Signals that are ignored when the run
+    starts (`nohup`) stay so.
     """
 
     def __init__(self) -> None:
         self.requested = False
-        self._previous: dict[int, Any] = {}
+        self.number = signal.SIGTERM
+        self._previous: dict[signal.Signals, Any] = {}
 
     def reached(self, step: int) -> bool:
         """Whether to stop after `step`, the same on every process; ask once for every step."""
@@ -102,26 +131,41 @@ class StopSignal:
         return self.requested
 
     def __enter__(self) -> StopSignal:
-        if jax.process_count() > 1:
-            return self
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._request)
+        # Of several processes JAX itself waits for SIGTERM.
+        alone = [signal.SIGTERM] if jax.process_count() == 1 else []
+        for number in (*alone, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._request)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        self._restore()
-
-    def _restore(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        self._previous = {}
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.number = signal.Signals(number)
+        for one in self._previous:
+            signal.signal(one, signal.SIG_DFL)
+        if number == signal.SIGHUP:
+            _forget_closed_terminal()
+        # Not `print`: the signal may have come in the middle of one.
+        os.write(2, f"{self.number.name}: stopping after this step\n".encode())
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            self.requested = True
+
+
+def _forget_closed_terminal() -> None:
+    """Let output to a terminal go nowhere: after SIGHUP there is none, and writing to it fails."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        if os.isatty(descriptor):
+            os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def exit_if_stopped(stop: StopSignal) -> None:
-    """End with the status of a terminated process, so that a scheduler knows to start it again."""
+    """End with the status of an ended process, so that a scheduler knows to start it again."""
     if stop.requested:
-        sys.exit(128 + signal.SIGTERM)
+        sys.exit(128 + stop.number)

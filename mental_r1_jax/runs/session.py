@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import optax
-import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from mental_r1_jax import hosts
@@ -27,6 +26,7 @@ from mental_r1_jax.runs.run_folder import StopSignal, exit_if_stopped, open_run_
 from mental_r1_jax.runs.step_log import StepLog
 from mental_r1_jax.runs.training_run import fresh_state
 from mental_r1_jax.training import checkpoint
+from mental_r1_jax.training.damage import sound_steps
 from mental_r1_jax.training.metrics import METRICS_FILE, Writers, open_writers, truncate_after
 from mental_r1_jax.training.profiling import Profiler
 from mental_r1_jax.training.train_step import TrainState
@@ -51,7 +51,7 @@ class Session:
     num_steps: int
     log: StepLog
     progress: Progress
-    checkpoints: ocp.CheckpointManager
+    checkpoints: checkpoint.CheckpointManager
     stop: StopSignal
     profiler: Profiler
     validator: Validator
@@ -110,17 +110,35 @@ def open_session(
 ) -> Iterator[Session]:
     """Open the run folder and everything in it; go on from its newest checkpoint if it has one.
 
-    Ends the process with the status of a terminated one where a signal asked the run to stop.
+    Ends the process with the status of one that a signal ended where one asked the run to stop.
     `crpo` is None in supervised runs, whose state has no entropy coefficients.
 
     Raises:
-        UserError: the folder holds something else, or a run of another configuration.
+        UserError: the folder holds something else, or a run of another configuration, or it has
+            checkpoints and none of them is sound.
     """
+    with (
+        open_run_folder(config.run.output_dir, config),
+        _resumed(config, model, mesh, optimizer, num_steps, crpo) as session,
+    ):
+        yield session
+
+
+@contextlib.contextmanager
+def _resumed(
+    config: ExperimentConfig,
+    model: ModelSource,
+    mesh: Mesh,
+    optimizer: optax.GradientTransformation,
+    num_steps: int,
+    crpo: CrpoConfig | None,
+) -> Iterator[Session]:
+    """`open_session` in a run folder that is open."""
     folder = config.run.output_dir
-    open_run_folder(folder, config)
     if hosts.is_first():
         save_base_model(model, folder)
     hosts.wait_for_all("made the run folder")
+    sound_steps(checkpoint.absolute(folder / "checkpoints"))
     manager = checkpoint.open_checkpoints(folder / "checkpoints", keep=config.run.keep_checkpoints)
     with manager as checkpoints, StopSignal() as stop:
         abstract = abstract_state(model.decoder, optimizer, mesh, crpo)
@@ -142,7 +160,8 @@ def open_session(
             yield session
         checkpoints.wait_until_finished()
     if stop.requested:
-        print(f"stopped by a signal after step {session.step}; run the same command to resume")
+        done = f"stopped by {stop.number.name} after step {session.step}"
+        print(f"{done}; run the same command to resume")
     exit_if_stopped(stop)
 
 

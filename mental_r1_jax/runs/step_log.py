@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from mental_r1_jax import hosts
 from mental_r1_jax.config import RunConfig
 from mental_r1_jax.console.progress import Progress
+from mental_r1_jax.errors import UserError
 from mental_r1_jax.rewards import RewardFunction
 from mental_r1_jax.rollout.collect import (
     ScoredGroups,
@@ -27,6 +28,9 @@ from mental_r1_jax.training.metrics import Writers, scalars
 
 # So many steps in a row without a single group to learn from are worth a word.
 SILENT_STEPS = 5
+# So many steps in a row all of whose updates were skipped end the run. One may be an unlucky batch;
+# a skipped update changes no weight, so after five other batches nothing is going to get better.
+SKIPPED_STEPS = 5
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ class StepLog:
         """
         self._run, self._mesh, self._writers, self._progress = run, mesh, writers, progress
         self._deferred: StepRecord | None = None
-        self._silent_steps = 0
+        self._silent_steps = self._skipped_steps = 0
 
     def defer(self, record: StepRecord) -> None:
         """Keep the record of a step until it is flushed."""
@@ -125,6 +129,9 @@ class StepLog:
         Returns:
             When the device had finished that step, seconds of `time.perf_counter`; -inf if there
             was none.
+
+        Raises:
+            UserError: no update of the last `SKIPPED_STEPS` steps had a finite gradient.
         """
         if self._deferred is None:
             return -math.inf
@@ -132,6 +139,7 @@ class StepLog:
         numbers, finished = read_record(record)
         self._writers.write(record.step, numbers)
         self._progress.update(record.step, numbers)
+        self._stop_if_all_skipped(record.step, numbers["updates/skipped"] == len(record.updates))
         if record.rollout is not None:
             self._warn_if_silent(numbers["frac_reward_zero_std"])
             every = self._run.log_completions_every
@@ -140,6 +148,18 @@ class StepLog:
         return finished
 
     close = flush
+
+    def _stop_if_all_skipped(self, step: int, skipped: bool) -> None:
+        """End a run that does not learn any more, before it saves this as its newest state."""
+        self._skipped_steps = self._skipped_steps + 1 if skipped else 0
+        if self._skipped_steps == SKIPPED_STEPS:
+            raise UserError(
+                what=f"no update of the last {SKIPPED_STEPS} steps had a finite gradient",
+                expected="finite gradients: a skipped update leaves the weights as they are",
+                got=f"NaN or infinity in all of them, up to step {step}",
+                remedy="the checkpoints so far are kept; start again from one of them or from the "
+                "start model, in another run.output_dir, with a smaller learning rate",
+            )
 
     def _warn_if_silent(self, share: float) -> None:
         """Say why nothing is learned when all groups have had equal rewards for a while."""

@@ -117,7 +117,7 @@ def reward_functions(
     return (
         format_function(rewards.format_weight),
         answer_function(rewards.answer_weight, weights, rewards.answer_match),
-        *(load_reward_function(path, weight) for path, weight in rewards.custom.items()),
+        *(load_reward_function(path, w, rewards.timeout_s) for path, w in rewards.custom.items()),
     )
 
 

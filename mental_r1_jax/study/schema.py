@@ -21,7 +21,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from mental_r1_jax.config import Section
 from mental_r1_jax.errors import UserError
-from mental_r1_jax.recipe import describe_problem, parse_override, parse_yaml
+from mental_r1_jax.recipe import describe_problem, parse_override, parse_yaml, recipe_text
 
 # Keys that tell the cells of a study apart, so that only the study itself may set them.
 SET_BY_THE_STUDY = (
@@ -137,7 +137,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
             got=str(file),
             remedy="give the path of a study, for example configs/study_synthetic.yaml",
         )
-    tree = parse_yaml(file.read_text(encoding="utf-8"), what=f"{file} is not YAML")
+    tree = parse_yaml(recipe_text(file), what=f"{file} is not YAML")
     if not isinstance(tree, dict):
         raise UserError(
             what=f"{file} is not a study",

@@ -1,14 +1,16 @@
 """Orbax checkpoints: weights, optimizer, and the position in data and randomness.
 
-A checkpoint is the folder `checkpoints/STEP/` with three items, so that each can be read alone:
-`params`, `optimizer` (moments, update count, and steered entropy coefficients where there are
-any) and `progress` (JSON: data position, and whatever
-else the loop needs to go on). Random numbers are functions of (seed, step), so the step is the
-random state. Saving is asynchronous and atomic: a half-written folder never counts.
+A checkpoint is the folder `checkpoints/STEP/` with four items, so that each can be read alone:
+`params`, `optimizer` (moments, update count, and steered entropy coefficients where there are any),
+`progress` (JSON: data position, and whatever else the loop needs to go on) and `metrics` (JSON: the
+validation score). Random numbers are functions of (seed, step), so the step is the random state.
+Saving is asynchronous and atomic: a half-written folder never counts. Every step has a manifest
+(see `manifest`); `sound_steps` moves damaged ones out of the way before anything is restored.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,18 +18,48 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
+from orbax.checkpoint.utils import TMP_DIR_SUFFIX
 
 from mental_r1_jax.errors import UserError
+from mental_r1_jax.training import manifest
+from mental_r1_jax.training.damage import sound_steps
 from mental_r1_jax.training.train_step import TrainState
 
 VALIDATION_METRIC = "weighted_f1"
 
 
+class CheckpointManager(ocp.CheckpointManager):
+    """Orbax's manager of a folder; every step gets its manifest before it is committed."""
+
+    def __init__(self, folder: epath.Path, options: ocp.CheckpointManagerOptions) -> None:
+        """Manage the steps in `folder`."""
+        self._saving = -1
+        options.async_options = ocp.AsyncOptions(post_finalization_callback=self._sign)
+        super().__init__(folder, options=options)
+
+    def save(self, step: int, **parts: Any) -> bool:
+        """Start writing `step`; see `ocp.CheckpointManager.save`."""
+        self.wait_until_finished()  # until then the step before is being written, and signed
+        self._saving = step
+        return bool(super().save(step, custom_metadata=manifest.SIGNED, **parts))
+
+    def _sign(self) -> None:
+        """Write the manifest; the first process calls it, when all have written their files."""
+        final = self.directory / str(self._saving)
+        # In a bucket, where nothing can be renamed, a step is written where it stays.
+        unfinished = final.with_name(final.name + TMP_DIR_SUFFIX)
+        manifest.write_manifest(unfinished if unfinished.exists() else final, self._saving)
+
+
 def open_checkpoints(
     folder: Path, *, keep: int | None = None, read_only: bool = False
-) -> ocp.CheckpointManager:
-    """Open `folder`, keeping the `keep` newest checkpoints and the best one by validation."""
+) -> CheckpointManager:
+    """Open `folder`, keeping the `keep` newest checkpoints and the best one by validation.
+
+    Damaged steps must be out of the way, see `sound_steps`: they would be counted, or worse.
+    """
     ranked = policies.BestN(get_metric_fn=_score, n=1)
     policy = policies.AnyPreservationPolicy([policies.LatestN(keep), ranked])
     # `best_fn` decides nothing beside a policy, but without it Orbax writes no metrics at all.
@@ -35,11 +67,11 @@ def open_checkpoints(
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policy, best_fn=_score, create=not read_only
     )
-    return ocp.CheckpointManager(Path(folder).absolute(), options=options)
+    return CheckpointManager(absolute(folder), options)
 
 
 def save(
-    manager: ocp.CheckpointManager,
+    manager: CheckpointManager,
     step: int,
     state: TrainState,
     progress: Mapping[str, Any],
@@ -67,7 +99,7 @@ def save(
 
 
 def restore(
-    manager: ocp.CheckpointManager, abstract: TrainState
+    manager: CheckpointManager, abstract: TrainState
 ) -> tuple[int, TrainState, dict[str, Any]] | None:
     """Newest checkpoint as (step, state, progress), or None where there is none yet.
 
@@ -75,18 +107,18 @@ def restore(
         manager: from `open_checkpoints`.
         abstract: shapes, dtypes and shardings to restore into; the mesh may differ from the one
             that saved.
+
+    Raises:
+        UserError: it has no manifest, and cannot be read.
     """
     step = manager.latest_step()
     if step is None:
         return None
-    optimizer = _optimizer_item(abstract)
-    restored = manager.restore(
-        step,
-        args=ocp.args.Composite(
-            params=ocp.args.StandardRestore(abstract.params),
-            optimizer=ocp.args.StandardRestore(optimizer),
-            progress=ocp.args.JsonRestore(),
-        ),
+    restored = _read(
+        manager.directory / str(step),
+        params=ocp.args.StandardRestore(abstract.params),
+        optimizer=ocp.args.StandardRestore(_optimizer_item(abstract)),
+        progress=ocp.args.JsonRestore(),
     )
     state = TrainState(params=restored["params"], **restored["optimizer"])
     return step, state, restored["progress"]
@@ -104,31 +136,37 @@ def restore_params(run_folder: Path, which: str | int, abstract_params: Any) -> 
     """Weights alone of a run's `best`, `latest` or numbered checkpoint, and its step.
 
     Raises:
-        UserError: the run has no such checkpoint.
+        UserError: the run has no such checkpoint, or it is damaged and no other one will do.
     """
-    folder = Path(run_folder) / "checkpoints"
-    if not folder.is_dir():
-        raise _missing(run_folder, which, [])
-    with open_checkpoints(folder, read_only=True) as manager:
-        step = choose_step(manager, which)
-        if step is None:
-            raise _missing(run_folder, which, manager.all_steps())
-        restored = manager.restore(
-            step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params))
-        )
-    return step, restored["params"]
+    folder = absolute(Path(run_folder) / "checkpoints")
+    steps = sound_steps(
+        folder,
+        lambda sound: choose_step(validation_scores(folder, sound), which),
+        only_reads=True,
+    )
+    step = choose_step(validation_scores(folder, steps), which)
+    if step is None:
+        raise _missing(run_folder, which, steps)
+    return step, _read(folder / str(step), params=ocp.args.StandardRestore(abstract_params)).params
 
 
-def choose_step(manager: ocp.CheckpointManager, which: str | int) -> int | None:
+def validation_scores(folder: epath.Path, steps: list[int]) -> dict[int, float | None]:
+    """Weighted F1 (0 to 1) of each of the sound `steps`, None where it was not validated."""
+    files = {step: folder / str(step) / "metrics" / "metrics" for step in steps}
+    return {
+        step: json.loads(file.read_text(encoding="utf-8")).get(VALIDATION_METRIC)
+        for step, file in files.items()
+    }
+
+
+def choose_step(scores: Mapping[int, float | None], which: str | int) -> int | None:
     """Step of `best` (newest of equals; latest if none was validated), of `latest`, or N."""
-    steps = sorted(manager.all_steps())
-    if which == "latest" or not steps:
-        return steps[-1] if steps else None
+    if which == "latest" or not scores:
+        return max(scores, default=None)
     if which != "best":
-        return int(which) if int(which) in steps else None
-    scores = {step: (manager.metrics(step) or {}).get(VALIDATION_METRIC) for step in steps}
+        return int(which) if int(which) in scores else None
     scored = [(score, step) for step, score in scores.items() if score is not None]
-    return max(scored)[1] if scored else steps[-1]
+    return max(scored)[1] if scored else max(scores)
 
 
 def abstract_like(state: Any, shardings: Any) -> Any:
@@ -138,6 +176,27 @@ def abstract_like(state: Any, shardings: Any) -> Any:
         state,
         shardings,
     )
+
+
+def _read(folder: epath.Path, **items: Any) -> Any:
+    """Items of one checkpoint. Without a manifest, whatever stops Orbax is taken for damage."""
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        try:
+            return reader.restore(folder, args=ocp.args.Composite(**items))
+        except Exception as error:
+            if manifest.is_signed(folder):
+                raise
+            raise UserError(
+                what=f"the checkpoint {folder} cannot be read",
+                expected="a whole checkpoint; this one is of an older version, without a manifest",
+                got=f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}",
+                remedy="move this folder away to go on from the checkpoint before it",
+            ) from error
+
+
+def absolute(folder: Path) -> epath.Path:
+    """`folder` as Orbax wants it."""
+    return epath.Path(Path(folder).absolute())
 
 
 def _score(metrics: Mapping[str, float]) -> float:

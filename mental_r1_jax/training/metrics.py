@@ -186,15 +186,15 @@ def truncate_after(path: Path, step: int) -> None:
     Afterwards the file equals that of an uninterrupted run up to `step`. A missing file is fine.
 
     Raises:
-        UserError: a line inside the file is not a metrics line.
+        UserError: a line inside the file is not a metrics line, or it is no text at all.
     """
     if not path.exists():
         return
+    _read_text(path)  # refused before anything is changed
     _mend_last_line(path)
-    text = path.read_text(encoding="utf-8")
     kept = [
         line
-        for number, line in enumerate(text.splitlines(keepends=True), start=1)
+        for number, line in enumerate(_read_text(path).splitlines(keepends=True), start=1)
         if _decode(line, path, number)["step"] <= step
     ]
     temporary = path.with_name(path.name + ".tmp")
@@ -208,7 +208,7 @@ def read_metrics(path: Path) -> list[dict[str, float | int]]:
     Raises:
         UserError: a line is not a metrics line.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = _read_text(path).splitlines()
     return [_decode(line, path, number) for number, line in enumerate(lines, start=1)]
 
 
@@ -217,6 +217,19 @@ def last_step(path: Path) -> int | None:
     if not path.exists():
         return None
     return max((int(line["step"]) for line in read_metrics(path)), default=None)
+
+
+def _read_text(path: Path) -> str:
+    """The text of `path`."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            what=f"{path} cannot be read",
+            expected="the metrics of the run: a text file in UTF-8",
+            got=str(error),
+            remedy="move it away to start a new one",
+        ) from None
 
 
 def _encode(step: int, metrics: Mapping[str, float | int]) -> str:
@@ -237,7 +250,7 @@ def _decode(line: str, path: Path, number: int) -> dict[str, Any]:
             name: float(value) if isinstance(value, str) else value
             for name, value in (values | {"step": int(values["step"])}).items()
         }
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         raise UserError(
             what=f"{path.name}, line {number}: not a metrics line",
             expected='a JSON object of numbers with a "step"',

@@ -1,0 +1,137 @@
+"""Disks, permissions and paths: one error that says what and where, and nothing foreign touched."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mental_r1_jax import cli
+from mental_r1_jax.errors import UserError, mistake_of_surroundings
+from mental_r1_jax.evaluation.report import REPORT_FILE, check_report_folder
+from mental_r1_jax.release.hf_folder import MARKER, put_in_place
+from mental_r1_jax.runs.run_folder import _check_run_folder
+from mental_r1_jax.training import checkpoint
+from tests.faults.runs import LIKE, make_checkpoints
+
+
+def below_a_file(folder: Path) -> Path:
+    (folder / "file").write_text("mine")
+    return folder / "file" / "run"
+
+
+def a_file(folder: Path) -> Path:
+    (folder / "file").write_text("mine")
+    return folder / "file"
+
+
+def a_broken_link(folder: Path) -> Path:
+    (folder / "link").symlink_to(folder / "nowhere" / "else")
+    return folder / "link"
+
+
+PATHS: dict[str, Callable[[Path], Path]] = {
+    "a file": a_file,
+    "below a file": below_a_file,
+    "a broken link": a_broken_link,
+    "300 characters": lambda folder: folder / ("x" * 300),
+    "5000 characters": lambda folder: folder / ("y" * 5000),
+    "NUL": lambda folder: folder / "a\0b",
+}
+
+
+def error_of_a_command(work: Callable[[], object], monkeypatch, capsys) -> str:
+    """What the command line prints where its verb does `work`; the status must be 2."""
+    monkeypatch.setattr(cli, "_run", lambda **arguments: work())
+    assert cli.main(["train", "recipe.yaml"]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ") and errors.count("\n") == 1
+    return errors
+
+
+@pytest.mark.parametrize("kind", PATHS)
+def test_what_the_system_refuses_is_one_error_with_the_path(
+    kind: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    path = PATHS[kind](tmp_path)
+    message = error_of_a_command(
+        lambda: path.mkdir(parents=True, exist_ok=True), monkeypatch, capsys
+    )
+    assert "NUL" in message if kind == "NUL" else str(path)[:60] in message
+    assert len(message) < 600
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/run/metrics.jsonl"),
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device"),
+        RuntimeError("[Errno 122] Disk quota exceeded"),
+        PermissionError(errno.EACCES, "Permission denied", "/run"),
+        OSError(errno.EROFS, "Read-only file system", "/run"),
+    ],
+    ids=str,
+)
+def test_a_full_disk_is_one_error_whoever_reports_it(error, monkeypatch, capsys) -> None:
+    def work() -> None:
+        raise error
+
+    message = error_of_a_command(work, monkeypatch, capsys)
+    assert (error.strerror if isinstance(error, OSError) else "on device") in message or (
+        "quota" in message
+    )
+
+
+def test_other_errors_keep_their_traceback(monkeypatch) -> None:
+    for error in (FileNotFoundError(errno.ENOENT, "gone", "x"), ValueError("a bug"), KeyError("x")):
+        assert mistake_of_surroundings(error) is None
+
+    def work(**arguments: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "_run", work)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["train", "recipe.yaml"])
+
+
+def test_an_evaluation_is_not_written_into_a_foreign_folder(tmp_path: Path) -> None:
+    check_report_folder(tmp_path / "new")
+    check_report_folder(tmp_path)
+    (tmp_path / "metrics.json.tmp").write_text("{")  # what a kill may leave
+    check_report_folder(tmp_path)
+    (tmp_path / "model.safetensors").write_text("weights")
+    with pytest.raises(UserError, match="holds no evaluation.*nothing was touched"):
+        check_report_folder(tmp_path)
+    (tmp_path / REPORT_FILE).write_text("ours")
+    check_report_folder(tmp_path)
+
+
+def test_only_what_an_export_left_is_removed(tmp_path: Path) -> None:
+    new, retired = tmp_path / "new", tmp_path / ".hf.retired"
+    new.mkdir()
+    retired.mkdir()
+    (retired / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="in the way.*nothing was touched"):
+        put_in_place(new, tmp_path / "hf")
+    assert (retired / "thesis.txt").exists() and new.exists()
+    (retired / MARKER).write_text("{}")
+    put_in_place(new, tmp_path / "hf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
+
+
+@pytest.mark.parametrize("name", ["a b", "a'b", 'a"b', "a\nb", "a*b", "a?b", "a%20b#c"])
+def test_checkpoints_are_read_from_folders_of_any_name(name: str, tmp_path: Path) -> None:
+    run = tmp_path / name
+    run.mkdir()
+    make_checkpoints(run, {1: None})
+    assert checkpoint.restore_params(run, "best", LIKE)[0] == 1
+
+
+def test_a_bracket_in_the_path_of_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="bracket"):
+        _check_run_folder(tmp_path / "a [b]" / "run", None)
+    assert list(tmp_path.iterdir()) == []
