@@ -51,6 +51,7 @@ from mental_r1_jax.rewards import RewardFunction
 from mental_r1_jax.rollout.collect import assemble_batch, score_completions
 from mental_r1_jax.rollout.sampler import sampler_settings
 from mental_r1_jax.runs.training_run import TrainingRun, fresh_state, reference_weights
+from mental_r1_jax.text.answers import AnswerReader
 from mental_r1_jax.training.metrics import scalars
 from mental_r1_jax.training.optimizer import learning_rates, make_optimizer, make_schedule
 from mental_r1_jax.types import PromptBatch
@@ -134,6 +135,7 @@ def open_run(options: argparse.Namespace) -> TrainingRun:
         mesh=mesh,
         posts={},
         functions=(reward,),
+        reader=AnswerReader({Post.set_name: (Post.label,)}),
         num_steps=1,
         optimizer=optimizer,
         learning_rates=learning_rates(make_schedule(config.optimizer, 1), 1),
@@ -182,9 +184,7 @@ def one_step(
     of_reference = None if reference is None else programs.score(reference, traces)
     jax.block_until_ready(completions)
     sampled = time.perf_counter()
-    groups = score_completions(
-        run.model.tokenizer, posts, completions, run.functions, config.rewards.answer_match
-    )
+    groups = score_completions(run.model.tokenizer, posts, completions, run.functions, run.reader)
     batch = assemble_batch(prompts, completions, groups, mesh, config.crpo, of_reference)
     jax.block_until_ready(batch)
     scored = time.perf_counter()

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mental_r1_jax.errors import UserError, mistake_of_surroundings
+from mental_r1_jax.errors import UserError, mistake_of_surroundings, visible
 from mental_r1_jax.recipe import load_config
 from mental_r1_jax.study.schema import load_study
 
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mistake = error if isinstance(error, UserError) else mistake_of_surroundings(error)
         if mistake is None:
             raise
-        print(f"error: {mistake}", file=sys.stderr)
+        print(visible(f"error: {mistake}"), file=sys.stderr)
         return 2
     return 0
 

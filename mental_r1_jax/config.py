@@ -16,6 +16,9 @@ from mental_r1_jax.objective import STAGE_NAMES as STAGE_NAMES  # for those that
 from mental_r1_jax.objective import CrpoConfig
 from mental_r1_jax.section import Fraction, Section
 
+# How an answer is read; `text/answers.py` has the rules.
+AnswerMatch = Literal["prefix", "exact", "lenient"]
+
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -135,7 +138,8 @@ class RewardsConfig(Section):
         format_weight: weight of the format reward (+0.5 well formed, -0.5 not).
         answer_weight: weight of the answer reward (+w right, -w wrong).
         answer_weighting: `balanced` scales w by set and class rarity, `uniform` uses w = 1.
-        answer_match: `prefix` accepts an answer that starts with the label, `exact` only the label.
+        answer_match: `prefix` accepts an answer that starts with the label, `exact` only the label;
+            `lenient` is `prefix` past Unicode forms, dashes, invisible signs, quotes and bold type.
         custom: further reward functions, `package.module:function` -> weight.
         timeout_s: seconds that one call of a custom function may take before the run stops and
             names it; null waits for ever, and calls it in the main thread.
@@ -144,7 +148,7 @@ class RewardsConfig(Section):
     format_weight: NonNegativeFloat = 1.0
     answer_weight: NonNegativeFloat = 1.0
     answer_weighting: Literal["balanced", "uniform"] = "balanced"
-    answer_match: Literal["prefix", "exact"] = "prefix"
+    answer_match: AnswerMatch = "prefix"
     custom: dict[str, float] = {}
     timeout_s: PositiveFloat | None = None
 

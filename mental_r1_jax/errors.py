@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 
 # What the surroundings refuse. A file that is merely missing is not here: we should have looked.
 _REMEDIES = {
@@ -21,6 +22,14 @@ _REMEDIES = {
 }
 # Libraries report a full disk by errors of their own.
 _FULL_DISK = ("No space left on device", "Disk quota exceeded")
+
+# Control characters but tab and line end, and what changes the direction of writing.
+_UNSEEN = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069]")
+
+
+def visible(text: str) -> str:
+    """Return `text` with control characters written out, as `\\x1b`: a terminal obeys them."""
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 class UserError(Exception):

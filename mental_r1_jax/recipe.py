@@ -17,6 +17,7 @@ from mental_r1_jax.errors import UserError
 
 # A chain of `base:` recipes longer than this is a mistake, not a design.
 MAX_BASES = 8
+_SHOWN_PROBLEMS = 100
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -85,10 +86,10 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, source: str) -> Ex
     except pydantic.ValidationError as error:
         problems = [
             describe_problem(problem) + _origin(problem["loc"], layers, overrides)
-            for problem in error.errors()
+            for problem in error.errors()[:_SHOWN_PROBLEMS]
         ]
         raise UserError(
-            what=f"{len(problems)} problem(s) in {source}",
+            what=f"{error.error_count()} problem(s) in {source}",
             expected="known keys with values in range",
             got="\n" + "\n".join(f"  - {problem}" for problem in problems),
             remedy="correct the recipe or the overrides; configs/README.md explains every key",
@@ -100,8 +101,23 @@ def dump_config(config: ExperimentConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+# Far more than any recipe has. Reading is refused beyond them, for it could take hours.
+_MAX_CHARACTERS, _MAX_NODES, _MAX_DIGITS, _MAX_DEPTH = 1_000_000, 20_000, 400, 50
+# What constructors of YAML values raise where a value is not what its tag says.
+_WRONG_VALUES = (ValueError, ArithmeticError, LookupError, TypeError, AttributeError)
+
+
 class _RecipeLoader(yaml.SafeLoader):
-    """YAML in which only `true` and `false` are booleans: Yes, No and off are words."""
+    """YAML in which only `true` and `false` are booleans: Yes, No and off are words.
+
+    Brackets may be nested so deep only: finding their ends takes time with the square of the depth.
+    """
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+        """Read an opening bracket, as the scanner does, unless it is too deep."""
+        if self.flow_level >= _MAX_DEPTH:
+            raise yaml.YAMLError(f"brackets in brackets, more than {_MAX_DEPTH} deep")
+        super().fetch_flow_collection_start(TokenClass)
 
 
 _RecipeLoader.yaml_implicit_resolvers = {
@@ -115,13 +131,62 @@ _RecipeLoader.yaml_implicit_resolvers = {
 
 
 def parse_yaml(text: str, *, what: str) -> Any:
-    """Read YAML as a recipe's; `what` opens the complaint where it is none."""
+    """Read YAML as a recipe's; refused before it costs more than a moment.
+
+    Values of the wrong form (a date such as 2024-99-99) end in any kind of error there.
+
+    Args:
+        text: the YAML.
+        what: opens the complaint where it is none.
+    """
     try:
-        return yaml.load(text, Loader=_RecipeLoader)
-    except yaml.YAMLError as error:
+        if len(text) > _MAX_CHARACTERS:
+            raise yaml.YAMLError(f"{len(text)} characters, more than {_MAX_CHARACTERS}")
+        return _load_yaml(text)
+    except (yaml.YAMLError, RecursionError, *_WRONG_VALUES) as error:
         raise UserError(
-            what=what, expected="valid YAML", got=str(error), remedy="mend the line it names"
+            what=what,
+            expected="valid YAML",
+            got=f"{str(error) or type(error).__name__:.2000}",
+            remedy="mend the line it names",
         ) from None
+
+
+def _load_yaml(text: str) -> Any:
+    loader = _RecipeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _expanded_size(node, {})
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _expanded_size(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """Number of nodes with every alias written out; `sizes` holds those that are known.
+
+    Raises:
+        YAMLError: there are too many, a node holds itself, or a number is too long.
+    """
+    if id(node) in sizes:
+        if not sizes[id(node)]:
+            raise yaml.YAMLError(f"a value that holds itself{node.start_mark}")
+        return sizes[id(node)]
+    sizes[id(node)] = 0  # begun
+    size = 1
+    if isinstance(node, yaml.ScalarNode):
+        number = node.tag.endswith((":int", ":float", ":timestamp"))
+        if number and len(node.value) > _MAX_DIGITS:
+            raise yaml.YAMLError(f"a number of {len(node.value)} digits{node.start_mark}")
+    else:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else [(n,) for n in node.value]
+        size += sum(_expanded_size(part, sizes) for pair in pairs for part in pair)
+    if size > _MAX_NODES:
+        raise yaml.YAMLError(f"more than {_MAX_NODES} values, aliases written out{node.start_mark}")
+    sizes[id(node)] = size
+    return size
 
 
 def _read_layers(text: str, source: str) -> list[tuple[str, dict[str, Any]]]:
@@ -248,12 +313,13 @@ def describe_problem(
     problem: Mapping[str, Any], root: type[pydantic.BaseModel] = ExperimentConfig
 ) -> str:
     """One line for one pydantic problem of a `root`, with the nearest field for an unknown key."""
-    location = ".".join(str(part) for part in problem["loc"])
+    location = ".".join(f"{part!s:.200}" for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         *parents, key = (str(part) for part in problem["loc"])
         section = _section_at(parents, root)
         fields = list(section.model_fields) if section else []
-        near = difflib.get_close_matches(key, fields, n=1, cutoff=0.0)
+        # Of a long key the beginning only: comparing takes time with the product of the lengths.
+        near = difflib.get_close_matches(key[:80], fields, n=1, cutoff=0.0)
         hint = f"; did you mean {'.'.join([*parents, near[0]])!r}?" if near else ""
         return f"unknown key {location!r}{hint}"
     if problem["type"] == "missing":
@@ -261,7 +327,13 @@ def describe_problem(
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{location}: {message}" if location else message
-    return f"{location}: {message}, got {problem['input']!r}"
+    return f"{location}: {message}, got {_shown(problem['input'])}"
+
+
+def _shown(value: Any) -> str:
+    """A value as the user wrote it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def _section_at(

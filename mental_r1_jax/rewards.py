@@ -13,21 +13,19 @@ import copy
 import importlib
 import inspect
 import math
-import re
 import reprlib
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from mental_r1_jax.errors import UserError
+from mental_r1_jax.text.answers import AnswerReader
 from mental_r1_jax.text.stages import ParsedCompletion
 from mental_r1_jax.text.tokenizer import printable
 
 # Larger values of a user's reward are mistakes: float32 sums would lose every other reward.
 LARGEST_REWARD = 1e6
-
-AnswerMatch = Literal["prefix", "exact"]
 
 
 @runtime_checkable
@@ -60,27 +58,6 @@ class RewardFunction:
     name: str
     weight: float
     function: Callable[[str, ParsedCompletion, LabelledExample], float]
-
-
-def answer_is_right(answer: str | None, label: str, match: AnswerMatch = "prefix") -> bool:
-    """Return whether `answer` names `label`, ignoring case; the one rule by which answers are read.
-
-    Args:
-        answer: the stripped answer, or None where there is none.
-        label: the gold label.
-        match: "prefix": the answer starts with the label and no word character follows it, so
-            "Yes, clearly" is right for "Yes" and "Yesterday" is not; "exact": it is the label.
-    """
-    end = r"\Z" if match == "exact" else r"(?!\w)"
-    return re.match(re.escape(label) + end, answer or "", re.IGNORECASE) is not None
-
-
-def match_label(
-    answer: str | None, labels: Sequence[str], match: AnswerMatch = "prefix"
-) -> str | None:
-    """Return which of `labels` the answer names by `answer_is_right`, the longest if several."""
-    named = [label for label in labels if answer_is_right(answer, label, match)]
-    return max(named, key=len, default=None)
 
 
 def balanced_weights(counts: Mapping[str, Mapping[str, int]]) -> dict[tuple[str, str], float]:
@@ -120,19 +97,19 @@ def format_function(weight: float) -> RewardFunction:
 def answer_function(
     weight: float,
     label_weights: Mapping[tuple[str, str], float] | None,
-    match: AnswerMatch = "prefix",
+    reader: AnswerReader,
 ) -> RewardFunction:
     """Return the answer reward: +w for the right answer, else -w; the format need not hold.
 
     Args:
         weight: its factor in the sum.
         label_weights: w of every (data set, label), from `balanced_weights`; None: all are 1.
-        match: see `answer_is_right`.
+        reader: by which the label is read out of the answer; evaluation uses the same.
     """
 
     def value(completion: str, parsed: ParsedCompletion, example: LabelledExample) -> float:
         w = 1.0 if label_weights is None else label_weights[example.set_name, example.label]
-        return w if answer_is_right(parsed.answer, example.label, match) else -w
+        return w if reader.read(example.set_name, parsed.answer) == example.label else -w
 
     return RewardFunction("answer", weight, value)
 

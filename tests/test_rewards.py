@@ -6,27 +6,24 @@ import types
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.rewards import (
     RewardError,
     RewardFunction,
     answer_function,
-    answer_is_right,
     balanced_weights,
     format_function,
     load_reward_function,
-    match_label,
     score_completion,
     total_reward,
 )
+from mental_r1_jax.text.answers import AnswerReader
 from mental_r1_jax.text.stages import GRAMMAR
 
 GOOD = GRAMMAR.render(list("abcde"), "Yes, clearly")
-DEPRESSION = ("Not depressed", "Moderately depressed", "Severely depressed")
-LONELINESS = ("[1-2]", "[2-3]", "[3-4]", "[4-5]")
+LABELS = {"Rain": ("Yes", "No")}
+READER = AnswerReader(LABELS)
 
 
 @dataclass(frozen=True)
@@ -35,59 +32,12 @@ class Example:
     label: str = "Yes"
 
 
-@pytest.mark.parametrize(
-    ("answer", "label", "prefix", "exact"),
-    [
-        ("Yes", "Yes", True, True),
-        ("yES", "Yes", True, True),
-        ("Yes.", "Yes", True, False),
-        ("Yes and No", "Yes", True, False),
-        ("Yesterday", "Yes", False, False),
-        ("Yes_", "Yes", False, False),
-        ("Yesé", "Yes", False, False),
-        ("Yes2", "Yes", False, False),
-        ("No", "Yes", False, False),
-        ("The answer is Yes", "Yes", False, False),
-        ("", "Yes", False, False),
-        (None, "Yes", False, False),
-        ("not depressed", "Not depressed", True, True),
-        ("Not depressed at all", "Not depressed", True, False),
-        ("Not", "Not depressed", False, False),
-        ("[1-2]", "[1-2]", True, True),
-        ("[1-2] (low)", "[1-2]", True, False),
-        ("1-2", "[1-2]", False, False),
-        ("1", "[1-2]", False, False),  # the brackets are text, not a pattern
-        ("[1-2]3", "[1-2]", False, False),
-    ],
-)
-def test_answer_is_right(answer, label, prefix, exact):
-    assert answer_is_right(answer, label) is prefix
-    assert answer_is_right(answer, label, "prefix") is prefix
-    assert answer_is_right(answer, label, "exact") is exact
-
-
-@given(st.text(), st.text(min_size=1))
-def test_exact_implies_prefix(answer, label):
-    for text in (answer, label, label.swapcase(), label + answer):
-        assert not answer_is_right(text, label, "exact") or answer_is_right(text, label)
-    assert answer_is_right(label, label, "exact")
-
-
-def test_match_label_prefers_the_longest():
-    assert match_label("moderately depressed.", DEPRESSION) == "Moderately depressed"
-    assert match_label("[3-4]", LONELINESS) == "[3-4]"
-    assert match_label("Self harm, past", ("Self", "Self harm", "No")) == "Self harm"
-    assert match_label("Self-care", ("Self", "Self harm", "No")) == "Self"
-    assert match_label("unsure", DEPRESSION) is None
-    assert match_label(None, DEPRESSION) is None
-    assert match_label("Yes.", ("Yes", "No"), "exact") is None
-
-
 def test_format_and_answer_rewards_are_independent():
     form = format_function(1.0)
 
     def answer(weight, match="prefix"):
-        return answer_function(1.0, {("Rain", "Yes"): weight, ("Rain", "No"): weight}, match)
+        weights = {("Rain", "Yes"): weight, ("Rain", "No"): weight}
+        return answer_function(1.0, weights, AnswerReader(LABELS, match))
 
     def value(function, completion, label):
         parsed = GRAMMAR.parse(completion)
@@ -144,7 +94,7 @@ def user_module(monkeypatch):
 def test_total_is_the_weighted_sum_by_hand(user_module):
     functions = (
         format_function(2.0),
-        answer_function(1.0, {("Rain", "Yes"): 1.5}),
+        answer_function(1.0, {("Rain", "Yes"): 1.5}, READER),
         load_reward_function("made_up_rewards:length", weight=0.1),
     )
     scores = score_completion(functions, GOOD, GRAMMAR.parse(GOOD), Example())
@@ -155,8 +105,9 @@ def test_total_is_the_weighted_sum_by_hand(user_module):
 
 def test_uniform_answer_weight_and_exact_match():
     parsed = GRAMMAR.parse(GOOD)
-    assert answer_function(1.0, None).function(GOOD, parsed, Example()) == 1.0
-    assert answer_function(1.0, None, "exact").function(GOOD, parsed, Example()) == -1.0
+    assert answer_function(1.0, None, READER).function(GOOD, parsed, Example()) == 1.0
+    exact = answer_function(1.0, None, AnswerReader(LABELS, "exact"))
+    assert exact.function(GOOD, parsed, Example()) == -1.0
 
 
 def test_user_function_sees_no_surrogates(user_module, monkeypatch):

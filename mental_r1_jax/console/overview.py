@@ -6,9 +6,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from jax.sharding import Mesh
+from rich.console import Console
 
 from mental_r1_jax.config import CrpoConfig, ExperimentConfig
 from mental_r1_jax.console.progress import batch_table, open_console
+from mental_r1_jax.data.oddities import only_labels
 from mental_r1_jax.data.records import Example
 from mental_r1_jax.footprint import GIB, footprint
 from mental_r1_jax.models.decoder import DecoderConfig, parameter_count
@@ -25,6 +27,13 @@ ARRAYS = {
     "layer_inputs": "layer inputs kept for the backward pass",
     "logits_chunk": "one chunk of logits",
 }
+
+
+def print_only_labels(console: Console, posts: Mapping[str, Sequence[Example]]) -> None:
+    """Say which sets have posts of one label only: they teach nothing, and are scored too well."""
+    for name, label in only_labels(posts).items():
+        line = f"warning: all {len(posts[name])} posts of {name} are labelled {label!r}"
+        console.print(line, markup=False, highlight=False)
 
 
 def print_overview(
@@ -47,6 +56,7 @@ def print_overview(
         resolved: whether recipe and memory are shown, too.
     """
     console = open_console()
+    print_only_labels(console, posts)
     if resolved:
         console.print(dump_config(config), markup=False, highlight=False)
         rows = memory_rows(config, model, mesh)

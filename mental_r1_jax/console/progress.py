@@ -6,17 +6,19 @@ import datetime
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
+from rich.segment import Segment
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
 from mental_r1_jax.config import STAGE_NAMES
+from mental_r1_jax.errors import visible
 
 # In plain mode the phases of a step are announced only while steps are this slow (seconds), so
 # that a slow run is never silent and a fast one does not print four lines a step.
@@ -158,10 +160,21 @@ class Progress:
         print(text, file=self._console.file, flush=True)
 
 
+class _VisibleConsole(Console):
+    """Writes out the control characters of what it shows: names and labels are strangers' text."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Yield the segments of `renderable`; those that control the terminal are rich's own."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
 def open_console() -> Console:
     """Standard output; where it is no terminal, wide enough that no table is squeezed."""
-    console = Console()
-    return console if console.is_terminal else Console(width=PLAIN_WIDTH)
+    console = _VisibleConsole()
+    return console if console.is_terminal else _VisibleConsole(width=PLAIN_WIDTH)
 
 
 def is_interactive(console: Console) -> bool:

@@ -103,20 +103,21 @@ def spec_for(name: str, custom_sets: Mapping[str, CustomSet] | None = None) -> B
 
 
 def _check_labels(name: str, labels: Sequence[str]) -> None:
-    """Raise unless there are two or more labels, none of which an answer could confuse."""
+    """Raise unless there are two or more labels that differ in more than case.
+
+    One label may begin another: of those that an answer names, the longest is read.
+    """
     blank = [label for label in labels if label != label.strip() or not label]
     folded = [label.casefold() for label in labels]
-    # The answer "Not depressed" also starts with the label "Not": the reward would count both.
     clashing = [
-        (labels[i], labels[j])
-        for i, short in enumerate(folded)
-        for j, long in enumerate(folded)
-        if i != j and re.match(re.escape(short) + r"(?!\w)", long)
+        (labels[folded.index(one)], labels[i])
+        for i, one in enumerate(folded)
+        if folded.index(one) < i
     ]
     if len(labels) < 2 or blank or clashing:
         raise UserError(
             f"The labels of the data set {name!r} cannot be told apart",
-            "two or more labels without outer spaces, none of them the first words of another",
+            "two or more labels without outer spaces that differ in more than case",
             f"{list(labels)}" + (f", where {clashing[0]} clash" if clashing else ""),
             "Rename the labels in the recipe and in the label column of the CSV files.",
         )

@@ -21,6 +21,9 @@ from typing import Literal
 
 from mental_r1_jax.data.benchmarks import SPLITS, BenchmarkSpec, Split
 from mental_r1_jax.data.csv_scanner import Cells, LineIndex, QuoteFault, Record, scan_records
+from mental_r1_jax.data.file_kinds import foreign_kind
+from mental_r1_jax.data.label_hint import label_hint
+from mental_r1_jax.data.oddities import control_warnings, single_label_warnings
 from mental_r1_jax.data.records import CheckedSet, Example, Problem, redacted
 from mental_r1_jax.data.repeats import LocatedExample, drop_repeats, repeat_warnings
 
@@ -64,6 +67,7 @@ def check_set(
         found += reading.found
     warnings += repeat_warnings(found)
     warnings += _length_warnings(found, absurd_post_chars)
+    warnings += control_warnings(found)
     if on_duplicate == "drop":
         found = drop_repeats(found)
     examples = {
@@ -76,6 +80,7 @@ def check_set(
             errors.append(Problem(str(path), None, "", value, "a post of its own", "no rows"))
     if not errors:
         warnings += _absent_labels(root, spec, examples["train"])
+        warnings += single_label_warnings({s: str(p) for s, (p, _) in files.items()}, examples)
     return CheckedSet(
         spec=spec,
         examples=examples,
@@ -146,6 +151,11 @@ class _FileReading:
 
     def read(self, payload: bytes) -> None:
         """Decode, scan and check the file."""
+        foreign = foreign_kind(payload)
+        if foreign is not None:
+            kind, remedy = foreign
+            self._error(1, "", kind, f"comma-separated text in UTF-8: {remedy}", "not CSV")
+            return
         text = self._decode(payload)
         rows = 0
         for event in scan_records(text, self._looks_like_row) if text is not None else ():
@@ -227,6 +237,7 @@ class _FileReading:
         if label not in self.spec.labels:
             expected = "one of " + ", ".join(map(repr, self.spec.labels))
             shown = _show(label, self.spec.labels)
+            expected += label_hint(label, self.spec.labels)
             self._error(record.line, LABEL_COLUMN, shown, expected, "unknown label")
         if not question.strip():
             expected = "the question asked about the post"

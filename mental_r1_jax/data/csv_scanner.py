@@ -75,22 +75,26 @@ def scan_records(
     """Yield the records and quote faults of `text` in order; blank lines are skipped.
 
     After a lost quote the end of the record is unknown, so reading goes on at the next line from
-    which a record can be read that `looks_like_record` accepts.
+    which a record can be read that `looks_like_record` accepts. One with more cells than the first
+    record, the header, is not tried to its end: such a record could reach to the end of the text
+    from every line, and reading would take time with the square of its length.
     """
     lines = LineIndex(text)
     offset = 0
+    width: int | None = None
     while offset < len(text):
-        parse = _parse_record(text, offset)
+        parse = _parse_record(text, offset, width)
         line = lines.line_of(offset)
         if parse.fault is None:
             if parse.cells != ("",):
+                width = len(parse.cells) if width is None else width
                 yield Record(line, parse.cells)
             offset = parse.end
             continue
         quote_offset, cell = parse.fault
         quote_line = lines.line_of(quote_offset)
         if parse.lost or not looks_like_record(parse.cells):
-            offset = _resume_offset(text, lines, quote_line, looks_like_record)
+            offset = _resume_offset(text, lines, quote_line, looks_like_record, width)
         else:
             offset = parse.end
         resume = lines.line_of(offset) if offset < len(text) else len(lines.starts) + 1
@@ -98,18 +102,27 @@ def scan_records(
 
 
 def _resume_offset(
-    text: str, lines: LineIndex, fault_line: int, looks_like_record: Callable[[Cells], bool]
+    text: str,
+    lines: LineIndex,
+    fault_line: int,
+    looks_like_record: Callable[[Cells], bool],
+    width: int | None,
 ) -> int:
     """Offset of the first line after `fault_line` that starts a plausible record, or the end."""
-    for start in lines.starts[fault_line:]:
-        parse = _parse_record(text, start)
+    # By number, not by a slice: there may be as many faults as lines.
+    for number in range(fault_line, len(lines.starts)):
+        start = lines.starts[number]
+        parse = _parse_record(text, start, width, trial=True)
         if parse.fault is None and looks_like_record(parse.cells):
             return start
     return len(text)
 
 
-def _parse_record(text: str, offset: int) -> _Parse:
-    """Read one record at `offset`."""
+def _parse_record(text: str, offset: int, width: int | None = None, trial: bool = False) -> _Parse:
+    """Read one record at `offset`.
+
+    A record with a fault, or a trial, is lost as soon as it has more than `width` cells.
+    """
     cells: list[str] = []
     fault: tuple[int, int] | None = None
     while True:
@@ -129,6 +142,8 @@ def _parse_record(text: str, offset: int) -> _Parse:
             offset = bare.end()
         if not text.startswith(",", offset):
             break
+        if width is not None and len(cells) > width and (trial or fault is not None):
+            return _Parse(tuple(cells), len(text), fault or (offset, len(cells)), lost=True)
         offset += 1
     line_end = _LINE_END.match(text, offset)
     return _Parse(tuple(cells), line_end.end() if line_end else offset, fault)

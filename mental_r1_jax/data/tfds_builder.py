@@ -30,6 +30,7 @@ import tensorflow_datasets as tfds
 from mental_r1_jax.data.benchmarks import SPLITS, Split
 from mental_r1_jax.data.records import CheckedSet, Example
 from mental_r1_jax.errors import UserError
+from mental_r1_jax.private_files import close_to_others
 
 _FORMAT_VERSION = "1.0"  # of the record's fields
 _HASH_DIGITS = 12
@@ -150,6 +151,7 @@ def build_set(checked: CheckedSet, tfds_dir: Path) -> Path:
             for abandoned in folder.parent.glob("incomplete.*"):  # of a process that was killed
                 shutil.rmtree(abandoned)
             _write_records(checked, tfds_dir)
+            close_to_others(folder)
     return folder
 
 

@@ -125,7 +125,7 @@ def _trace_of(line: str) -> Trace | str:
     """The trace in a line, or what is wrong with it."""
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return f"not JSON ({error})"
     if not isinstance(record, dict):
         return f"a {type(record).__name__}, not an object"

@@ -14,6 +14,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -29,10 +30,14 @@ from mental_r1_jax.evaluation.metrics import (
     metrics_document,
 )
 from mental_r1_jax.evaluation.report_page import percent, report_page
+from mental_r1_jax.private_files import make_private_folder, write_private
 
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.csv"
 REPORT_FILE = "report.html"
+
+_FORMULA_SIGNS = tuple("=+-@\t\r\n＝＋－＠")
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 
 
 def check_report_folder(folder: Path) -> None:
@@ -65,15 +70,19 @@ def write_evaluation(
 ) -> None:
     """Write the three files into `folder`, which is made if missing; older ones are replaced.
 
+    A folder that is made, and `predictions.csv` always, can be read by their owner only.
+
     Args:
         include_text: add posts, completions and raw answers to `predictions.csv`.
         title: heading of the report.
         context: facts shown on top of the report, such as model, split and decoding.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private_folder(folder)
     document = json.dumps(metrics_document(metrics), indent=2, allow_nan=False, ensure_ascii=False)
     _write(folder / METRICS_FILE, document + "\n")
-    _write(folder / PREDICTIONS_FILE, _predictions_csv(predictions, include_text=include_text))
+    table = _predictions_csv(predictions, include_text=include_text)
+    # Broken UTF-8 of a completion is kept as lone surrogates, which only "replace" can write.
+    write_private(folder / PREDICTIONS_FILE, table.encode("utf-8", errors="replace"))
     _write(folder / REPORT_FILE, report_page(metrics, title=title, context=context))
 
 
@@ -99,12 +108,16 @@ def console_table(metrics: Mapping[str, SetMetrics]) -> Table:
 
 
 def _predictions_csv(predictions: Sequence[Prediction], *, include_text: bool) -> str:
-    """One line a post; an unreadable prediction and a missing stage are empty cells."""
+    """One line a post; an unreadable prediction and a missing stage are empty cells.
+
+    A text that a spreadsheet would take for a formula begins with an apostrophe here.
+    """
     header = ["set_name", "row", "label", "prediction", "correct", "well_formed", "truncated"]
     header += ["num_tokens", *(f"entropy_{stage}" for stage in STAGE_NAMES)]
     header += ["answer", "completion", "text"] if include_text else []
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
+    # All texts in quotes: Python 3.11 leaves a lone carriage return bare otherwise.
+    writer = csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(header)
     for p in predictions:
         entropies = ["" if e is None else f"{e:.6f}" for e in p.stage_entropies]
@@ -112,13 +125,22 @@ def _predictions_csv(predictions: Sequence[Prediction], *, include_text: bool) -
         line = [p.set_name, p.row, p.label, p.prediction, correct, p.well_formed, p.truncated]
         line += [p.num_tokens, *entropies]
         line += [p.answer, p.completion, p.text] if include_text else []
-        writer.writerow(line)
+        writer.writerow([_no_formula(cell) for cell in line])
     return buffer.getvalue()
+
+
+def _no_formula(cell: object) -> object:
+    """`cell`, or a text cell that spreadsheets only show, where they would compute it.
+
+    Source: OWASP, "CSV Injection". A plain number is no formula, whatever its sign.
+    """
+    if not isinstance(cell, str) or _NUMBER.fullmatch(cell):
+        return cell
+    return f"'{cell}" if cell.lstrip(" ")[:1] in _FORMULA_SIGNS else cell
 
 
 def _write(path: Path, text: str) -> None:
     """Write the whole file or nothing."""
     temporary = path.with_name(path.name + ".tmp")
-    # Broken UTF-8 of a completion is kept as lone surrogates, which only "replace" can write.
     temporary.write_bytes(text.encode("utf-8", errors="replace"))
     os.replace(temporary, path)

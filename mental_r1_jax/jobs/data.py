@@ -26,10 +26,13 @@ from mental_r1_jax.data.loading import check_sets, tfds_folder
 from mental_r1_jax.data.records import CheckedSet, Example, Problem
 from mental_r1_jax.data.tfds_builder import build_set
 from mental_r1_jax.errors import UserError
+from mental_r1_jax.private_files import write_private
 from mental_r1_jax.text.prompts import render_prompt
 from mental_r1_jax.text.tokenizer import Tokenizer, load_tokenizer
 
 _PERCENTILES = (50, 90, 99, 100)
+# Warnings about single posts, of which a set may have thousands.
+_MANY = ("repeated in split", "repeated across splits", "absurd length", "row inside a text")
 _TOKENIZER_FILES = ("*token*", "*.jinja", "vocab*", "merges*", "config.json", "generation_config*")
 
 
@@ -59,6 +62,7 @@ def run(config: ExperimentConfig) -> int:
     tfds_dir = tfds_folder(config.data)
     for one in checked.values():
         build_set(one, tfds_dir)
+        _list_rows(console, tfds_dir / f"{one.spec.name}-warnings.txt", one.warnings)
     tokenizer = _find_tokenizer(console, config.model.path)
     with console.status("Counting tokens"):
         table = _table(config, checked, tokenizer)
@@ -102,9 +106,30 @@ def _stop_on_errors(console: Console, checked: Mapping[str, CheckedSet]) -> None
 
 
 def _print_problems(console: Console, severity: str, problems: Sequence[Problem]) -> None:
-    """One line a problem, beginning with FILE:LINE so that editors can jump there."""
+    """One line a problem, beginning with FILE:LINE so that editors can jump there.
+
+    Of kinds that real sets have by the thousand, only the first of a file, and how many there are.
+    """
+    counts = Counter((p.file, p.kind) for p in problems)
+    said = set()
     for problem in problems:
-        _print_line(console, f"{severity}: {problem}")
+        place = problem.file, problem.kind
+        if problem.kind in _MANY and counts[place] > 1:
+            if place in said:
+                continue
+            said.add(place)
+            _print_line(console, f"{severity}: {problem} ({counts[place]} such posts)")
+        else:
+            _print_line(console, f"{severity}: {problem}")
+
+
+def _list_rows(console: Console, file: Path, problems: Sequence[Problem]) -> None:
+    """Write the warnings of which only the first was printed, one a line; posts only by hash."""
+    lines = [str(problem) for problem in problems if problem.kind in _MANY]
+    file.unlink(missing_ok=True)
+    if len(lines) > 1:
+        write_private(file, "\n".join([*lines, ""]).encode("utf-8", "replace"))
+        _print_line(console, f"All {len(lines)} such posts are listed in {file}")
 
 
 def _print_line(console: Console, line: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import mental_r1_jax
 from mental_r1_jax import hosts
 from mental_r1_jax.config import ExperimentConfig
+from mental_r1_jax.console.overview import print_only_labels
 from mental_r1_jax.console.progress import open_console
 from mental_r1_jax.evaluation.report import check_report_folder, console_table, write_evaluation
 from mental_r1_jax.opening.devices import open_mesh
@@ -32,6 +33,7 @@ def run(config: ExperimentConfig) -> Path:
     rows = {"evaluate.batch_size": config.evaluate.batch_size}
     mesh = open_mesh(config, rows=rows, model=model.decoder)
     posts = held_out_posts(config, config.evaluate.split, config.evaluate.limit_per_set)
+    print_only_labels(console, posts)
     console.print(f"evaluating {name} on {sum(map(len, posts.values()))} posts", markup=False)
     params = load_weights(model, mesh, which="best")
     predictor = make_predictor(model, config, mesh, "evaluate")

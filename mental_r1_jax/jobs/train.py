@@ -46,7 +46,7 @@ def run(config: ExperimentConfig, *, dry_run: bool = False) -> None:
 def train(run: TrainingRun) -> None:
     """Make the steps of a run, from its start model or its newest checkpoint to the last one."""
     config, mesh, tokenizer, programs = run.config, run.mesh, run.model.tokenizer, run.programs
-    crpo, match, seed = config.crpo, config.rewards.answer_match, as_word(config.run.seed)
+    crpo, seed = config.crpo, as_word(config.run.seed)
     posts = open_posts(run)
     compile_first_step(run, posts)
     with open_session(config, run.model, mesh, run.optimizer, run.num_steps, crpo) as session:
@@ -69,7 +69,7 @@ def train(run: TrainingRun) -> None:
                 started = max(asked, log.flush())
                 session.progress.phase("sampling")
                 groups = score_completions(
-                    tokenizer, prompts.posts, completions, run.functions, match
+                    tokenizer, prompts.posts, completions, run.functions, run.reader
                 )
                 batch = assemble_batch(
                     prompts.batch, completions, groups, mesh, crpo, of_reference, of_sampler

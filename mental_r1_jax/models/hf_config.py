@@ -6,14 +6,15 @@ that says this is another kind of network under a familiar name is refused by it
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mental_r1_jax.errors import UserError
+from mental_r1_jax.json_files import read_json_object
 from mental_r1_jax.models.architecture import DecoderConfig, Remat
 from mental_r1_jax.models.families import FAMILIES, Family
+from mental_r1_jax.models.hf_fields import wrong_fields
 from mental_r1_jax.models.rope import RopeScaling
 
 SUPPORTED_FAMILIES = tuple(FAMILIES)
@@ -53,21 +54,14 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
     """Read `config.json` of a model folder.
 
     Raises:
-        UserError: it is missing, or not a JSON object.
+        UserError: it is missing or not a JSON object.
     """
-    file = folder / "config.json"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError(f"a JSON {type(content).__name__}, not an object")
-        return content
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            what=f"cannot read {file}",
-            expected="a Hugging Face model folder with config.json",
-            got=str(error),
-            remedy="check model.path",
-        ) from error
+    content: dict[str, Any] = read_json_object(
+        folder / "config.json",
+        expected="a Hugging Face model folder with config.json, UTF-8 without a byte order mark",
+        remedy="check model.path, or download the file again",
+    )
+    return content
 
 
 def decoder_config_from_hf(
@@ -83,6 +77,14 @@ def decoder_config_from_hf(
     Raises:
         UserError: names every field that we cannot compute, all at once.
     """
+    wrong = wrong_fields(hf)
+    if wrong:
+        raise UserError(
+            what=f"config.json of this model has {len(wrong)} field(s) that cannot be right",
+            expected="numbers, texts and lists as transformers writes them",
+            got="; ".join(wrong),
+            remedy="download config.json again, or correct these fields",
+        )
     family = _find_family(hf)
     problems = _refused_fields(hf)
     scaling, theta = _rope(hf, problems)
@@ -228,6 +230,10 @@ def _inconsistencies(hf: Mapping[str, Any], family: Family) -> list[str]:
     problems = []
     if heads % kv_heads:
         problems.append(f"num_key_value_heads = {kv_heads} does not divide {heads} heads")
+    if head_dim < 2:
+        problems.append(
+            f"hidden_size = {hf['hidden_size']} is less than 2 for each of {heads} heads"
+        )
     if head_dim % 2:
         problems.append(f"head_dim = {head_dim} is odd")
     return problems

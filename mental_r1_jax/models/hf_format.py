@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mental_r1_jax.errors import UserError
+from mental_r1_jax.json_files import read_json_object
 from mental_r1_jax.models.architecture import DecoderConfig
 from mental_r1_jax.models.parameters import Row, parameter_rows, parameter_tree, stacked_shape
 
@@ -31,6 +32,11 @@ INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 # Integers and 8-bit floats under the names of weights are quantised: numbers without their scales.
 _FLOATS = ("F32", "BF16", "F16", "F64")
+# How names of tensors begin that were saved from inside a wrapper.
+_FOREIGN_PREFIXES = {
+    "_orig_mod.": "the model was saved while compiled (torch.compile)",
+    "module.": "the model was saved while distributed (DistributedDataParallel)",
+}
 _WANTED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
@@ -193,14 +199,18 @@ def _tensors_of(config: DecoderConfig, row: Row) -> list[_Tensor]:
 
 
 def _open_files(folder: Path, stack: ExitStack) -> dict[str, Any]:
-    """Map the name of every tensor in the folder to the open file that holds it."""
-    index = folder / INDEX_FILE
-    names: set[str] = {SINGLE_FILE}
-    if index.is_file():
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    """Map the name of every tensor in the folder to the open file that holds it.
+
+    Where there are a single file and an index, the single file counts, as in transformers.
+    """
+    names = {SINGLE_FILE}
+    if not (folder / SINGLE_FILE).is_file() and (folder / INDEX_FILE).exists():
+        names = _indexed_files(folder / INDEX_FILE)
     where = {}
     for name in sorted(names):
         try:
+            if (folder / name).exists() and not (folder / name).is_file():
+                raise OSError("a folder, pipe or device, not a file")
             opened = stack.enter_context(safe_open(folder / name, framework="numpy"))
         except (OSError, SafetensorError) as error:
             raise UserError(
@@ -211,6 +221,22 @@ def _open_files(folder: Path, stack: ExitStack) -> dict[str, Any]:
             ) from error
         where.update(dict.fromkeys(opened.keys(), opened))
     return where
+
+
+def _indexed_files(index: Path) -> set[str]:
+    """Return the names of the files in an index; all must lie beside it."""
+    weight_map = read_json_object(index).get("weight_map")
+    names = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
+    texts = isinstance(weight_map, dict) and all(isinstance(n, str) for n in weight_map.values())
+    outside = sorted(n for n in names if Path(n).name != n or not n.endswith(".safetensors"))
+    if not names or not texts or outside:
+        raise UserError(
+            what=f"{index} is not an index of weights",
+            expected="weight_map, an object of tensor names to .safetensors files in this folder",
+            got=f"{outside[0]!r:.80}" if texts and outside else f"weight_map = {weight_map!r:.80}",
+            remedy="download the model again",
+        )
+    return names
 
 
 def _check_tensors(
@@ -232,12 +258,51 @@ def _check_tensors(
                 )
             if shape != tensor.hf_shape:
                 problems.append(f"shape of {name}: expected {tensor.hf_shape}, got {shape}")
+    if not problems and config.tie_embeddings and "lm_head.weight" in files:
+        _check_tied_head(folder, files)
     if problems:
         raise UserError(
             what=f"the weights in {folder} do not fit its config.json",
             expected=f"{len(tensors)} tensors as config.json describes them",
             got="\n" + "\n".join(f"  - {problem}" for problem in problems),
-            remedy="use the config.json and the weights of one and the same model",
+            remedy=_remedy(set(files), set(tensors)),
+        )
+
+
+def _remedy(there: set[str], wanted: set[str]) -> str:
+    """Say how weights come by such names, and how to save them under their own."""
+    for prefix, origin in _FOREIGN_PREFIXES.items():
+        if any(name.startswith(prefix) for name in there):
+            return f"{origin}: take {prefix!r} off the names, or save the model inside it"
+    if any(".lora_" in name or ".base_layer." in name for name in there):
+        return "these are adapters (PEFT): merge them into the model (merge_and_unload), save that"
+    if not there & wanted and {f"model.{name}" for name in there} & wanted:
+        return "the model was saved without its head: save the ...ForCausalLM that holds it"
+    if wanted < there:
+        return "remove the further tensors, or take the config.json that describes them"
+    return "use the config.json and the weights of one and the same model"
+
+
+def _check_tied_head(folder: Path, files: Mapping[str, Any]) -> None:
+    """Refuse a head saved beside an embedding that it is said to share, but differs from.
+
+    transformers then takes the head, with a warning, in version 5, and the embedding in version 4.
+    """
+    head, embedding = (
+        files[name].get_slice(name) for name in ("lm_head.weight", "model.embed_tokens.weight")
+    )
+    rows = embedding.get_shape()[0]
+    same = head.get_shape() == embedding.get_shape() and all(
+        np.array_equal(head[at : min(at + 4096, rows)], embedding[at : min(at + 4096, rows)])
+        for at in range(0, rows, 4096)
+    )
+    if not same:
+        raise UserError(
+            what=f"lm_head.weight in {folder} differs from the embedding",
+            expected="the same numbers, for config.json says tie_word_embeddings: true",
+            got="a head of its own",
+            remedy="set tie_word_embeddings to false in config.json if the head is meant, or "
+            "remove lm_head.weight",
         )
 
 

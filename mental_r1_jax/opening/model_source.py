@@ -7,6 +7,7 @@ A model is named by a Hugging Face folder, a hub id, or a run folder of ours. A 
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from jax.sharding import Mesh
 
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.errors import UserError
+from mental_r1_jax.json_files import read_json_object
 from mental_r1_jax.models import decoder as network
 from mental_r1_jax.models import hf_format
 from mental_r1_jax.models.decoder import DecoderConfig
@@ -25,6 +27,7 @@ from mental_r1_jax.text.tokenizer import Tokenizer, load_tokenizer
 from mental_r1_jax.training.checkpoint import abstract_like, restore_params
 
 BASE_MODEL = "base_model"
+_COPIED_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".md", ".tiktoken")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".index.json")
 
 
@@ -64,18 +67,18 @@ def open_model(name: str, config: ExperimentConfig) -> ModelSource:
             remedy="set model.path to a folder or hub id of a Llama, Qwen2, Qwen3 or Mistral model",
         )
     hf_config = read_hf_config(folder)
+    decoder = decoder_config_from_hf(
+        hf_config, compute_dtype=config.model.compute_dtype, remat=config.model.remat
+    )
     tokenizer = load_tokenizer(folder)
+    _check_ids(folder, tokenizer, decoder)
     check_grammar(tokenizer)
     return ModelSource(
         folder=folder,
         run_folder=run_folder,
         hf_config=hf_config,
         tokenizer=tokenizer,
-        decoder=decoder_config_from_hf(
-            hf_config,
-            compute_dtype=config.model.compute_dtype,
-            remat=config.model.remat,
-        ),
+        decoder=decoder,
     )
 
 
@@ -89,8 +92,21 @@ def load_weights(model: ModelSource, mesh: Mesh, which: str | int = "latest") ->
 
 
 def origin_of(model: str) -> str:
-    """Follow run folders (a cold start, say) back to the model that the first one began with."""
+    """Follow run folders (a cold start, say) back to the model that the first one began with.
+
+    Raises:
+        UserError: they lead back to one of them.
+    """
+    seen: set[Path] = set()
     while (Path(model) / BASE_MODEL).is_dir():
+        if Path(model).resolve() in seen:
+            raise UserError(
+                what=f"the run {model} has itself as its start model",
+                expected="a chain of runs that begins with a model",
+                got=" -> ".join(str(path) for path in seen),
+                remedy="correct model.path in the config.yaml of one of these runs",
+            )
+        seen.add(Path(model).resolve())
         model = load_config(model).model.path
     return model
 
@@ -108,7 +124,40 @@ def save_base_model(model: ModelSource, run_folder: Path) -> None:
     staging = run_folder / f".{BASE_MODEL}.partial"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    for path in model.folder.iterdir():
-        if path.is_file() and not path.name.endswith(_WEIGHT_SUFFIXES):
-            shutil.copy2(path, staging / path.name)
+    copy_model_files(model.folder, staging)
     staging.rename(target)
+
+
+def copy_model_files(source: Path, target: Path) -> None:
+    """Copy configuration, tokenizer and licence, but neither weights nor anything that is run.
+
+    Code of a start model is never run here, and who loads our export is not to be asked to: files
+    of other kinds stay behind, and so does `auto_map`, which names classes in them.
+    """
+    for path in source.iterdir():
+        licence = path.name.upper().startswith(("LICENSE", "LICENCE", "NOTICE"))
+        wanted = path.suffix in _COPIED_SUFFIXES or (licence and path.suffix in ("", ".txt"))
+        if not wanted or not path.is_file() or path.name.endswith(_WEIGHT_SUFFIXES):
+            continue
+        shutil.copy2(path, target / path.name)
+        if path.name in ("config.json", "tokenizer_config.json", "processor_config.json"):
+            content = read_json_object(path)
+            if content.pop("auto_map", None) is not None:
+                text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+                (target / path.name).write_text(text, encoding="utf-8")
+
+
+def _check_ids(folder: Path, tokenizer: Tokenizer, decoder: DecoderConfig) -> None:
+    """Refuse ids of the tokenizer that the model has no row for."""
+    ids = {
+        **{f"EOS {i}": i for i in tokenizer.eos_ids},
+        f"pad {tokenizer.pad_id}": tokenizer.pad_id,
+    }
+    outside = [name for name, i in ids.items() if not 0 <= i < decoder.vocab_size]
+    if outside:
+        raise UserError(
+            what=f"the tokenizer in {folder} does not belong to the model",
+            expected=f"ids of EOS and padding below vocab_size = {decoder.vocab_size}",
+            got=", ".join(outside),
+            remedy="correct generation_config.json or the tokenizer's files",
+        )

@@ -19,7 +19,6 @@ from mental_r1_jax.evaluation.metrics import Prediction, vote
 from mental_r1_jax.models import decoder as network
 from mental_r1_jax.opening.model_source import ModelSource
 from mental_r1_jax.programs.step_programs import as_word, bind_sampler, traces_of
-from mental_r1_jax.rewards import match_label
 from mental_r1_jax.rollout.collect import (
     ScoredCompletion,
     pad_prompts,
@@ -28,6 +27,7 @@ from mental_r1_jax.rollout.collect import (
     score_completions,
 )
 from mental_r1_jax.rollout.sampler import sampler_settings
+from mental_r1_jax.text.answers import AnswerReader
 from mental_r1_jax.types import TraceBatch
 
 
@@ -92,6 +92,7 @@ def predict(
         on_batch: called with (posts done, posts in all) after each batch.
     """
     config = predictor.config
+    reader = AnswerReader(labels, config.rewards.answer_match)
     prompts = render_prompts(predictor.model.tokenizer, posts, config.rollout.max_prompt_length)
     # Posts of like length share a batch, so that short ones run in a small compiled shape.
     order = sorted(range(len(posts)), key=lambda i: len(prompts[i].ids))
@@ -104,22 +105,27 @@ def predict(
         batch += batch[-1:] * (size - len(batch))
         width = prompt_width([prompts[row] for row in batch], config.rollout.prompt_lengths)
         rows = [batch[place] for place in held]
-        groups, entropies = _generate(predictor, params, posts, prompts, rows, width)
+        groups, entropies = _generate(predictor, params, posts, prompts, rows, width, reader)
         for place, row in enumerate(rows):
             predictions[row] = _prediction(
                 posts[row],
-                labels[posts[row].set_name],
                 groups.completions[place],
                 groups.stage_mask[place],
                 entropies[place],
-                match=config.rewards.answer_match,
+                reader=reader,
             )
         on_batch(min(start + size, len(order)), len(posts))
     return hosts.all_items(predictions.items())
 
 
 def _generate(
-    predictor: Predictor, params: Any, posts: Any, prompts: Any, rows: list[int], width: int
+    predictor: Predictor,
+    params: Any,
+    posts: Any,
+    prompts: Any,
+    rows: list[int],
+    width: int,
+    reader: AnswerReader,
 ) -> tuple[Any, Float[np.ndarray, "B votes C"]]:
     """Sample completions for `rows`, parse them, and measure their entropies."""
     config, tokenizer = predictor.config, predictor.model.tokenizer
@@ -130,8 +136,7 @@ def _generate(
     completions = predictor.sample(params, batch, as_word(config.run.seed), as_word(0))
     entropies = predictor.entropies(params, traces_of(batch, completions))
     posts = [posts[row] for row in rows]
-    match = config.rewards.answer_match
-    groups = score_completions(tokenizer, posts, completions, (), match)
+    groups = score_completions(tokenizer, posts, completions, (), reader)
     measured = hosts.fetch_rows(entropies)
     refuse_non_finite(measured, hosts.fetch_rows(completions.completion_mask))
     return groups, measured
@@ -162,15 +167,14 @@ def refuse_non_finite(
 
 def _prediction(
     post: Example,
-    labels: tuple[str, ...],
     completions: Sequence[ScoredCompletion],
     stage_mask: Bool[np.ndarray, "votes S C"],
     entropies: Float[np.ndarray, "votes C"],
     *,
-    match: Any,
+    reader: AnswerReader,
 ) -> Prediction:
     """Read the label out of one post's completions; several of them vote."""
-    answers = [match_label(c.parsed.answer, labels, match) for c in completions]
+    answers = [reader.read(post.set_name, c.parsed.answer) for c in completions]
     winner = vote(answers)
     chosen = answers.index(winner)
     completion = completions[chosen]

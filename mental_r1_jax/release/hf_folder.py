@@ -15,8 +15,14 @@ import mental_r1_jax
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.data.loading import label_counts, load_examples, set_spec
 from mental_r1_jax.errors import UserError
+from mental_r1_jax.json_files import read_json_object
 from mental_r1_jax.models import hf_format
-from mental_r1_jax.opening.model_source import ModelSource, origin_of, public_name
+from mental_r1_jax.opening.model_source import (
+    ModelSource,
+    copy_model_files,
+    origin_of,
+    public_name,
+)
 from mental_r1_jax.release.model_card import model_card
 
 MARKER = "mental_r1_export.json"
@@ -53,7 +59,7 @@ def write_beside(target: Path, params: Any, model: ModelSource, config: Experime
     staging.mkdir()
     made_by = {"made_by": "mental-r1 export", "version": mental_r1_jax.__version__}
     _write_json(staging / MARKER, made_by)  # first, so that what a kill leaves is known as ours
-    shutil.copytree(model.folder, staging, dirs_exist_ok=True)
+    copy_model_files(model.folder, staging)
     hf_format.save_params(
         params,
         model.decoder,
@@ -99,10 +105,11 @@ def write_configs(model: ModelSource, folder: Path, config: ExperimentConfig) ->
     """`config.json` with the dtype of the weights, and a `generation_config.json` that stops."""
     hf_config: dict[str, Any] = dict(model.hf_config)
     hf_config.pop("torch_dtype", None)
+    hf_config.pop("auto_map", None)
     hf_config["dtype"] = config.export.dtype
     _write_json(folder / "config.json", hf_config)
     file = folder / "generation_config.json"
-    generation = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    generation = read_json_object(file) if file.is_file() else {}
     eos = list(model.tokenizer.eos_ids)
     generation |= {
         "eos_token_id": eos[0] if len(eos) == 1 else eos,

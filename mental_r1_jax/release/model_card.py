@@ -12,6 +12,7 @@ import yaml
 
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.data.benchmarks import BenchmarkSpec
+from mental_r1_jax.errors import visible
 from mental_r1_jax.text.prompts import system_instruction
 from mental_r1_jax.text.stages import GRAMMAR, STAGES
 
@@ -132,8 +133,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _plain(value: Any) -> str:
-    """`value` as text that cannot be taken for a table border, a tag or a link."""
-    return re.sub(r"([|<>\[\]*`\\])", r"\\\1", str(value)).replace("\n", " ")
+    """`value` as text that cannot be taken for a table border, a tag, a link or a control."""
+    return visible(re.sub(r"([|<>\[\]*`\\])", r"\\\1", str(value)).replace("\n", " "))
 
 
 def _percent(fraction: float) -> str:

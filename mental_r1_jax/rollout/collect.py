@@ -20,13 +20,8 @@ from jaxtyping import Bool, Float, Int
 from mental_r1_jax import hosts
 from mental_r1_jax.config import CrpoConfig, RolloutConfig
 from mental_r1_jax.data.records import Example
-from mental_r1_jax.rewards import (
-    AnswerMatch,
-    RewardFunction,
-    answer_is_right,
-    score_completion,
-    total_reward,
-)
+from mental_r1_jax.rewards import RewardFunction, score_completion, total_reward
+from mental_r1_jax.text.answers import MENDED_KINDS, AnswerReader
 from mental_r1_jax.text.prompts import RenderedPrompt, render_prompt
 from mental_r1_jax.text.stages import GRAMMAR, ParsedCompletion
 from mental_r1_jax.text.tokenizer import Tokenizer, byte_spans
@@ -59,7 +54,7 @@ class ScoredCompletion:
 
 
 # Columns of `ScoredGroups.table` before those of the reward functions.
-_COLUMNS = ("reward", "num_tokens", "finished", "well_formed", "correct")
+_COLUMNS = ("reward", "num_tokens", "finished", "well_formed", "correct", "mended")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +65,8 @@ class ScoredGroups:
         completions: `[B][G]` parsed completions.
         table: all numbers of the completions in one array that processes can exchange: the columns
             `_COLUMNS` (total reward, tokens, whether it ended, whether it is well formed, whether
-            its answer is right), then the value of each reward function before weighting.
+            its answer is right, `AnswerReader.mended`), then the value of each reward function
+            before weighting.
         stage_mask: see `Batch`.
         baseline_rewards: see `Batch`; the completions behind them are in none of the above.
     """
@@ -155,7 +151,7 @@ def score_completions(
     posts: Sequence[Example],
     completions: Completions,
     functions: Sequence[RewardFunction],
-    match: AnswerMatch,
+    reader: AnswerReader,
 ) -> ScoredGroups:
     """Wait for the completions of this process's posts; decode, parse and score every one.
 
@@ -166,7 +162,7 @@ def score_completions(
         posts: this process's share, in the order of its rows.
         completions: all processes' rows, on the mesh; only our own are read.
         functions: reward functions; none where completions are only read.
-        match: by which rule the column "correct" of the table is found.
+        reader: finds the columns "correct" and "mended" of the table.
     """
     wanted = (completions.completion_ids, completions.completion_mask, completions.finished)
     all_ids, mask, finished = map(hosts.fetch_rows, wanted)
@@ -183,14 +179,15 @@ def score_completions(
             spans = byte_spans(decoded.text, parsed.stage_spans)
             stages[b, g] = stage_mask(decoded.offsets, spans, length)
             values = score_completion(functions, decoded.text, parsed, post)
-            correct = answer_is_right(parsed.answer, post.label, match)
-            facts = (len(ids), finished[b, g], parsed.well_formed, correct)
+            correct = reader.read(post.set_name, parsed.answer) == post.label
+            mended = reader.mended(post.set_name, parsed.answer)
+            facts = (len(ids), finished[b, g], parsed.well_formed, correct, mended)
             table[b, g] = (total_reward(functions, values), *facts, *values.values())
             row.append(ScoredCompletion(decoded.text, parsed, len(ids), bool(finished[b, g])))
         scored.append(tuple(row))
     baseline = None
     if completions.greedy is not None:
-        alone = score_completions(tokenizer, posts, completions.greedy, functions, match)
+        alone = score_completions(tokenizer, posts, completions.greedy, functions, reader)
         baseline = alone.rewards[:, 0]
     return ScoredGroups(tuple(scored), table, stages, baseline)
 
@@ -226,12 +223,14 @@ def reward_metrics(
 ) -> dict[str, float]:
     """Reward and completion statistics of a step, under the keys that TRL uses.
 
+    `answers/mended/KIND` are there where answers were mended: the share in which that kind was.
+
     Args:
         table: of all processes' completions, see `ScoredGroups`.
         functions: the reward functions, in the order of the table's last columns.
     """
     columns = np.moveaxis(table.astype(np.float64), -1, 0)
-    rewards, lengths, finished, well_formed, correct = columns[: len(_COLUMNS)]
+    rewards, lengths, finished, well_formed, correct, mended = columns[: len(_COLUMNS)]
     within = rewards.std(axis=1, ddof=1)
     ended = lengths[finished > 0]
     metrics: dict[str, float] = {
@@ -246,6 +245,8 @@ def reward_metrics(
         "completions/clipped_ratio": float(1.0 - finished.mean()),
         "completions/mean_terminated_length": float(ended.mean()) if ended.size else 0.0,
     }
+    for bit, kind in enumerate(MENDED_KINDS if mended.any() else ()):
+        metrics[f"answers/mended/{kind}"] = float((mended.astype(int) >> bit & 1).mean())
     for function, values in zip(functions, columns[len(_COLUMNS) :], strict=True):
         metrics[f"rewards/{function.name}/mean"] = float(values.mean())
         metrics[f"rewards/{function.name}/std"] = float(values.std(ddof=1))

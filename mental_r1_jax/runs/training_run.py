@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from mental_r1_jax import hosts
 from mental_r1_jax.config import CrpoConfig, ExperimentConfig
-from mental_r1_jax.data.loading import label_counts, load_examples
+from mental_r1_jax.data.loading import label_counts, load_examples, set_spec
 from mental_r1_jax.data.pipeline import PromptIterator, make_prompt_iterator, steps_per_epoch
 from mental_r1_jax.models import decoder as network
 from mental_r1_jax.opening.devices import open_mesh
@@ -31,6 +31,7 @@ from mental_r1_jax.rewards import (
 )
 from mental_r1_jax.rollout.collect import common_width, render_prompts
 from mental_r1_jax.rollout.sampler import sampler_settings
+from mental_r1_jax.text.answers import AnswerReader
 from mental_r1_jax.training.optimizer import learning_rates, make_optimizer, make_schedule
 from mental_r1_jax.training.train_step import TrainState, init_state, state_shardings
 
@@ -45,6 +46,7 @@ class TrainingRun:
         mesh: the devices.
         posts: training posts by set, random access.
         functions: reward functions with their weights.
+        reader: reads labels out of answers.
         num_steps: rollouts of the whole run.
         optimizer: clipped AdamW.
         learning_rates: the rate of every update, for people to read.
@@ -56,6 +58,7 @@ class TrainingRun:
     mesh: Mesh
     posts: Mapping[str, Sequence[Any]]
     functions: tuple[RewardFunction, ...]
+    reader: AnswerReader
     num_steps: int
     optimizer: optax.GradientTransformation
     learning_rates: Float[np.ndarray, " updates"]
@@ -79,6 +82,8 @@ def open_training_run(config: ExperimentConfig) -> TrainingRun:
         model=model.decoder,
     )
     posts = load_examples(config, "train")
+    labels = {name: set_spec(config.data, name).labels for name in posts}
+    reader = AnswerReader(labels, config.rewards.answer_match)
     num_steps = count_steps(config, posts)
     num_updates = num_steps * config.crpo.num_iterations
     optimizer = make_optimizer(config.optimizer, num_updates)
@@ -90,7 +95,8 @@ def open_training_run(config: ExperimentConfig) -> TrainingRun:
         model=model,
         mesh=mesh,
         posts=posts,
-        functions=reward_functions(config, posts),
+        functions=reward_functions(config, posts, reader),
+        reader=reader,
         num_steps=num_steps,
         optimizer=optimizer,
         learning_rates=learning_rates(make_schedule(config.optimizer, num_updates), num_updates),
@@ -107,7 +113,7 @@ def count_steps(config: ExperimentConfig, posts: Mapping[str, Sequence[Any]]) ->
 
 
 def reward_functions(
-    config: ExperimentConfig, posts: Mapping[str, Sequence[Any]]
+    config: ExperimentConfig, posts: Mapping[str, Sequence[Any]], reader: AnswerReader
 ) -> tuple[RewardFunction, ...]:
     """Format, answer and the user's own functions, weighted as the recipe says."""
     rewards = config.rewards
@@ -116,7 +122,7 @@ def reward_functions(
         weights = balanced_weights(label_counts(posts))
     return (
         format_function(rewards.format_weight),
-        answer_function(rewards.answer_weight, weights, rewards.answer_match),
+        answer_function(rewards.answer_weight, weights, reader),
         *(load_reward_function(path, w, rewards.timeout_s) for path, w in rewards.custom.items()),
     )
 

@@ -13,18 +13,23 @@ from __future__ import annotations
 import functools
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
-import numpy as np
-from jaxtyping import Int
 from jinja2 import TemplateError
 
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.text.stages import GRAMMAR, THINK_TAG
+from mental_r1_jax.text.template_trial import check_template_ends
 from mental_r1_jax.text.tokenizer import Tokenizer, printable
+from mental_r1_jax.text.truncation import longest_beginning
 
 # Stands for the post while the template is rendered; private-use characters, so that no template
 # or question holds it.
 _POST_MARK = "\ue000post\ue001"
+_SYSTEM_PROBE = [
+    {"role": "system", "content": "\ue000system\ue001"},
+    {"role": "user", "content": "post"},
+]
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,9 @@ def render_prompt(
 ) -> RenderedPrompt:
     """Render and encode the prompt of one post, truncating the post where it is too long.
 
-    The kept part of a post is the longest that fits, measured in tokens of the full prompt. Blank
-    space around the post is dropped, and broken UTF-8 in it becomes U+FFFD.
+    The kept part of a post is the longest that fits, measured in tokens of the full prompt; see
+    `truncation.longest_beginning`. Blank space around the post is dropped, and broken UTF-8 in it
+    becomes U+FFFD.
 
     Args:
         tokenizer: the model's tokenizer, with a chat template.
@@ -74,7 +80,8 @@ def render_prompt(
     ids = tokenizer.encode(before + post + after)
     if len(ids) <= max_prompt_length:
         return RenderedPrompt(tuple(ids), before + post + after, truncated=False)
-    return _truncate(tokenizer, before, post, after, max_prompt_length)
+    kept, ids = longest_beginning(tokenizer, before, post, after, max_prompt_length)
+    return RenderedPrompt(tuple(ids), before + kept + after, truncated=True)
 
 
 def check_grammar(tokenizer: Tokenizer) -> None:
@@ -123,13 +130,13 @@ def _frame(tokenizer: Tokenizer, question: str) -> tuple[str, str]:
 
 def _apply_template(tokenizer: Tokenizer, system: str, user: str) -> str:
     """The chat up to the start of the assistant turn; without system role, it opens the user's."""
-    if _takes_system_role(tokenizer):
-        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-    else:
-        messages = [{"role": "user", "content": f"{system}\n\n{user}"}]
+    with_system = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+    alone = [{"role": "user", "content": f"{system}\n\n{user}"}]
+    _check_template(tokenizer)
     try:
-        return _render(tokenizer, messages)
-    except TemplateError as error:
+        return _render(tokenizer, with_system if _takes_system_role(tokenizer) else alone)
+    # A template is a stranger's program: it may end in any kind of error.
+    except Exception as error:
         raise UserError(
             what="The chat template cannot render a user turn",
             expected="a template for a user turn, after a system turn or alone",
@@ -139,12 +146,32 @@ def _apply_template(tokenizer: Tokenizer, system: str, user: str) -> str:
 
 
 @functools.lru_cache(maxsize=16)
+def _check_template(tokenizer: Tokenizer) -> None:
+    """Refuse a template that is no text or does not end; once a tokenizer, for trying takes time.
+
+    Of several by name the default counts, as in transformers.
+    """
+    template = tokenizer.hf.chat_template
+    text = template.get("default") if isinstance(template, dict) else template
+    if not isinstance(text, str):
+        raise UserError(
+            what="The chat template is no text",
+            expected="a Jinja template, or several by name with one called default",
+            got=f"{template!r:.80}",
+            remedy="Use the template that the model's authors published.",
+        )
+    system, user = system_instruction(), f"Question\nStatement: {_POST_MARK}"
+    with_system = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+    alone = [{"role": "user", "content": f"{system}\n\n{user}"}]
+    chats = (_SYSTEM_PROBE, with_system, alone)
+    check_template_ends(text, chats, tokenizer.hf.special_tokens_map)
+
+
+@functools.lru_cache(maxsize=16)
 def _takes_system_role(tokenizer: Tokenizer) -> bool:
     """Whether the template shows a system turn: some raise (Gemma), some drop it silently."""
-    probe = "\ue000system\ue001"
-    turns = [{"role": "system", "content": probe}, {"role": "user", "content": "post"}]
     try:
-        return probe in _render(tokenizer, turns)
+        return _SYSTEM_PROBE[0]["content"] in _render(tokenizer, _SYSTEM_PROBE)
     except TemplateError:
         return False
 
@@ -157,79 +184,29 @@ def _render(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> str:
 
 
 def _without_special_tokens(post: str, tokenizer: Tokenizer) -> str:
-    """`post` with a space after the first character of every special token written in it."""
-    pattern = _special_token_pattern(tokenizer)
+    """`post` with a space after the first character of every special token written in it.
+
+    One pass breaks them all, nested and overlapping ones too: every place where one begins is
+    split, and what is put there belongs to none, so that no new one can arise from it.
+    """
+    pattern, separator = _special_tokens(tokenizer)
     if pattern is None:
         return post
-    while pattern.search(post):
-        post = pattern.sub(lambda found: f"{found[0][0]} {found[0][1:]}", post)
-    return post
+    cuts = [0, *(found.start() + 1 for found in pattern.finditer(post)), len(post)]
+    return separator.join(post[start:stop] for start, stop in pairwise(cuts))
 
 
 @functools.lru_cache(maxsize=16)
-def _special_token_pattern(tokenizer: Tokenizer) -> re.Pattern[str] | None:
-    """Matches any special token of the tokenizer; the longest first.
+def _special_tokens(tokenizer: Tokenizer) -> tuple[re.Pattern[str] | None, str]:
+    """Finds every place where a special token begins; and what to break one up with.
 
-    A token is at least two characters long here: a single character cannot be broken up.
+    That is a space, or a no-break space where special tokens hold spaces. A token is at least two
+    characters long here: a single character cannot be broken up.
     """
     added = tokenizer.hf.added_tokens_decoder.values()
-    tokens = {t.content for t in added if t.special and len(t.content) > 1}
-    longest_first = sorted(tokens, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first))) if tokens else None
-
-
-def _truncate(
-    tokenizer: Tokenizer, before: str, post: str, after: str, limit: int
-) -> RenderedPrompt:
-    """The prompt with the longest beginning of `post` that fits into `limit` tokens.
-
-    A beginning may end where a token of the whole prompt starts. Ending there changes the tokens
-    next to it only, so the number of tokens is known but for a constant that every trial corrects:
-    about five encodings decide, whatever the length.
-    """
-    lengths, tokens_before = _beginnings(tokenizer, before, post, after)
-
-    def at(place: int) -> tuple[str, list[int]]:
-        text = before + post[: lengths[place]] + after
-        return text, tokenizer.encode(text)
-
-    fits, best = 0, at(0)
-    if len(best[1]) >= limit:
-        raise UserError(
-            what="max_prompt_length leaves no room for the post",
-            expected=f"more than the {len(best[1])} tokens of instruction, question and prefill",
-            got=str(limit),
-            remedy="Raise rollout.max_prompt_length.",
-        )
-    too_long, constant = len(lengths) - 1, len(best[1]) - tokens_before[0]
-    while too_long - fits > 1:
-        guess = int(np.searchsorted(tokens_before, limit - constant, side="right")) - 1
-        place = min(max(guess, fits + 1), too_long - 1)
-        trial = at(place)
-        constant = len(trial[1]) - tokens_before[place]
-        if len(trial[1]) <= limit:
-            fits, best = place, trial
-        else:
-            too_long = place
-    return RenderedPrompt(tuple(best[1]), best[0], truncated=True)
-
-
-def _beginnings(
-    tokenizer: Tokenizer, before: str, post: str, after: str
-) -> tuple[list[int], Int[np.ndarray, " places"]]:
-    """Lengths to which `post` may be truncated, ascending, from nothing to all of it.
-
-    Also returns, for each, how many tokens of the whole prompt start before that place. A token
-    that starts inside a character has the offset of the character, which is kept or lost whole.
-    """
-    encoded = tokenizer.hf(
-        before + post + after, add_special_tokens=False, return_offsets_mapping=True
-    )
-    starts = np.array([start for start, _ in encoded["offset_mapping"]]) - len(before)
-    lengths = {0, len(post)}
-    for start in starts[(starts > 0) & (starts < len(post))].tolist():
-        while start > 0 and post[start - 1].isspace():
-            start -= 1
-        lengths.add(start)
-    ascending = sorted(lengths)
-    return ascending, np.searchsorted(np.sort(starts), ascending, side="left")
+    tokens = sorted({t.content for t in added if t.special and len(t.content) > 1})
+    if not tokens:
+        return None, " "
+    used = set().union(*tokens)
+    separator = next(c for c in (" ", "\u00a0", *map(chr, range(0x2000, 0x200B))) if c not in used)
+    return re.compile(f"(?={'|'.join(map(re.escape, tokens))})"), separator

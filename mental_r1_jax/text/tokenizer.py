@@ -18,6 +18,7 @@ from jaxtyping import Int
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mental_r1_jax.errors import UserError
+from mental_r1_jax.json_files import read_json_object
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 # Surrogates that no broken byte stands behind (surrogateescape makes only U+DC80 to U+DCFF).
@@ -62,6 +63,15 @@ class Tokenizer:
         ids: list[int] = self.hf.encode(text, add_special_tokens=False)
         return ids
 
+    def encode_with_starts(self, text: str) -> tuple[list[int], Int[np.ndarray, " n"]]:
+        """Return the ids of `text`, as `encode` does, and the character at which each begins.
+
+        A token that begins inside a character has the offset of the character.
+        """
+        encoded = self.hf(text, add_special_tokens=False, return_offsets_mapping=True)
+        starts = np.array([start for start, _ in encoded["offset_mapping"]], dtype=np.int64)
+        return encoded["input_ids"], starts
+
     def decode(self, ids: Sequence[int | np.integer] | Int[np.ndarray, " n"]) -> DecodedCompletion:
         """Return text and byte offsets of `ids`.
 
@@ -98,12 +108,14 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         )
     try:
         hf = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, ImportError) as error:
+    # Broken files end in any kind of error there, also in plain `Exception` from Rust.
+    except Exception as error:
         raise UserError(
             what=f"The tokenizer of {str(folder)!r} cannot be loaded",
             expected="tokenizer.json of a fast tokenizer that needs no code of its own",
             got=f"{type(error).__name__}: {error}",
-            remedy="Copy the tokenizer files of the model into the folder.",
+            remedy="Copy the tokenizer files of the model into the folder; if they are newer than "
+            "the libraries here, update transformers and tokenizers.",
         ) from error
     return wrap_tokenizer(hf, _generation_eos_ids(folder / "generation_config.json"))
 
@@ -166,17 +178,16 @@ def _generation_eos_ids(file: Path) -> tuple[int, ...]:
     """The EOS ids that generation_config.json names: none, one or a list."""
     if not file.is_file():
         return ()
-    try:
-        eos = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-    except (ValueError, AttributeError) as error:
-        raise UserError(
-            what=f"{str(file)!r} cannot be read",
-            expected="a JSON object",
-            got=str(error),
-            remedy="Mend the file or remove it.",
-        ) from error
+    eos = read_json_object(file, remedy="mend the file or remove it").get("eos_token_id")
     ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
-    return tuple(int(i) for i in ids)
+    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+        raise UserError(
+            what=f"eos_token_id in {file} is not a token id",
+            expected="a number from 0 on, or a list of them",
+            got=f"{eos!r:.80}",
+            remedy="mend the file or remove it",
+        )
+    return tuple(ids)
 
 
 def _token_bytes(hf: PreTrainedTokenizerBase) -> tuple[bytes, ...]:

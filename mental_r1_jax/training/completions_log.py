@@ -6,7 +6,6 @@ even where the prompt is left out.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.table import Table
 from rich.text import Text
+
+from mental_r1_jax.private_files import make_private_folder, write_private
 
 COMPLETIONS_FOLDER = "completions"
 REWARD_PREFIX = "rewards/"
@@ -42,6 +43,8 @@ def write_completions(
 ) -> Path:
     """Write `folder/completions/step_NNNNNN.parquet`, atomically; returns its path.
 
+    File and folder can be read by their owner only.
+
     Args:
         folder: the run folder.
         step: number of the step, from 1; names the file and fills the column `step`.
@@ -57,10 +60,10 @@ def write_completions(
         for field in schema
     }
     path = folder / COMPLETIONS_FOLDER / f"step_{step:06d}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(pa.table(columns), temporary)
-    os.replace(temporary, path)
+    make_private_folder(path.parent)
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), buffer)
+    write_private(path, buffer.getvalue().to_pybytes())
     return path
 
 

@@ -6,10 +6,11 @@ import csv
 import io
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mental_r1_jax.data.csv_scanner import QuoteFault, Record, scan_records
+from tests.work import counted
 
 CELL = st.text(alphabet='ab,"\n\r é', max_size=6)
 TABLE = st.lists(st.lists(CELL, min_size=2, max_size=3), min_size=1, max_size=6)
@@ -93,3 +94,25 @@ def test_quote_open_to_the_end_of_the_file() -> None:
 def test_even_quotes_inside_a_bare_cell_are_taken_as_meant() -> None:
     (record,) = scan_records('she said "no" twice,Calm,Q', three_cells)
     assert record == Record(1, ('she said "no" twice', "Calm", "Q"))
+
+
+ODD_LINES = st.sampled_from(
+    ['x","y', 't,Calm,Q', '"', '""', '"""', 'a""b', '"a', 'a"', ",", '"",""', '""",', '","', "",
+     '"t,Calm,Q"', 'a,"b']
+)  # fmt: skip
+
+
+@settings(max_examples=25)
+@given(st.lists(ODD_LINES, min_size=1, max_size=3), st.lists(ODD_LINES, max_size=3))
+@example(['x","y'], [])
+@example(['x","y', "t,Calm,Q"], [])
+@example(['"'], ['""'])
+def test_scanning_is_linear_however_the_quotes_lie(cycle: list[str], start: list[str]) -> None:
+    """Twice the lines cost no more than about twice the work, counted in lines of Python run."""
+    costs = []
+    for repeats in (20, 40):
+        text = "h,h,h\n" + "\n".join([*start, *cycle * repeats]) + "\n"
+        with counted("data") as work:
+            list(scan_records(text, three_cells))
+        costs.append(work.lines)
+    assert costs[1] <= 2.3 * costs[0] + 600

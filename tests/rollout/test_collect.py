@@ -20,6 +20,7 @@ from mental_r1_jax.rollout.collect import (
     reward_metrics,
     score_completions,
 )
+from mental_r1_jax.text.answers import AnswerReader
 from mental_r1_jax.text.prompts import RenderedPrompt
 from mental_r1_jax.text.stages import GRAMMAR
 from mental_r1_jax.text.tokenizer import Tokenizer, wrap_tokenizer
@@ -46,7 +47,9 @@ TEXTS = (
     ("<answer>no, never</answer>", "rain </stimulus> then nothing"),  # right by prefix, none
 )
 WEIGHTS = {("Sleep", "Yes"): 0.5, ("Rain", "No"): 2.0}
-FUNCTIONS = (format_function(1.0), answer_function(3.0, WEIGHTS))
+LABELS = {"Sleep": ("Yes", "No"), "Rain": ("Yes", "No")}
+READER = AnswerReader(LABELS)
+FUNCTIONS = (format_function(1.0), answer_function(3.0, WEIGHTS, READER))
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +90,7 @@ def groups(tokenizer: Tokenizer, completions: Completions):
         POSTS,
         on_device(completions),
         FUNCTIONS,
-        "prefix",
+        READER,
     )
 
 
@@ -173,7 +176,7 @@ def test_equal_rewards_in_a_group_are_counted(tokenizer, groups, completions):
     table[..., 0] = [[1, 1], [1, 2]]
     assert reward_metrics(table, FUNCTIONS)["frac_reward_zero_std"] == 0.5
     unfinished = completions.replace(finished=np.zeros((2, 2), bool))
-    never = score_completions(tokenizer, POSTS, on_device(unfinished), FUNCTIONS, "prefix")
+    never = score_completions(tokenizer, POSTS, on_device(unfinished), FUNCTIONS, READER)
     metrics = reward_metrics(never.table, FUNCTIONS)
     assert metrics["completions/mean_terminated_length"] == 0
     assert metrics["completions/clipped_ratio"] == 1
@@ -181,13 +184,14 @@ def test_equal_rewards_in_a_group_are_counted(tokenizer, groups, completions):
 
 def test_accuracy_follows_the_recipes_rule_whatever_the_reward_says(tokenizer, completions):
     """It has a column of its own: no reward function is needed, nor asked for its sign."""
-    negative = (answer_function(-1.0, WEIGHTS, "exact"),)
+    negative = (answer_function(-1.0, WEIGHTS, AnswerReader(LABELS, "exact")),)
     for functions in ((), FUNCTIONS, negative):
         for match, right in (
             ("prefix", [True, False, True, False]),
             ("exact", [True] + 3 * [False]),
         ):
-            scored = score_completions(tokenizer, POSTS, on_device(completions), functions, match)
+            reader = AnswerReader(LABELS, match)
+            scored = score_completions(tokenizer, POSTS, on_device(completions), functions, reader)
             table = scored.table
             assert table[..., 4].ravel().tolist() == right
             assert reward_metrics(table, functions)["accuracy"] == np.mean(right)
@@ -212,6 +216,15 @@ def test_a_greedy_completion_is_a_baseline_and_nothing_else(tokenizer, groups, c
     np.testing.assert_array_equal(batch.baseline_rewards, [-3.5, 3.5])
     assert batch.baseline_rewards.sharding == sharding.batch_sharding(mesh, 1)
     assert batch.rewards.shape == (2, 2)
+
+
+def test_what_lenient_reading_mends_is_counted_by_kind(groups):
+    assert not any(name.startswith("answers/") for name in reward_metrics(groups.table, FUNCTIONS))
+    table = groups.table.copy()
+    table[..., 5] = [[0b00001, 0], [0b10001, 0b00100]]
+    metrics = reward_metrics(table, FUNCTIONS)
+    kinds = {n.split("/")[-1]: v for n, v in metrics.items() if n.startswith("answers/mended/")}
+    assert kinds == {"invisible": 0.5, "unicode": 0, "dashes": 0.25, "quotes": 0, "marks": 0.25}
 
 
 @pytest.mark.parametrize("mask_truncated", [False, True])

@@ -60,7 +60,7 @@ def record(step: int, loss: float = 0.5, **fields: Any) -> StepRecord:
 
 def rollout_of(rewards: list[list[float]]) -> RolloutRecord:
     """A rollout with these rewards and no reward function."""
-    table = np.zeros((len(rewards), len(rewards[0]), 5), np.float32)
+    table = np.zeros((len(rewards), len(rewards[0]), 6), np.float32)
     table[..., 0] = rewards
     prompts = SimpleNamespace(rendered=[SimpleNamespace(truncated=True)] * 2)
     nothing: Any = SimpleNamespace()

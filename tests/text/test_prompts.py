@@ -76,11 +76,15 @@ def around_the_post(tokenizer):
 
 
 def brute_force(tokenizer, post, limit):
-    """The longest beginning of `post`, up to a token's start, that fits: every one is tried."""
+    """The longest beginning of `post`, up to a token's start, that fits: every one is tried.
+
+    Blanks at its end are dropped, but for runs of more than 16.
+    """
     before, after = around_the_post(tokenizer)
     encoding = tokenizer.hf(before + post + after, add_special_tokens=False)
     starts = [encoding.token_to_chars(i).start for i in range(len(encoding["input_ids"]))]
-    beginnings = {post[: max(0, start - len(before))].rstrip() for start in starts}
+    beginnings = {post[: max(0, start - len(before))] for start in starts}
+    beginnings = {b if len(b) - len(b.rstrip()) > 16 else b.rstrip() for b in beginnings}
     fitting = [b for b in beginnings if len(tokenizer.encode(before + b + after)) <= limit]
     return before + max(fitting, key=len) + after
 
