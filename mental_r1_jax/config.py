@@ -47,12 +47,14 @@ class CustomSet(Section):
         question: the user turn before the post, for sets without a `mental_prompt` column.
         asks_for: what the set is about, for tables and the model card.
         validation_file: whether the validation split is `val_clean.csv` or `dev_clean.csv`.
+        ordered: whether the labels are degrees of one thing, listed mildest first.
     """
 
     labels: Annotated[tuple[str, ...], Field(min_length=2)]
     question: str | None = None
     asks_for: str = ""
     validation_file: Literal["val", "dev"] = "val"
+    ordered: bool = False
 
 
 class DataConfig(Section):
@@ -140,6 +142,12 @@ class RewardsConfig(Section):
         answer_weighting: `balanced` scales w by set and class rarity, `uniform` uses w = 1.
         answer_match: `prefix` accepts an answer that starts with the label, `exact` only the label;
             `lenient` is `prefix` past Unicode forms, dashes, invisible signs, quotes and bold type.
+        answer_scale: `exact` takes w off for every wrong answer; `ordinal` takes less off the
+            nearer it is, in sets of three and more labels that are ordered.
+        under_call: under `ordinal`, factor of what an answer below the label costs.
+        overlong_weight: weight of the penalty for coming near the length limit (0 to -1); 0: none.
+        overlong_cushion: tokens before the limit over which it grows; null means a fifth of
+            `rollout.max_completion_length`.
         custom: further reward functions, `package.module:function` -> weight.
         timeout_s: seconds that one call of a custom function may take before the run stops and
             names it; null waits for ever, and calls it in the main thread.
@@ -149,6 +157,10 @@ class RewardsConfig(Section):
     answer_weight: NonNegativeFloat = 1.0
     answer_weighting: Literal["balanced", "uniform"] = "balanced"
     answer_match: AnswerMatch = "prefix"
+    answer_scale: Literal["exact", "ordinal"] = "exact"
+    under_call: Annotated[float, Field(ge=1.0)] = 1.0
+    overlong_weight: NonNegativeFloat = 0.0
+    overlong_cushion: PositiveInt | None = None
     custom: dict[str, float] = {}
     timeout_s: PositiveFloat | None = None
 
@@ -325,4 +337,14 @@ class ExperimentConfig(Section):
                     f"{name}={size} must be a multiple of run.micro_batches="
                     f"{self.run.micro_batches}; change one of them"
                 )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _cushion_within_limit(self) -> ExperimentConfig:
+        cushion, limit = self.rewards.overlong_cushion, self.rollout.max_completion_length
+        if cushion is not None and cushion > limit:
+            raise ValueError(
+                f"rewards.overlong_cushion={cushion} must not exceed "
+                f"rollout.max_completion_length={limit}; change one of them"
+            )
         return self

@@ -1,4 +1,4 @@
-"""Rewards of one completion: text in, numbers out; never ids, never arrays.
+"""Rewards of one completion: text or its number of tokens in, numbers out; no ids, no arrays.
 
 The reward is `sum over functions of weight * value`. The recipe has two, of equal weight: the
 format reward (+0.5 or -0.5) and the answer reward (+w or -w, with the balanced weight w of the
@@ -15,7 +15,7 @@ import inspect
 import math
 import reprlib
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -60,6 +60,24 @@ class RewardFunction:
     function: Callable[[str, ParsedCompletion, LabelledExample], float]
 
 
+@dataclass(frozen=True)
+class LengthReward:
+    """A reward of a completion's length alone, with its weight in the sum.
+
+    Attributes:
+        name: the name in the metrics.
+        weight: factor of its value in the total reward.
+        of_tokens: number of sampled tokens, end-of-sequence included -> value.
+    """
+
+    name: str
+    weight: float
+    of_tokens: Callable[[int], float]
+
+
+Reward = RewardFunction | LengthReward
+
+
 def balanced_weights(counts: Mapping[str, Mapping[str, int]]) -> dict[tuple[str, str], float]:
     """Return the weight of every (data set d, label c): rare sets and rare labels weigh more.
 
@@ -98,6 +116,8 @@ def answer_function(
     weight: float,
     label_weights: Mapping[tuple[str, str], float] | None,
     reader: AnswerReader,
+    scales: Mapping[str, Sequence[str]] | None = None,
+    under_call: float = 1.0,
 ) -> RewardFunction:
     """Return the answer reward: +w for the right answer, else -w; the format need not hold.
 
@@ -105,13 +125,73 @@ def answer_function(
         weight: its factor in the sum.
         label_weights: w of every (data set, label), from `balanced_weights`; None: all are 1.
         reader: by which the label is read out of the answer; evaluation uses the same.
+        scales: labels of the data sets, mildest first, where a wrong answer costs `ordinal_cost`
+            instead of 1. Sets of two labels have no near misses and stay as they are.
+        under_call: see `ordinal_cost`.
     """
+    scales = {name: labels for name, labels in (scales or {}).items() if len(labels) > 2}
 
     def value(completion: str, parsed: ParsedCompletion, example: LabelledExample) -> float:
         w = 1.0 if label_weights is None else label_weights[example.set_name, example.label]
-        return w if reader.read(example.set_name, parsed.answer) == example.label else -w
+        named = reader.read(example.set_name, parsed.answer)
+        if named == example.label:
+            return w
+        labels = scales.get(example.set_name)
+        if labels is None:
+            return -w
+        return -w * ordinal_cost(named, example.label, labels, under_call)
 
     return RewardFunction("answer", weight, value)
+
+
+def ordinal_cost(answer: str | None, label: str, labels: Sequence[str], under_call: float) -> float:
+    """Return what a wrong answer costs, by its distance from the label on an ordered scale.
+
+        |i - j| / (K - 1)         answer j above the label i
+        u |i - j| / (K - 1)       answer j below the label i: a risk called too low
+        u                         no answer, or none of the labels: never cheaper than a wrong one
+
+    Args:
+        answer: the label that the answer names, None if it names none.
+        label: the gold label.
+        labels: all K, mildest first.
+        under_call: u >= 1.
+    """
+    if answer is None:
+        return under_call
+    distance = labels.index(answer) - labels.index(label)
+    return abs(distance) / (len(labels) - 1) * (under_call if distance < 0 else 1.0)
+
+
+def soft_overlong(num_tokens: int, limit: int, cushion: int) -> float:
+    """Return the penalty for a completion that comes near the length limit.
+
+        0                 n <= L - c
+        (L - c - n) / c   L - c < n <= L
+        -1                n > L
+
+    Args:
+        num_tokens: n, sampled tokens of the completion; never characters, of which a token holds
+            more in one tokenizer than in another.
+        limit: L, tokens.
+        cushion: c, tokens before the limit over which the penalty grows.
+
+    References:
+        Yu et al. 2025, "DAPO" (arXiv 2503.14476), eq. 13, whose c is L / 5.
+    """
+    return -min(max(num_tokens - (limit - cushion), 0) / cushion, 1.0)
+
+
+def overlong_reward(weight: float, limit: int, cushion: int | None = None) -> LengthReward:
+    """Return DAPO's soft overlong punishment; see `soft_overlong`.
+
+    Args:
+        weight: its factor in the sum.
+        limit: tokens that a completion may have.
+        cushion: tokens; None: a fifth of the limit, rounded down.
+    """
+    width = max(1, limit // 5) if cushion is None else cushion
+    return LengthReward("overlong", weight, lambda tokens: soft_overlong(tokens, limit, width))
 
 
 def load_reward_function(
@@ -158,16 +238,22 @@ def load_reward_function(
 
 
 def score_completion(
-    functions: Iterable[RewardFunction],
+    functions: Iterable[Reward],
     completion: str,
     parsed: ParsedCompletion,
     example: LabelledExample,
+    num_tokens: int,
 ) -> dict[str, float]:
     """Return the unweighted value of every reward function, by name."""
-    return {f.name: f.function(completion, parsed, example) for f in functions}
+    return {
+        f.name: f.of_tokens(num_tokens)
+        if isinstance(f, LengthReward)
+        else f.function(completion, parsed, example)
+        for f in functions
+    }
 
 
-def total_reward(functions: Iterable[RewardFunction], scores: Mapping[str, float]) -> float:
+def total_reward(functions: Iterable[Reward], scores: Mapping[str, float]) -> float:
     """Return `sum over functions of weight * value`."""
     return math.fsum(f.weight * scores[f.name] for f in functions)
 

@@ -53,6 +53,10 @@ BAD_VALUES = [
     ("rewards.answer_weighting", "square"),
     ("rewards.answer_match", "fuzzy"),
     ("rewards.timeout_s", "0"),
+    ("rewards.answer_scale", "linear"),
+    ("rewards.under_call", "0.5"),
+    ("rewards.overlong_weight", "-1"),
+    ("rewards.overlong_cushion", "0"),
     ("crpo.scale_rewards", "std"),
     ("crpo.advantage_baseline", "median"),
     ("crpo.clip_epsilon_low", "1.0"),
@@ -170,6 +174,7 @@ def test_required_keys_are_named() -> None:
         ),
         (["crpo.stage_entropy_rule=explicit"], ["stage_entropy_coefs=None"]),
         (["crpo.stage_entropy_coefs=[1, 2, 3, 4, 5]"], ["stage_entropy_rule='tanh'"]),
+        (["rewards.overlong_cushion=600"], ["overlong_cushion=600", "max_completion_length=512"]),
         (["data.sets=[A, A]"], ["every set may be named once", "['A', 'A']"]),
     ],
 )

@@ -96,6 +96,9 @@ PROMPTED = (
 # Parts that lay out devices.
 MESHES = (probes.mesh, probes.mesh_of_cold_start, programs.evaluation_mesh)
 MINE = "data.custom_sets.Calm"
+# A set with a third label, so that one wrong answer may be nearer than another.
+DEGREES = {f"{MINE}.labels": ["No", "Yes", "Often"], f"{MINE}.ordered": True}
+ORDINAL = {**DEGREES, "rewards.answer_scale": "ordinal"}
 FIELDS: dict[str, Field | tuple[Field, ...]] = {
     "model.path": everywhere(
         "{shared}/other",
@@ -133,6 +136,11 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
     f"{MINE}.question": Field("Is the writer at ease?", probes.posts),
     f"{MINE}.asks_for": Field("calmness", probes.exported),
     f"{MINE}.validation_file": Field("dev", probes.posts),
+    f"{MINE}.ordered": Field(
+        True,
+        probes.reward,
+        {**DEGREES, f"{MINE}.ordered": False, "rewards.answer_scale": "ordinal"},
+    ),
     "data.tfds_dir": Field("{tmp}/elsewhere", probes.posts),
     "data.on_duplicate": Field("drop", probes.posts),
     "data.absurd_post_chars": Field(10, probes.problems),
@@ -208,6 +216,10 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
         predictions.validated_long_answers,
         predictions.evaluated_long_answers,
     ),
+    "rewards.answer_scale": Field("ordinal", probes.reward, DEGREES),
+    "rewards.under_call": Field(3.0, probes.reward, ORDINAL),
+    "rewards.overlong_weight": Field(1.0, probes.reward),
+    "rewards.overlong_cushion": Field(40, probes.reward, {"rewards.overlong_weight": 1.0}),
     "rewards.custom": Field({"tests.test_every_field_matters:number_of_words": 1.0}, probes.reward),
     "rewards.timeout_s": Field(
         60.0,

@@ -15,7 +15,9 @@ from mental_r1_jax.rewards import (
     balanced_weights,
     format_function,
     load_reward_function,
+    overlong_reward,
     score_completion,
+    soft_overlong,
     total_reward,
 )
 from mental_r1_jax.text.answers import AnswerReader
@@ -49,6 +51,60 @@ def test_format_and_answer_rewards_are_independent():
     assert value(answer(1.5, "exact"), GOOD, "Yes") == -1.5
     assert value(answer(0.25), "<answer>No</answer>", "No") == 0.25
     assert value(answer(0.25), "nothing", "No") == -0.25
+
+
+RISK = ("Indicator", "Ideation", "Behavior", "Attempt")
+
+
+@pytest.mark.parametrize(
+    ("answer", "label", "value"),
+    [
+        ("Behavior", "Behavior", 1.5),
+        ("behavior, clearly", "Behavior", 1.5),
+        ("Attempt", "Behavior", -0.5),  # one of three steps too high
+        ("Attempt", "Indicator", -1.5),
+        ("Ideation", "Behavior", -1.0),  # one step too low costs twice as much
+        ("Indicator", "Attempt", -3.0),
+        ("unsure", "Indicator", -3.0),  # never cheaper than a readable answer
+    ],
+)
+def test_ordinal_rewards_by_hand(answer, label, value):
+    weights = {("Rain", name): 1.5 for name in RISK}
+    reward = answer_function(1.0, weights, AnswerReader({"Rain": RISK}), {"Rain": RISK}, 2.0)
+    completion = f"<answer>{answer}</answer>"
+    got = reward.function(completion, GRAMMAR.parse(completion), Example(label=label))
+    assert got == pytest.approx(value, rel=1e-12)
+
+
+def test_sets_of_two_labels_and_unordered_sets_are_rewarded_as_before():
+    labels = {"Rain": ("No", "Yes"), "Snow": RISK}
+    reader = AnswerReader({**labels, "Hail": RISK})
+    plain = answer_function(0.7, None, reader)
+    ordinal = answer_function(0.7, None, reader, labels, 3.0)
+    for set_name, label in (("Rain", "Yes"), ("Rain", "No"), ("Hail", "Ideation")):
+        for answer in ("Yes", "No", "Ideation", "Attempt", "unsure"):
+            completion = f"<answer>{answer}</answer>"
+            post = Example(set_name, label)
+            values = [
+                one.function(completion, GRAMMAR.parse(completion), post)
+                for one in (plain, ordinal)
+            ]
+            assert values[0] == values[1]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "penalty"),
+    [(1, 0), (410, 0), (411, -1 / 102), (461, -0.5), (512, -1), (513, -1), (5000, -1)],
+)
+def test_soft_overlong_by_hand(tokens, penalty):
+    """L = 512 gives c = 102, so the penalty begins after 410 tokens."""
+    assert soft_overlong(tokens, 512, 102) == penalty
+    assert overlong_reward(1.0, 512).of_tokens(tokens) == penalty
+
+
+def test_the_cushion_of_the_overlong_penalty_can_be_chosen():
+    assert overlong_reward(1.0, 8, 4).of_tokens(6) == -0.5
+    assert overlong_reward(1.0, 3).of_tokens(3) == -1  # a fifth of 3 would be none
 
 
 def test_balanced_weights_by_hand():
@@ -97,7 +153,7 @@ def test_total_is_the_weighted_sum_by_hand(user_module):
         answer_function(1.0, {("Rain", "Yes"): 1.5}, READER),
         load_reward_function("made_up_rewards:length", weight=0.1),
     )
-    scores = score_completion(functions, GOOD, GRAMMAR.parse(GOOD), Example())
+    scores = score_completion(functions, GOOD, GRAMMAR.parse(GOOD), Example(), 9)
     length = len(GOOD) / 10
     assert scores == {"format": 0.5, "answer": 1.5, "made_up_rewards:length": length}
     assert total_reward(functions, scores) == pytest.approx(2 * 0.5 + 1.5 + 0.1 * length)
@@ -141,7 +197,7 @@ def test_unloadable_user_function_is_named(user_module, path):
 def test_unusable_value_is_named(user_module, name, value):
     reward = load_reward_function(f"made_up_rewards:{name}")
     with pytest.raises(RewardError) as caught:
-        score_completion([reward], "oh", GRAMMAR.parse("oh"), Example())
+        score_completion([reward], "oh", GRAMMAR.parse("oh"), Example(), 1)
     assert f"made_up_rewards:{name}" in str(caught.value) and value in str(caught.value)
 
 
@@ -156,4 +212,4 @@ def test_raising_user_function_is_named(monkeypatch):
     reward = load_reward_function("made_up_rewards:divide")
     assert isinstance(reward, RewardFunction)
     with pytest.raises(RewardError, match="made_up_rewards:divide.*ZeroDivisionError"):
-        score_completion([reward], "", GRAMMAR.parse(""), Example())
+        score_completion([reward], "", GRAMMAR.parse(""), Example(), 1)

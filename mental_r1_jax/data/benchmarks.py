@@ -37,6 +37,7 @@ class BenchmarkSpec:
         question: the user turn before the post, for files without a `mental_prompt` column; None
             means that the files must have one.
         validation_file: the validation split is `{validation_file}_clean.csv`.
+        ordered: the labels are degrees of one thing, mildest first.
 
     Raises:
         UserError: the name cannot be a folder, or the labels cannot be told apart.
@@ -47,6 +48,7 @@ class BenchmarkSpec:
     labels: tuple[str, ...]
     question: str | None
     validation_file: Literal["val", "dev"] = "val"
+    ordered: bool = False
 
     def __post_init__(self) -> None:
         """Check name and labels."""
@@ -87,6 +89,7 @@ def spec_for(name: str, custom_sets: Mapping[str, CustomSet] | None = None) -> B
             labels=tuple(description.labels),
             question=question,
             validation_file=description.validation_file,
+            ordered=description.ordered,
         )
     for specs in (BENCHMARKS, SYNTHETIC_SPECS):
         if name in specs:
@@ -129,9 +132,11 @@ def _spec(
     labels: tuple[str, ...],
     asks: str,
     validation_file: Literal["val", "dev"] = "val",
+    ordered: bool = False,
 ) -> BenchmarkSpec:
     """A spec whose question is `asks` with the labels listed."""
-    return BenchmarkSpec(name, asks_for, labels, question_text(asks, labels), validation_file)
+    question = question_text(asks, labels)
+    return BenchmarkSpec(name, asks_for, labels, question, validation_file, ordered)
 
 
 def _by_name(*specs: BenchmarkSpec) -> Mapping[str, BenchmarkSpec]:
@@ -155,12 +160,14 @@ BENCHMARKS: Mapping[str, BenchmarkSpec] = _by_name(
         "level of suicide-related content",
         _RISK,
         "How far does the suicide-related content of these words go?",
+        ordered=True,
     ),
     _spec(
         "DepSeverity",
         "depression severity",
         ("Minimum", "Mild", "Moderate", "Severe"),
         "How severe does the depression of the writer of these words seem?",
+        ordered=True,
     ),
     _spec(
         "LT-EDI",
@@ -168,6 +175,7 @@ BENCHMARKS: Mapping[str, BenchmarkSpec] = _by_name(
         _DEPRESSION,
         "Which level of depression do these words show in their writer?",
         "dev",
+        ordered=True,
     ),
     _spec(
         "SDCNL",
@@ -194,6 +202,7 @@ BENCHMARKS: Mapping[str, BenchmarkSpec] = _by_name(
         ("[1-2]", "[2-3]", "[3-4]", "[4-5]"),
         "How lonely does the writer of these words feel, from 1 (not lonely) to 5 (very lonely)?",
         "dev",
+        ordered=True,
     ),
 )
 
@@ -209,12 +218,14 @@ SYNTHETIC_SPECS: Mapping[str, BenchmarkSpec] = _by_name(
         "depression level, in made-up posts",
         _DEPRESSION,
         "Which level of depression does this made-up post show?",
+        ordered=True,
     ),
     _spec(
         "Risk-Synthetic",
         "level of suicide-related content, in made-up posts",
         _RISK,
         "How far does the suicide-related content of this made-up post go?",
+        ordered=True,
     ),
     _spec(
         "Stressor-Synthetic",

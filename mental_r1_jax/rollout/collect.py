@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from mental_r1_jax import hosts
 from mental_r1_jax.config import CrpoConfig, RolloutConfig
 from mental_r1_jax.data.records import Example
-from mental_r1_jax.rewards import RewardFunction, score_completion, total_reward
+from mental_r1_jax.rewards import Reward, score_completion, total_reward
 from mental_r1_jax.text.answers import MENDED_KINDS, AnswerReader
 from mental_r1_jax.text.prompts import RenderedPrompt, render_prompt
 from mental_r1_jax.text.stages import GRAMMAR, ParsedCompletion
@@ -150,7 +150,7 @@ def score_completions(
     tokenizer: Tokenizer,
     posts: Sequence[Example],
     completions: Completions,
-    functions: Sequence[RewardFunction],
+    functions: Sequence[Reward],
     reader: AnswerReader,
 ) -> ScoredGroups:
     """Wait for the completions of this process's posts; decode, parse and score every one.
@@ -178,7 +178,7 @@ def score_completions(
             parsed = GRAMMAR.parse(decoded.text)
             spans = byte_spans(decoded.text, parsed.stage_spans)
             stages[b, g] = stage_mask(decoded.offsets, spans, length)
-            values = score_completion(functions, decoded.text, parsed, post)
+            values = score_completion(functions, decoded.text, parsed, post, len(ids))
             correct = reader.read(post.set_name, parsed.answer) == post.label
             mended = reader.mended(post.set_name, parsed.answer)
             facts = (len(ids), finished[b, g], parsed.well_formed, correct, mended)
@@ -219,7 +219,7 @@ def stage_mask(
 
 
 def reward_metrics(
-    table: Float[np.ndarray, "B G K"], functions: Sequence[RewardFunction]
+    table: Float[np.ndarray, "B G K"], functions: Sequence[Reward]
 ) -> dict[str, float]:
     """Reward and completion statistics of a step, under the keys that TRL uses.
 
@@ -257,7 +257,7 @@ def reward_metrics(
 def completion_rows(
     prompts: StepPrompts,
     groups: ScoredGroups,
-    functions: Sequence[RewardFunction],
+    functions: Sequence[Reward],
     advantages: Float[np.ndarray, "B G"],
 ) -> list[dict[str, Any]]:
     """One row a completion, for the completions file and the console."""

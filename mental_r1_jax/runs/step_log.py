@@ -16,7 +16,7 @@ from mental_r1_jax import hosts
 from mental_r1_jax.config import RunConfig
 from mental_r1_jax.console.progress import Progress
 from mental_r1_jax.errors import UserError
-from mental_r1_jax.rewards import RewardFunction
+from mental_r1_jax.rewards import Reward
 from mental_r1_jax.rollout.collect import (
     ScoredGroups,
     StepPrompts,
@@ -50,7 +50,7 @@ class RolloutRecord:
     prompts: StepPrompts
     groups: ScoredGroups
     table: np.ndarray | jax.Array
-    functions: Sequence[RewardFunction]
+    functions: Sequence[Reward]
     advantages: jax.Array
     compiled: int
     sampled: float

@@ -23,11 +23,12 @@ from mental_r1_jax.opening.devices import open_mesh
 from mental_r1_jax.opening.model_source import ModelSource, load_weights, open_model
 from mental_r1_jax.programs.step_programs import StepPrograms, bind_programs, compile_ahead
 from mental_r1_jax.rewards import (
-    RewardFunction,
+    Reward,
     answer_function,
     balanced_weights,
     format_function,
     load_reward_function,
+    overlong_reward,
 )
 from mental_r1_jax.rollout.collect import common_width, render_prompts
 from mental_r1_jax.rollout.sampler import sampler_settings
@@ -57,7 +58,7 @@ class TrainingRun:
     model: ModelSource
     mesh: Mesh
     posts: Mapping[str, Sequence[Any]]
-    functions: tuple[RewardFunction, ...]
+    functions: tuple[Reward, ...]
     reader: AnswerReader
     num_steps: int
     optimizer: optax.GradientTransformation
@@ -114,15 +115,22 @@ def count_steps(config: ExperimentConfig, posts: Mapping[str, Sequence[Any]]) ->
 
 def reward_functions(
     config: ExperimentConfig, posts: Mapping[str, Sequence[Any]], reader: AnswerReader
-) -> tuple[RewardFunction, ...]:
-    """Format, answer and the user's own functions, weighted as the recipe says."""
+) -> tuple[Reward, ...]:
+    """Format, answer, length and the user's own functions, weighted as the recipe says."""
     rewards = config.rewards
     weights = None
     if rewards.answer_weighting == "balanced":
         weights = balanced_weights(label_counts(posts))
+    scales = {}
+    if rewards.answer_scale == "ordinal":
+        specs = {name: set_spec(config.data, name) for name in posts}
+        scales = {name: spec.labels for name, spec in specs.items() if spec.ordered}
+    limit, cushion = config.rollout.max_completion_length, rewards.overlong_cushion
+    overlong = overlong_reward(rewards.overlong_weight, limit, cushion)
     return (
         format_function(rewards.format_weight),
-        answer_function(rewards.answer_weight, weights, reader),
+        answer_function(rewards.answer_weight, weights, reader, scales, rewards.under_call),
+        *((overlong,) if overlong.weight else ()),
         *(load_reward_function(path, w, rewards.timeout_s) for path, w in rewards.custom.items()),
     )
 

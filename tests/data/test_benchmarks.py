@@ -34,6 +34,15 @@ def test_benchmarks_are_the_papers_eight() -> None:
     assert dev == {"FIG", "LID", "LT-EDI"}
 
 
+def test_levels_are_ordered_and_kinds_are_not() -> None:
+    specs = {**BENCHMARKS, **SYNTHETIC_SPECS}
+    ordered = {name for name, spec in specs.items() if spec.ordered}
+    synthetic = {"Depression-Synthetic", "Risk-Synthetic"}
+    assert ordered == {"RSD", "DepSeverity", "LT-EDI", "LID"} | synthetic
+    custom = {"Mine": CustomSet(labels=("low", "middle", "high"), ordered=True)}
+    assert spec_for("Mine", custom).ordered
+
+
 @pytest.mark.parametrize("spec", [*BENCHMARKS.values(), *SYNTHETIC_SPECS.values()])
 def test_question_lists_every_label_and_ends_open(spec: BenchmarkSpec) -> None:
     assert spec.question is not None

@@ -10,7 +10,7 @@ import pytest
 from mental_r1_jax import sharding
 from mental_r1_jax.data.records import Example
 from mental_r1_jax.hosts import put_batch
-from mental_r1_jax.rewards import answer_function, format_function
+from mental_r1_jax.rewards import answer_function, format_function, overlong_reward
 from mental_r1_jax.rl.losses import crpo_loss, loss_denominators
 from mental_r1_jax.rollout.collect import (
     assemble_batch,
@@ -25,7 +25,7 @@ from mental_r1_jax.text.prompts import RenderedPrompt
 from mental_r1_jax.text.stages import GRAMMAR
 from mental_r1_jax.text.tokenizer import Tokenizer, wrap_tokenizer
 from mental_r1_jax.types import Completions
-from tests.text.conftest import byte_level
+from tests.text.conftest import byte_level, sentencepiece_bpe
 from tests.tiny_decoder import tiny_recipe
 
 
@@ -182,6 +182,22 @@ def test_equal_rewards_in_a_group_are_counted(tokenizer, groups, completions):
     assert metrics["completions/clipped_ratio"] == 1
 
 
+def test_the_overlong_penalty_counts_tokens_not_characters():
+    """The same text has two penalties with two tokenizers: each is that of its own tokens."""
+    penalties = []
+    for one in map(wrap_tokenizer, (byte_level(), sentencepiece_bpe())):
+        ids = np.array([[one.encode(GOOD)]], np.int32)
+        numbers = np.zeros(ids.shape, np.float32)
+        completions = Completions(ids, ids >= 0, numbers, numbers, np.array([[True]]))
+        rewards = (overlong_reward(2.0, 1000, 1000),)
+        groups = score_completions(one, POSTS[:1], on_device(completions), rewards, READER)
+        assert groups.completions[0][0].text.strip() == GOOD
+        assert groups.table[0, 0, -1] == np.float32(-ids.size / 1000)
+        assert groups.rewards[0, 0] == np.float32(-2 * ids.size / 1000)
+        penalties.append(groups.table[0, 0, -1])
+    assert penalties[0] != penalties[1]
+
+
 def test_accuracy_follows_the_recipes_rule_whatever_the_reward_says(tokenizer, completions):
     """It has a column of its own: no reward function is needed, nor asked for its sign."""
     negative = (answer_function(-1.0, WEIGHTS, AnswerReader(LABELS, "exact")),)
@@ -201,11 +217,11 @@ def test_a_greedy_completion_is_a_baseline_and_nothing_else(tokenizer, groups, c
     """It earns what the same text earns in a group, and stays out of masks, tables and metrics."""
     greedy = jax.tree.map(lambda x: x[::-1, 1:], completions)
     both = on_device(completions.replace(greedy=greedy))
-    posts, functions = POSTS, (format_function(1.0), answer_function(3.0, None))
-    scored = score_completions(tokenizer, posts, both, functions, "prefix")
+    posts, functions = POSTS, (format_function(1.0), answer_function(3.0, None, READER))
+    scored = score_completions(tokenizer, posts, both, functions, READER)
     # The unfinished text has no answer; "No" is wrong for the first post and right for the second.
     np.testing.assert_array_equal(scored.baseline_rewards, [-0.5 - 3, 0.5 + 3])
-    alone = score_completions(tokenizer, posts, on_device(completions), functions, "prefix")
+    alone = score_completions(tokenizer, posts, on_device(completions), functions, READER)
     assert alone.baseline_rewards is None
     np.testing.assert_array_equal(scored.table, alone.table)
     np.testing.assert_array_equal(scored.stage_mask, alone.stage_mask)
