@@ -208,7 +208,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     config, model, mesh = run.config, run.model, run.mesh
     compilation_cache.use_cache(config.run)
     compile_ahead(run.programs, config, model.decoder, run.optimizer, mesh, options.prompt_len)
-    state = fresh_state(model, run.optimizer, mesh)
+    state = fresh_state(model, run.optimizer, mesh, config.crpo)
     reference = reference_weights(run)
     times: list[dict[str, float]] = []
     tokens: list[int] = []
