@@ -40,6 +40,9 @@ CURVES = (
     "completions/mean_length",
     "learning_rate",
     *(f"entropy/stage/{stage}" for stage in STAGE_NAMES),
+    # Of methods that steer them.
+    *(f"beta/stage/{stage}" for stage in STAGE_NAMES),
+    *(f"entropy_target/stage/{stage}" for stage in STAGE_NAMES),
 )
 _VALIDATION = "eval/average/"
 # The mean reward is that of the last tenth of the steps.
