@@ -61,12 +61,12 @@ class EntropyControl:
     """Everything that is steered; None what is not.
 
     Attributes:
-        stages: coefficients of the stage entropies.
-        bonus: weight of the entropy of all tokens.
+        stages: `StageControl`, coefficients of the stage entropies.
+        bonus: `BonusControl`, weight of the entropy of all tokens.
     """
 
-    stages: StageControl | None = None
-    bonus: BonusControl | None = None
+    stages: Any = None
+    bonus: Any = None
 
 
 @dataclasses.dataclass(frozen=True)

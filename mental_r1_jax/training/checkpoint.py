@@ -143,6 +143,7 @@ def restore_params(run_folder: Path, which: str | int, abstract_params: Any) -> 
         folder,
         lambda sound: choose_step(validation_scores(folder, sound), which),
         only_reads=True,
+        may_lack=("optimizer",),  # two thirds of a checkpoint, and who only reads leaves it behind
     )
     step = choose_step(validation_scores(folder, steps), which)
     if step is None:

@@ -6,7 +6,7 @@ Nothing is deleted: a damaged step goes from `checkpoints/` to `damaged_checkpoi
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 from etils import epath
@@ -25,6 +25,7 @@ def sound_steps(
     choose: Callable[[list[int]], int | None] = max,
     *,
     only_reads: bool = False,
+    may_lack: Sequence[str] = (),
 ) -> list[int]:
     """Steps in `folder` that may be restored, after the damaged ones have been set aside.
 
@@ -37,6 +38,7 @@ def sound_steps(
         choose: sound steps, ascending and at least one -> the one to be restored, None for none.
         only_reads: a damaged step is left alone, with a word, where it cannot be moved (a folder
             without write permission) or another process is at work in the run.
+        may_lack: items that may be missing as a whole, because they are not wanted.
 
     Raises:
         UserError: there are steps, and none is sound; nothing is moved.
@@ -44,11 +46,11 @@ def sound_steps(
     steps = _steps(folder)
     damaged: dict[int, list[str]] = {}
     for step in steps:
-        if found := _problems(folder, step, thorough=False):
+        if found := _problems(folder, step, thorough=False, may_lack=may_lack):
             damaged[step] = found
     sound = [step for step in steps if step not in damaged]
     while sound and (chosen := choose(sound)) is not None:
-        found = _problems(folder, chosen, thorough=True)
+        found = _problems(folder, chosen, thorough=True, may_lack=may_lack)
         if not found:
             if not manifest.is_signed(folder / str(chosen)):
                 _say(f"checkpoint {chosen} has no manifest (older version): it is not verified")
@@ -77,11 +79,13 @@ def _steps(folder: epath.Path) -> list[int]:
     return steps
 
 
-def _problems(folder: epath.Path, step: int, *, thorough: bool) -> list[str]:
+def _problems(
+    folder: epath.Path, step: int, *, thorough: bool, may_lack: Sequence[str]
+) -> list[str]:
     """Problems of a step that any process has found; each reads its share of the files."""
     index, count = jax.process_index(), jax.process_count()
     path = folder / str(step)
-    own = manifest.problems(path, step, thorough=thorough, share=(index, count))
+    own = manifest.problems(path, step, thorough=thorough, share=(index, count), may_lack=may_lack)
     merged = [problem for found in hosts.all_items([(index, own)]) for problem in found]
     return list(dict.fromkeys(merged))
 

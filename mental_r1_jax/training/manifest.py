@@ -57,7 +57,12 @@ def is_signed(folder: epath.Path) -> bool:
 
 
 def problems(
-    folder: epath.Path, step: int, *, thorough: bool, share: tuple[int, int] = (0, 1)
+    folder: epath.Path,
+    step: int,
+    *,
+    thorough: bool,
+    share: tuple[int, int] = (0, 1),
+    may_lack: Sequence[str] = (),
 ) -> list[str]:
     """What is wrong with checkpoint `step`, one line a problem; nothing where it is sound.
 
@@ -68,12 +73,14 @@ def problems(
         step: the number that its folder bears.
         thorough: read every file; otherwise only the small ones, and the sizes of all.
         share: (k, n): read every n-th file from the k-th on, for n processes that share the work.
+        may_lack: items that may be missing as a whole, because they are not wanted.
     """
     metadata = _read_object(folder / _METADATA_FILE)
     if not isinstance(metadata, dict):
         return [f"{_METADATA_FILE} is {metadata or 'no mapping'}"]
+    lacking = [item for item in may_lack if not (folder / item).exists()]
     if not is_signed(folder):
-        return _problems_of_outline(folder)
+        return _problems_of_outline(folder, lacking)
     manifest = _read_object(folder / MANIFEST_FILE)
     if not _is_manifest(manifest):
         return [
@@ -83,7 +90,11 @@ def problems(
         return [f"it is a copy of step {manifest['step']}"]
     if manifest["metadata"] != _lasting_metadata(folder):
         return [f"{_METADATA_FILE} has changed since it was written"]
-    files = sorted(manifest["files"].items())[share[0] :: share[1]]
+    files = [
+        (name, wanted)
+        for name, wanted in sorted(manifest["files"].items())
+        if name.partition("/")[0] not in lacking
+    ][share[0] :: share[1]]
     with _threads() as pool:
         found = pool.map(lambda file: _problem_of(folder, *file, thorough=thorough), files)
         return [problem for problem in found if problem]
@@ -102,12 +113,12 @@ def _problem_of(folder: epath.Path, name: str, wanted: Any, *, thorough: bool) -
     return None
 
 
-def _problems_of_outline(folder: epath.Path) -> list[str]:
+def _problems_of_outline(folder: epath.Path, lacking: Sequence[str]) -> list[str]:
     """What can be seen of a checkpoint without a manifest: all items are there, and not empty."""
     missing = [
         f"{name} is missing or empty"
         for name in ITEMS
-        if not (folder / name).is_dir() or not any((folder / name).iterdir())
+        if name not in lacking and not ((folder / name).is_dir() and any((folder / name).iterdir()))
     ]
     if missing:
         return missing

@@ -43,15 +43,23 @@ def gradient_program(
     return jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*arguments).compile()
 
 
-@pytest.mark.parametrize("window", [None, 300], ids=["full", "window"])
+V5E = ("v5e:2x2", {"data": 2, "fsdp": 2}, jnp.bfloat16, (2, 6, 64))
+V5P = ("v5p:2x2x1", {"fsdp": 2, "tensor": 2}, jnp.bfloat16, (2, 6, 128))
+V6E = ("v6e:2x2", {"tensor": 4}, jnp.float32, (2, 7, 128))
+
+
 @pytest.mark.parametrize(
-    ("topology", "mesh", "dtype", "heads"),
+    ("topology", "mesh", "dtype", "heads", "window"),
     [
-        ("v5e:2x2", {"data": 2, "fsdp": 2}, jnp.bfloat16, (2, 6, 64)),
-        ("v5p:2x2x1", {"fsdp": 2, "tensor": 2}, jnp.bfloat16, (2, 6, 128)),
-        ("v6e:2x2", {"tensor": 4}, jnp.float32, (2, 7, 128)),
+        pytest.param(*V5E, None, id="v5e-full"),
+        pytest.param(*V5E, 300, id="v5e-window"),
+        pytest.param(*V5P, None, id="v5p-heads-sharded-full"),
+        pytest.param(*V5P, 300, id="v5p-heads-sharded-window", marks=pytest.mark.slow),
+        pytest.param(*V6E, None, id="v6e-heads-that-the-mesh-does-not-divide-full"),
+        pytest.param(
+            *V6E, 300, id="v6e-heads-that-the-mesh-does-not-divide-window", marks=pytest.mark.slow
+        ),
     ],
-    ids=["v5e", "v5p-heads-sharded", "v6e-heads-that-the-mesh-does-not-divide"],
 )
 def test_forward_and_backward_compile(
     topology: str,

@@ -164,6 +164,14 @@ def test_a_checkpoint_of_an_older_version_is_read_with_a_word(run: Path, capsys)
     assert resumed(run) == 3
 
 
+def test_who_wants_weights_alone_may_leave_the_optimizer_behind(run: Path, capsys) -> None:
+    """As a run that was fetched for its release; to train on, the step before is taken."""
+    shutil.rmtree(run / "checkpoints" / "3" / "optimizer")
+    assert latest(run) == (3, 3.0)
+    assert capsys.readouterr().err == ""
+    assert resumed(run) == 2
+
+
 def test_an_old_checkpoint_that_cannot_be_read_is_one_error(run: Path) -> None:
     make_old(run / "checkpoints" / "3")
     for file in files_of(run / "checkpoints" / "3" / "params"):

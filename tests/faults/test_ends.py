@@ -46,8 +46,9 @@ import signal, sys, time, types
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
 cli = types.ModuleType("mental_r1_jax.cli")
 def main():
-    print("running", flush=True)
-    try: time.sleep(60)
+    try:
+        print("running", flush=True)
+        time.sleep(60)
     finally:
         if sys.argv[1] == "2":
             print("cleaning", flush=True)

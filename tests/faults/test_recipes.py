@@ -67,7 +67,7 @@ def test_anchors_of_ordinary_size_still_work() -> None:
 
 def test_a_recipe_that_is_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_bytes(GOOD.encode() + b"# caf\xe9\n")
-    with pytest.raises(UserError, match="not UTF-8"):
+    with pytest.raises(UserError, match="not text in UTF-8"):
         load_config(tmp_path / "r.yaml")
 
 

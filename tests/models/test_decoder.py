@@ -148,7 +148,7 @@ def test_a_window_that_hides_nothing_is_none() -> None:
     assert [facts.window for facts in config.layer_facts(6)] == [None, 5]
 
 
-@pytest.mark.parametrize("remat", ["layers", "none"])
+@pytest.mark.parametrize("remat", ["layers", pytest.param("none", marks=pytest.mark.slow)])
 def test_blocks_change_neither_states_nor_gradients(inputs, remat, monkeypatch) -> None:
     """A pattern of two that is scanned twice, and a layer behind it, against one by one."""
     config = dataclasses.replace(
