@@ -210,6 +210,6 @@ def test_between_slices_little_more_than_gradients_travels(tiny_model: Path) -> 
     }
     gradients = shard_bytes(step.steps["update"].arguments[0].params)
     over_dcn = sum(c.times * c.dcn_bytes for c in found["update"])
-    assert 0.5 * gradients < over_dcn <= 2 * step.config.run.micro_batches * gradients
+    assert 0.5 * gradients < over_dcn <= 2 * step.plan.work.config.run.micro_batches * gradients
     of_tokens = [c.dcn_bytes for c in found["rollout"] if c.times >= COMPLETION]
     assert max(of_tokens, default=0.0) <= 1024
