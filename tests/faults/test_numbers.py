@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
@@ -35,15 +36,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(folder, ["made-up words for a tokenizer"] * 4, **sizes)
 
 
-def load(folder: Path, change: Any) -> None:
-    """Load the model with one tensor changed by `change`."""
+def load(folder: Path, change: Any) -> Any:
+    """Load the model with one tensor changed by `change`; returns its weights."""
     file = folder / "model.safetensors"
     before = file.read_bytes()
     tensors = load_file(file)
     tensors[NAME] = change(tensors[NAME].astype(np.float32))
     save_file(tensors, file)
     try:
-        load_params(folder, decoder_config_from_hf(read_hf_config(folder)))
+        return load_params(folder, decoder_config_from_hf(read_hf_config(folder)))
     finally:
         file.write_bytes(before)
 
@@ -66,7 +67,11 @@ def test_weights_that_are_no_floats_are_refused(model: Path, dtype: str) -> None
 
 @pytest.mark.parametrize("dtype", ["float16", "float64"])
 def test_other_floats_are_read(model: Path, dtype: str) -> None:
-    load(model, lambda weights: weights.astype(dtype))
+    """With the values that they hold, in float32."""
+    changed = load(model, lambda weights: weights.astype(dtype))
+    rounded = load(model, lambda weights: weights.astype(dtype).astype(np.float32))
+    for got, expected in zip(jax.tree.leaves(changed), jax.tree.leaves(rounded), strict=True):
+        np.testing.assert_array_equal(got, expected)
 
 
 def test_logits_that_are_no_numbers_are_refused_where_tokens_are() -> None:

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mental_r1_jax.errors import UserError
-from mental_r1_jax.recipe import load_config, parse_config
+from mental_r1_jax.recipe import dump_config, load_config, parse_config
 
 GOOD = "model: {path: m}\ndata: {sets: [Risk-Synthetic]}\nrun: {output_dir: out, num_steps: 1}\n"
 LAUGHS = "a0: &a0 [x]\n" + "".join(
@@ -84,6 +84,8 @@ PIECES = st.sampled_from(
 @example("1: 2\n", True)
 def test_any_text_is_a_recipe_or_an_error_of_the_user(text: str, after: bool) -> None:
     try:
-        parse_config(GOOD + text if after else text, source="recipe.yaml")
-    except UserError:
-        pass
+        config = parse_config(GOOD + text if after else text, source="recipe.yaml")
+    except UserError as error:
+        assert "recipe.yaml" in str(error)
+    else:
+        assert parse_config(dump_config(config), source="again") == config
