@@ -35,12 +35,13 @@ _EOS_IDS, _PAD_ID = (2,), 0
 def in_own_process(function: Callable[..., Plan], *arguments: Any) -> Plan:
     """Call `function` in a fresh process, which the TPU compiler may end without ending ours.
 
-    That process touches no accelerator of this machine.
+    That process touches no accelerator of this machine, and no cache of compiled programs: one for
+    a topology cannot be read again where its devices are not.
 
     Raises:
         UserError: the function's own, or the process died.
     """
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as pool:
         try:

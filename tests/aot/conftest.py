@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from tests.aot.tiny_step import MODEL, TOPOLOGY, TinyStep, tiny_step
 
@@ -21,6 +22,17 @@ def as_users_have_it() -> Iterator[None]:
     """
     with jax.default_matmul_precision("default"):
         yield
+
+
+@pytest.fixture(autouse=True, scope="package")
+def no_program_cache() -> Iterator[None]:
+    """A cached program is loaded onto its devices when it is read, and there are none here."""
+    before = jax.config.jax_enable_compilation_cache
+    compilation_cache.reset_cache()
+    jax.config.update("jax_enable_compilation_cache", False)
+    yield
+    jax.config.update("jax_enable_compilation_cache", before)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="package")

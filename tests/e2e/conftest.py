@@ -17,9 +17,12 @@ from mental_r1_jax.models.tiny import make_tiny_model
 Recipe = Callable[..., ExperimentConfig]
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def program_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Every run builds its programs anew; the second one of a kind comes from this cache."""
+    """Every run builds its programs anew; the second one of a kind comes from this cache.
+
+    For this package alone: what other tests compile should be compiled.
+    """
     options = {
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
         "jax_persistent_cache_min_compile_time_secs": 0.2,
