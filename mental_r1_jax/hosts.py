@@ -166,7 +166,7 @@ def local_rows(mesh: Mesh, total: int) -> np.ndarray:
 
 def put_batch(mesh: Mesh, tree: Any) -> Any:
     """Make global arrays, sharded over axis 0, from this process's `local_rows` of `tree`."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = sharding.batch_shards(mesh)
     held = len(local_rows(mesh, shards))
 
     def place(leaf: np.ndarray) -> jax.Array:

@@ -161,6 +161,11 @@ def batch_sharding(mesh: Mesh, ndim: int) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES, *(None,) * (ndim - 1)))
 
 
+def batch_shards(mesh: Mesh) -> int:
+    """Return how many parts axis 0 of a batch has: mesh.data x mesh.fsdp."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def constrain_batch(x: jax.Array) -> jax.Array:
     """Keep activations sharded like the batch they come from, inside a jitted function.
 

@@ -69,7 +69,7 @@ ALLOWED: dict[str, set[str]] = {
     "jobs": {
         *("__init__", "errors", "config", "types", "text", "data", "models", "hosts"),
         *("rollout", "training", "evaluation", "programs", "console", "opening", "prediction"),
-        *("runs", "release", "planning", "study", "private_files"),
+        *("runs", "release", "planning", "study", "private_files", "sharding"),
     },
     "cli": {"errors", "recipe", "programs", "hosts", "study", "jobs"},
     "__main__": {"cli"},

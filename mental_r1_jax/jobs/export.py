@@ -21,7 +21,8 @@ def run(config: ExperimentConfig, *, verify: bool = False) -> Path:
     target = config.export.output_dir or run_folder / "hf"
     check_target(target)
     model = open_model(str(run_folder), config)
-    params = load_weights(model, open_mesh(config, rows={}), which=config.export.checkpoint)
+    mesh = open_mesh(config, rows={}, model=model.decoder)
+    params = load_weights(model, mesh, which=config.export.checkpoint)
     staging = write_beside(target, params, model, config)
     if verify or config.export.verify:
         # Imported here, because it needs the sampler and torch, which an export does not.

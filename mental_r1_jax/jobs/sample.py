@@ -14,6 +14,7 @@ from mental_r1_jax.errors import UserError
 from mental_r1_jax.opening.devices import open_mesh
 from mental_r1_jax.opening.model_source import load_weights, open_model
 from mental_r1_jax.prediction.predictor import make_predictor, predict
+from mental_r1_jax.sharding import batch_shards
 from mental_r1_jax.text.stages import GRAMMAR
 from mental_r1_jax.text.tokenizer import printable
 
@@ -42,11 +43,11 @@ def run(config: ExperimentConfig, *, post: str | None, set_name: str | None) -> 
             got="an empty one",
             remedy='give it with --post "..." or on standard input',
         )
-    one = config.model_copy(
-        update={"evaluate": config.evaluate.model_copy(update={"batch_size": 1})}
-    )
-    mesh = open_mesh(one, rows={})
     model = open_model(config.evaluate.model or str(config.run.output_dir), config)
+    mesh = open_mesh(config, rows={}, model=model.decoder)
+    # The smallest batch that the mesh can share out; the post fills all its rows.
+    rows = config.evaluate.model_copy(update={"batch_size": batch_shards(mesh)})
+    one = config.model_copy(update={"evaluate": rows})
     params = load_weights(model, mesh, which="best")
     spec = set_spec(config.data, name)
     if spec.question is None:

@@ -70,7 +70,7 @@ def check_rows(mesh: Mesh, rows: Mapping[str, int]) -> None:
     Raises:
         UserError: the first that does not.
     """
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = sharding.batch_shards(mesh)
     for name, count in rows.items():
         if count % shards:
             raise UserError(
