@@ -101,6 +101,9 @@ class RolloutConfig(Section):
         temperature: divides the logits in sampling and in training.
         top_p: nucleus sampling; 1 keeps the whole distribution.
         top_k: keep so many of the likeliest tokens; null keeps all.
+        keep_groups: which groups a step trains on: `all`, or those whose completions differ in
+            `reward` (or in `accuracy`: some right, some wrong); further prompts replace the others.
+        max_rounds: a step draws prompts at most so often; then it trains on the groups it has.
         first_cache_length: tokens the cache of a completion holds at first; it doubles as needed.
         halvings: how often the decoding loop may shrink to half of each group, once as many of its
             completions have ended; pays where lengths differ much, and each compiles one more loop.
@@ -114,6 +117,8 @@ class RolloutConfig(Section):
     temperature: PositiveFloat = 0.85
     top_p: Fraction = 0.95
     top_k: PositiveInt | None = None
+    keep_groups: Literal["all", "reward", "accuracy"] = "all"
+    max_rounds: Annotated[int, Field(ge=1, le=255)] = 10
     first_cache_length: PositiveInt = 256
     halvings: NonNegativeInt = 0
 
@@ -325,6 +330,15 @@ class ExperimentConfig(Section):
     def decoded_completions(self) -> int:
         """Completions of a prompt that training decodes: G, and where asked for a greedy one."""
         return self.rollout.num_generations + (self.crpo.advantage_baseline == "greedy")
+
+    @pydantic.model_validator(mode="after")
+    def _empty_groups_are_told_apart(self) -> ExperimentConfig:
+        if self.rollout.keep_groups != "all" and self.crpo.scale_rewards == "batch":
+            raise ValueError(
+                "crpo.scale_rewards=batch would count the groups that rollout.keep_groups="
+                f"{self.rollout.keep_groups} could not fill; use group, tokens or none"
+            )
+        return self
 
     @pydantic.model_validator(mode="after")
     def _micro_batches_divide(self) -> ExperimentConfig:

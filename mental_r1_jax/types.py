@@ -76,6 +76,8 @@ class Batch:
         ref_logprobs: log-probs (nats) of the frozen reference policy, or None when `kl_coef` is 0.
         baseline_rewards: reward of one further completion of each prompt, which is never trained
             on; None unless `crpo.advantage_baseline` is "greedy".
+        group_mask: false for rows without a group, whose completions count in no mean; None where
+            every row has one (`rollout.keep_groups=all`).
         policy_mask: tokens that count in the policy loss, where not all of `completion_mask` do; an
             update finds them by its own weights.
     """
@@ -91,6 +93,7 @@ class Batch:
     old_logprobs: Float[jax.Array, "B G C"] | None = None
     ref_logprobs: Float[jax.Array, "B G C"] | None = None
     baseline_rewards: Float[jax.Array, " B"] | None = None
+    group_mask: Bool[jax.Array, " B"] | None = None
     policy_mask: Bool[jax.Array, "B G C"] | None = None
 
 

@@ -2,7 +2,8 @@
 
 Each step, in the order of the method:
 
-1. the next B labelled posts of the mixed, shuffled sets become chat prompts;
+1. the next B labelled posts of the mixed, shuffled sets become chat prompts; with
+   `rollout.keep_groups` this and the next two points go round until B groups are worth keeping;
 2. the device samples G completions of each, the prompt prefilled once, and goes on to the
    log-probs of the reference (only where the KL penalty is on), which need no rewards;
 3. the host writes what the last step had to say, then parses and scores the completions;
@@ -23,6 +24,14 @@ from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.console.overview import print_overview
 from mental_r1_jax.programs.step_programs import as_word, traces_of
 from mental_r1_jax.rollout.collect import assemble_batch, next_prompts, score_completions
+from mental_r1_jax.rollout.rounds import (
+    Rollout,
+    Round,
+    add_round,
+    number_of_round,
+    wants_round,
+    without_batch,
+)
 from mental_r1_jax.runs.session import open_session
 from mental_r1_jax.runs.step_log import RolloutRecord, StepRecord
 from mental_r1_jax.runs.training_run import (
@@ -57,30 +66,33 @@ def train(run: TrainingRun) -> None:
             posts.set_state(session.position)
         for step in session.steps():
             with session.traced(step):
-                asked = time.perf_counter()
-                prompts = next_prompts(next(posts), tokenizer, config.rollout, mesh)
-                completions = programs.sample(state.params, prompts.batch, seed, as_word(step))
-                traces = traces_of(prompts.batch, completions)
-                of_reference = None if reference is None else programs.score(reference, traces)
-                # With several updates the policy moves away from the one that sampled.
-                several = crpo.num_iterations > 1
-                of_sampler = programs.score(state.params, traces) if several else None
-                # The last step's metrics are written while the device samples.
-                started = max(asked, log.flush())
-                session.progress.phase("sampling")
-                groups = score_completions(
-                    tokenizer, prompts.posts, completions, run.functions, run.reader
-                )
-                batch = assemble_batch(
-                    prompts.batch, completions, groups, mesh, crpo, of_reference, of_sampler
-                )
+                started, drawn = time.perf_counter(), Rollout()
+                while wants_round(drawn, config.rollout):
+                    prompts = next_prompts(next(posts), tokenizer, config.rollout, mesh)
+                    number = as_word(number_of_round(step, len(drawn.rounds)))
+                    completions = programs.sample(state.params, prompts.batch, seed, number)
+                    traces = traces_of(prompts.batch, completions)
+                    of_reference = None if reference is None else programs.score(reference, traces)
+                    # With several updates the policy moves away from the one that sampled.
+                    several = crpo.num_iterations > 1
+                    of_sampler = programs.score(state.params, traces) if several else None
+                    # The last step's metrics are written while the device samples.
+                    started = max(started, log.flush())
+                    session.progress.phase("sampling")
+                    groups = score_completions(
+                        tokenizer, prompts.posts, completions, run.functions, run.reader
+                    )
+                    batch = assemble_batch(
+                        prompts.batch, completions, groups, mesh, crpo, of_reference, of_sampler
+                    )
+                    scored = Round(prompts, groups, hosts.all_rows(mesh, groups.table))
+                    drawn = add_round(drawn, scored, batch, config.rollout, programs.join)
                 sampled, updates = time.perf_counter(), []
                 for _ in range(crpo.num_iterations):
-                    state, metrics, advantages = programs.update(state, batch)
+                    state, metrics, advantages = programs.update(state, drawn.batch)
                     updates.append(metrics)
-                table = hosts.all_rows(mesh, groups.table)
                 rollout = RolloutRecord(
-                    prompts, groups, table, run.functions, advantages, programs.compiled(), sampled
+                    without_batch(drawn), run.functions, advantages, programs.compiled(), sampled
                 )
                 rate = run.learning_rates[(step - 1) * crpo.num_iterations]
                 log.defer(StepRecord(step, updates, float(rate), started, rollout))

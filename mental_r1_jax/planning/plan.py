@@ -87,8 +87,14 @@ class Plan:
         return sum(phase.time.expected for phase in self.phases if phase.time)
 
     @property
+    def further_round(self) -> float:
+        """Seconds, as expected, that a step takes longer for each round after the first one."""
+        drawn = (phase.time for phase in self.phases if phase.phase != "update")
+        return sum(time.expected for time in drawn if time)
+
+    @property
     def hours(self) -> float:
-        """Of the whole run, as expected."""
+        """Of the whole run, as expected; with one round a step."""
         return self.steps * self.expected / 3600
 
     @property
@@ -127,6 +133,7 @@ class Plan:
             "step_expected_seconds": self.expected,
             "prompts_per_hour": self.per_hour(self.work.config.rollout.prompts_per_step),
             "completion_tokens_per_hour": self.per_hour(self.work.completion_tokens),
+            "further_round_expected_seconds": self.further_round,
             "steps": self.steps,
             "steps_reason": self.steps_reason,
             "hours": self.hours,

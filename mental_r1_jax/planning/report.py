@@ -89,7 +89,18 @@ def cost_line(plan: Plan) -> str:
     return (
         f"{prompts:,.0f} prompts and {tokens:,.0f} completion tokens an hour; "
         f"{plan.steps} steps ({plan.steps_reason}): {plan.hours:.2f} hours, "
-        f"{plan.chip_hours:.1f} chip-hours"
+        f"{plan.chip_hours:.1f} chip-hours" + _rounds(plan)
+    )
+
+
+def _rounds(plan: Plan) -> str:
+    """What dynamic sampling may add; how many rounds a step needs shows only in the run."""
+    rollout = plan.work.config.rollout
+    if rollout.keep_groups == "all":
+        return ""
+    return (
+        f", with one round a step. rollout.keep_groups={rollout.keep_groups} draws up to "
+        f"{rollout.max_rounds}; each further one takes {plan.further_round:.1f} s"
     )
 
 

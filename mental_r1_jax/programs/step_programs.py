@@ -26,6 +26,7 @@ from mental_r1_jax.footprint import compute_weights
 from mental_r1_jax.models import decoder as network
 from mental_r1_jax.models.decoder import DecoderConfig
 from mental_r1_jax.programs.program import Program, compile_in_background
+from mental_r1_jax.rollout.join import join_groups
 from mental_r1_jax.rollout.sampler import (
     SamplerSettings,
     sample_completions,
@@ -53,15 +54,18 @@ class StepPrograms:
         sample: `(params, prompts, seed, step) -> Completions`; seed and step from `as_word`.
         score: `(params, traces) -> log-probs [B, G, C]`, nats.
         update: `(state, batch) -> (state, metrics, advantages)`; donates the state.
+        join: `(two batches, rows) -> batch`, where a step draws in rounds.
     """
 
     sample: Program
     score: Program
     update: Program
+    join: Program
 
     def compiled(self) -> int:
         """Number of programs and shapes compiled so far."""
-        return sum(program.compiled() for program in (self.sample, self.score, self.update))
+        programs = (self.sample, self.score, self.update, self.join)
+        return sum(program.compiled() for program in programs)
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,16 @@ def bind_programs(
         update=Program(
             jit_train_step(config=config, decoder=decoder, optimizer=optimizer, mesh=mesh)
         ),
+        join=Program(jax.jit(join_groups, out_shardings=_joined_shardings(config, mesh))),
     )
+
+
+def _joined_shardings(config: ExperimentConfig, mesh: Mesh) -> Batch:
+    """Where the arrays of a joined batch live: where those of any batch do."""
+    rows = _rows(mesh, bool, config.rollout.prompts_per_step)
+    shapes = dataclasses.replace(abstract_batch(config, mesh), group_mask=rows)
+    where: Batch = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    return where
 
 
 def bind_sampler(decoder: DecoderConfig, settings: SamplerSettings, mesh: Mesh) -> Program:
@@ -257,6 +270,7 @@ def abstract_batch(config: ExperimentConfig, mesh: Mesh, width: int | None = Non
         baseline_rewards=_rows(mesh, jnp.float32, groups[0])
         if crpo.advantage_baseline == "greedy"
         else None,
+        group_mask=_rows(mesh, bool, groups[0]) if rollout.keep_groups != "all" else None,
     )
 
 

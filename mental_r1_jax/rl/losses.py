@@ -47,15 +47,22 @@ class Denominators:
 def loss_denominators(batch: Batch, crpo: CrpoConfig, max_completion_length: int) -> Denominators:
     """Count what `crpo_loss` divides by, from masks alone; call it once, on the whole step.
 
-    No weight is below 1, so an empty step has loss 0 rather than NaN.
+    Completions of rows without a group are counted nowhere. No weight is below 1, so an empty step
+    has loss 0 rather than NaN.
     """
     mask = batch.completion_mask
     nothing = jnp.zeros(mask.shape, jnp.float32)
     weight = loss_terms.aggregate(nothing, mask, crpo.aggregation, max_completion_length).weight
+    completions = jnp.float32(mask.shape[0] * mask.shape[1])
+    if batch.group_mask is not None:
+        there = jnp.mean(batch.group_mask.astype(jnp.float32))
+        completions = completions * there
+        if crpo.aggregation != "token":  # whose weight has no tokens of rows without a group
+            weight = weight * there
     present = jnp.any(batch.stage_mask & mask[:, :, None, :], axis=-1)
     stages = jnp.sum(present, axis=(0, 1)).astype(jnp.float32)
     if crpo.stage_entropy_mean == "all":
-        stages = jnp.full(stages.shape, jnp.float32(mask.shape[0] * mask.shape[1]))
+        stages = jnp.full(stages.shape, completions)
     return Denominators(
         policy=jnp.maximum(weight, 1.0),
         tokens=jnp.maximum(jnp.sum(mask).astype(jnp.float32), 1.0),

@@ -57,6 +57,12 @@ class ScoredCompletion:
 _COLUMNS = ("reward", "num_tokens", "finished", "well_formed", "correct", "mended")
 
 
+def column(table: Any, name: str) -> Float[np.ndarray, "B G"]:
+    """A column of `_COLUMNS` of a score table, which is waited for where it is on the device."""
+    values: Float[np.ndarray, "B G"] = np.asarray(table)[..., _COLUMNS.index(name)]
+    return values
+
+
 @dataclasses.dataclass(frozen=True)
 class ScoredGroups:
     """Everything that text adds to a rollout, on the host, for this process's prompts.
@@ -260,7 +266,10 @@ def completion_rows(
     functions: Sequence[Reward],
     advantages: Float[np.ndarray, "B G"],
 ) -> list[dict[str, Any]]:
-    """One row a completion, for the completions file and the console."""
+    """One row a completion, for the completions file and the console.
+
+    An advantage of NaN, of a group that was not trained on, becomes None.
+    """
     names = [f"rewards/{function.name}" for function in functions]
     return [
         {
@@ -272,7 +281,7 @@ def completion_rows(
             "answer": completion.parsed.answer,
             "reward": float(groups.table[b, g, 0]),
             **dict(zip(names, groups.table[b, g, len(_COLUMNS) :].tolist(), strict=True)),
-            "advantage": float(advantages[b, g]),
+            "advantage": None if np.isnan(advantages[b, g]) else float(advantages[b, g]),
             "well_formed": completion.parsed.well_formed,
             "reason": completion.parsed.reason,
             "num_tokens": completion.num_tokens,

@@ -13,6 +13,9 @@ from jaxtyping import Int
 from mental_r1_jax.sharding import constrain_batch
 from mental_r1_jax.types import Batch
 
+# What makes a group empty where it is 0; everything else of it is then read by nothing.
+_EMPTIED = ("completion_mask", "stage_mask", "group_mask", "rewards", "baseline_rewards")
+
 
 def join_groups(batches: Sequence[Batch], rows: Int[Any, " B"]) -> Batch:
     """Pick groups out of several batches: row i of the result is row `rows[i]` of all of them.
@@ -24,13 +27,15 @@ def join_groups(batches: Sequence[Batch], rows: Int[Any, " B"]) -> Batch:
 
     Args:
         batches: of the same recipe; an optional field is None in all of them or in none.
-        rows: which rows to take, in which order; the program does not depend on their values. For
-            a row that does not exist the rewards are NaN, so that its update is skipped.
+        rows: which rows to take, in which order; the program does not depend on their values. A
+            row that does not exist (-1) becomes an empty group: its completions have no tokens that
+            count, its rewards are 0, and `group_mask` says so.
 
     Raises:
         ValueError: if a field is None in some batches only.
         TypeError: if shapes differ in more than B and P.
     """
+    batches = [_with_group_mask(batch) for batch in batches]
     if len({jax.tree.structure(batch) for batch in batches}) != 1:
         raise ValueError(
             "join_groups: expected batches of one recipe, got some with and some without an "
@@ -47,10 +52,25 @@ def join_groups(batches: Sequence[Batch], rows: Int[Any, " B"]) -> Batch:
     ]
 
     def join(*parts: jax.Array) -> jax.Array:
-        return constrain_batch(jnp.take(jnp.concatenate(parts), rows, axis=0, mode="fill"))
+        return constrain_batch(jnp.take(jnp.concatenate(parts), rows, axis=0, mode="clip"))
 
     joined: Batch = jax.tree.map(join, *wide)
-    return joined
+    exists = (rows >= 0) & (rows < sum(batch.rewards.shape[0] for batch in batches))
+    emptied = {
+        name: jnp.where(
+            exists.reshape(-1, *(1,) * (value.ndim - 1)), value, jnp.zeros((), value.dtype)
+        )
+        for name in _EMPTIED
+        if (value := getattr(joined, name)) is not None
+    }
+    return dataclasses.replace(joined, **emptied)
+
+
+def _with_group_mask(batch: Batch) -> Batch:
+    """The batch of a rollout, whose rows all have a group, with a mask that says so."""
+    if batch.group_mask is not None:
+        return batch
+    return dataclasses.replace(batch, group_mask=jnp.ones(batch.rewards.shape[:1], bool))
 
 
 def _pad(x: jax.Array, width: int) -> jax.Array:

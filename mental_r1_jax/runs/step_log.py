@@ -17,12 +17,8 @@ from mental_r1_jax.config import RunConfig
 from mental_r1_jax.console.progress import Progress
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.rewards import Reward
-from mental_r1_jax.rollout.collect import (
-    ScoredGroups,
-    StepPrompts,
-    completion_rows,
-    reward_metrics,
-)
+from mental_r1_jax.rollout.collect import completion_rows, reward_metrics
+from mental_r1_jax.rollout.rounds import Rollout, rollout_metrics, trained_advantages
 from mental_r1_jax.training.completions_log import console_table, write_completions
 from mental_r1_jax.training.metrics import Writers, scalars
 
@@ -38,18 +34,14 @@ class RolloutRecord:
     """The part of a step's record that only a step with a rollout has.
 
     Attributes:
-        prompts: this process's posts and prompts.
-        groups: its scored completions.
-        table: the score table of all processes, on the device where there are several.
+        drawn: its rounds, whose batch is left out: it has been trained on.
         functions: reward functions, in the order of the table's columns.
         advantages: that the update used, one a completion [B, G], on the device.
         compiled: programs and shapes compiled so far.
         sampled: when the rollout was scored and placed, seconds of `time.perf_counter`.
     """
 
-    prompts: StepPrompts
-    groups: ScoredGroups
-    table: np.ndarray | jax.Array
+    drawn: Rollout
     functions: Sequence[Reward]
     advantages: jax.Array
     compiled: int
@@ -83,14 +75,16 @@ def read_record(record: StepRecord) -> tuple[dict[str, float], float]:
     updates = [scalars(update) for update in record.updates]
     numbers = updates[-1] | {"updates/skipped": sum(one["updates/skipped"] for one in updates)}
     rollout = record.rollout
-    table = None if rollout is None else np.asarray(rollout.table)
+    tables = [] if rollout is None else [np.asarray(one.table) for one in rollout.drawn.rounds]
     finished = time.perf_counter()
     seconds = finished - record.started
     numbers |= {"learning_rate": record.learning_rate, "time/step": seconds}
-    if rollout is not None and table is not None:
-        numbers |= reward_metrics(table, rollout.functions)
+    if rollout is not None:
+        numbers |= reward_metrics(np.concatenate(tables), rollout.functions)
+        numbers |= rollout_metrics(rollout.drawn)
+        rendered = [prompt for one in rollout.drawn.rounds for prompt in one.prompts.rendered]
         numbers |= {
-            "prompts/truncated": float(np.mean([p.truncated for p in rollout.prompts.rendered])),
+            "prompts/truncated": float(np.mean([prompt.truncated for prompt in rendered])),
             "time/rollout": rollout.sampled - record.started,
             "time/train": finished - rollout.sampled,
             "tokens_per_second": numbers["tokens/completion"] / seconds,
@@ -173,12 +167,19 @@ class StepLog:
 
     def _write_completions(self, step: int, rollout: RolloutRecord) -> None:
         """Write all completions of a step, and show the best and the worst one."""
-        advantages = hosts.fetch_rows(rollout.advantages)
-        own = completion_rows(rollout.prompts, rollout.groups, rollout.functions, advantages)
-        group = len(rollout.groups.completions[0])
-        rows = hosts.local_rows(self._mesh, rollout.advantages.shape[0])
-        places = (rows[:, None] * group + np.arange(group)[None]).ravel()
-        everything = hosts.all_items(zip(places.tolist(), own, strict=True))
+        total, group = rollout.advantages.shape
+        rows = hosts.local_rows(self._mesh, total)
+        values = hosts.all_items(
+            zip(rows.tolist(), hosts.fetch_rows(rollout.advantages), strict=True)
+        )
+        advantages = trained_advantages(rollout.drawn, values)
+        own: list[tuple[int, Any]] = []
+        for index, one in enumerate(rollout.drawn.rounds):
+            numbers = index * total + rows
+            places = (numbers[:, None] * group + np.arange(group)[None]).ravel().tolist()
+            lines = completion_rows(one.prompts, one.groups, rollout.functions, advantages[numbers])
+            own += zip(places, lines, strict=True)
+        everything = hosts.all_items(own)
         if hosts.is_first():
             redact = self._run.redact_completions
             write_completions(self._run.output_dir, step, everything, redact=redact)

@@ -16,6 +16,15 @@ def vowels(completion: str, example: Any) -> float:
     return sum(char in "aeiou" for char in completion) / max(1, len(completion))
 
 
+def fail_after(completion: str, example: Any) -> float:
+    """1 for a completion of many vowels, else 0; at a certain call the process would be killed."""
+    global CALLS
+    CALLS += 1
+    if CALLS == CALLS_BEFORE_STOP:
+        raise InterruptedError
+    return float(vowels(completion, example) > 0.25)
+
+
 def stop_after(completion: str, example: Any) -> float:
     """`vowels`, and a SIGTERM to this process at a certain call, in the middle of a step."""
     global CALLS

@@ -59,6 +59,13 @@ def comparable_metrics(folder: Path) -> list[dict[str, float]]:
     ]
 
 
+def assert_same_metrics(lines: list[dict[str, float]], others: list[dict[str, float]]) -> None:
+    assert len(lines) == len(others)
+    for ours, theirs in zip(lines, others, strict=True):
+        assert ours.keys() == theirs.keys()
+        np.testing.assert_array_equal(list(ours.values()), list(theirs.values()))
+
+
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(recipe, tmp_path):
     def config(name: str) -> ExperimentConfig:
         return recipe(
@@ -88,10 +95,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(recipe, tmp_path)
     } == {3}
     lines, again = (comparable_metrics(tmp_path / name) for name in ("whole", "parts"))
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 4]
-    assert len(lines) == len(again)
-    for ours, theirs in zip(lines, again, strict=True):
-        assert ours.keys() == theirs.keys()
-        np.testing.assert_array_equal(list(ours.values()), list(theirs.values()))
+    assert_same_metrics(lines, again)
 
     files = [sorted((tmp_path / name / "completions").iterdir()) for name in ("whole", "parts")]
     tables = [[pq.read_table(file) for file in folder] for folder in files]
@@ -111,6 +115,34 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(recipe, tmp_path)
     other = other.model_copy(update={"crpo": other.crpo.model_copy(update={"kl_coef": 0.1})})
     with pytest.raises(UserError, match=r"crpo\.kl_coef: 0\.05 -> 0\.1"):
         train.run(other)
+
+
+def test_a_run_killed_between_two_rounds_of_a_step_goes_on_as_if_it_had_not_been(recipe, tmp_path):
+    """Dynamic sampling: what the lost rounds had read is read again, and drawn alike."""
+
+    def config(name: str) -> ExperimentConfig:
+        return recipe(
+            tmp_path / name,
+            rollout={"num_generations": 2, "keep_groups": "reward", "max_rounds": 4},
+            rewards={"answer_weight": 0.0, "custom": {"tests.e2e.rewards:fail_after": 1.0}},
+            run={"num_steps": 3, "save_every": 1},
+        )
+
+    run_until(config("whole"), train, None)
+    lines = [line for line in comparable_metrics(tmp_path / "whole") if "reward" in line]
+    rounds = [int(line["rollout/rounds"]) for line in lines]
+    assert max(rounds[1:]) > 1 and all(0 < line["rollout/kept"] < 1 for line in lines)
+    killed = 1 + int(np.argmax(rounds[1:]))  # the step, from 0; in its second round
+    rewards.CALLS, rewards.CALLS_BEFORE_STOP = 0, 8 * 2 * (sum(rounds[:killed]) + 1) + 3
+    with pytest.raises(UserError, match="fail_after"):
+        train.run(config("parts"))
+    assert everything(tmp_path / "parts")[0] == killed
+    run_until(config("parts"), train, None)
+
+    (step, state, progress), again = (everything(tmp_path / name) for name in ("whole", "parts"))
+    assert (step, progress) == (again[0], again[2]) and progress["next_batch"] == sum(rounds)
+    jax.tree.map(np.testing.assert_array_equal, state, again[1])
+    assert_same_metrics(*(comparable_metrics(tmp_path / name) for name in ("parts", "whole")))
 
 
 def test_a_folder_that_is_no_run_is_refused_and_left_alone(recipe, tmp_path):

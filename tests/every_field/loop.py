@@ -17,6 +17,7 @@ from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.console.progress import Progress
 from mental_r1_jax.jobs import train
 from mental_r1_jax.programs.step_programs import StepPrograms
+from mental_r1_jax.rollout.join import join_groups
 from mental_r1_jax.runs import training_run
 from mental_r1_jax.runs.step_log import StepLog
 from mental_r1_jax.runs.training_run import TrainingRun
@@ -60,6 +61,7 @@ def toy_run(lab: Lab, config: ExperimentConfig) -> TrainingRun:
             sample=toys.Called(toys.ToySampler(real)),
             score=toys.Called(lambda params, traces: toys.toy_old_logprobs(first, traces)),
             update=toys.Called(update),
+            join=toys.Called(join_groups),
         ),
     )
 

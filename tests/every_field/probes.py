@@ -155,6 +155,22 @@ def trained_tokens(lab: Lab, config: ExperimentConfig) -> Any:
     return one_step(lab, config)["tokens"]
 
 
+def trained_groups(lab: Lab, config: ExperimentConfig) -> Any:
+    """Rounds that a step draws, and groups that its update is given."""
+    run, numbers, groups = toy_run(lab, config), [], []
+
+    def sample(params: Any, prompts: Any, seed: Any, number: Any) -> Any:
+        numbers.append(int(number))
+        return run.programs.sample(params, prompts, seed, number)
+
+    def update(state: Any, batch: Any) -> Any:
+        groups.append(int(batch.completion_mask.any((1, 2)).sum()))
+        return run.programs.update(state, batch)
+
+    train_one_step(lab, with_programs(run, sample=sample, update=update))
+    return numbers, groups
+
+
 def completion_files(lab: Lab, config: ExperimentConfig) -> Any:
     """Columns of the completion files that one step writes."""
     return one_step(lab, config)["columns"]

@@ -73,6 +73,8 @@ def _optimizer_fields(section: str, probe: Callable[..., Any]) -> dict[str, Fiel
     }
 
 
+# Rewards that are equal in every group, so that dynamic sampling keeps none.
+ALIKE = {"rewards.format_weight": 0.0, "rewards.answer_weight": 0.0}
 SHORT = {"rollout.max_completion_length": 8}
 # Several samples of a post, which are drawn and not greedy.
 VOTES = {"evaluate.num_votes": 3}
@@ -174,6 +176,12 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
     ),
     "rollout.num_generations": everywhere(
         3, (probes.sampled, SHORT), programs.training_sampler, programs.training_update
+    ),
+    "rollout.keep_groups": everywhere(
+        "reward", (probes.trained_groups, ALIKE), programs.training_update
+    ),
+    "rollout.max_rounds": Field(
+        2, probes.trained_groups, {**ALIKE, "rollout.keep_groups": "reward"}
     ),
     "rollout.max_prompt_length": everywhere(
         590, *PROMPTED, *((probe, TIGHT) for probe in FITTED), programs.training_update

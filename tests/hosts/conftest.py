@@ -20,6 +20,8 @@ rollout:
   num_generations: 2
   max_prompt_length: 400
   max_completion_length: 8
+  keep_groups: reward
+  max_rounds: 3
 rewards: {{custom: {{"tests.hosts.rewards:vowels": 1.0}}}}
 crpo: {{kl_coef: 0.05}}
 evaluate: {{batch_size: 8, limit_per_set: 6, bootstrap_samples: 20}}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from mental_r1_jax.config import ExperimentConfig
@@ -69,6 +71,49 @@ def test_two_updates_a_rollout_score_the_policy_that_sampled_once(lab):
 def test_without_kl_and_with_one_update_nothing_is_scored(lab):
     order = order_of_a_step(lab, lab.config({"crpo.kl_coef": 0.0}))
     assert [name for name in order if name in PROGRAMS] == ["sample", "update"]
+
+
+def test_rounds_go_on_until_enough_groups_differ(lab):
+    """Every second group of the toy policy differs, so two rounds make one batch.
+
+    Each round asks for the next posts and draws with a number of its own; the update is given the
+    groups that differ, from both rounds, and the file of completions has all of them.
+    """
+    run = toy_run(
+        lab, lab.config({"rollout.keep_groups": "reward", "run.log_completions_every": 1})
+    )
+    drawn: list[tuple[Any, int]] = []
+    given: list[Any] = []
+
+    def sample(params: Any, prompts: Any, seed: Any, number: Any) -> Any:
+        drawn.append((prompts, int(number)))
+        return run.programs.sample(params, prompts, seed, number)
+
+    def score(tokenizer: Any, posts: Any, *rest: Any) -> Any:
+        groups = real_score(tokenizer, posts, *rest)
+        groups.table[1::2, :, 0] = 0.5  # alike in every second group
+        return groups
+
+    def update(state: Any, batch: Any) -> Any:
+        given.append(batch)
+        return run.programs.update(state, batch)
+
+    real_score = train.score_completions
+    lab.patch.setattr(train, "score_completions", score)
+    session = train_one_step(lab, with_programs(run, sample=sample, update=update))
+    assert [number for _, number in drawn] == [1, 1 | 1 << 24]
+    first, second = (np.asarray(prompts.prompt_ids) for prompts, _ in drawn)
+    assert (first != second).any()
+    (batch,) = given
+    np.testing.assert_array_equal(batch.prompt_ids, np.concatenate([first[::2], second[::2]]))
+    assert np.asarray(batch.group_mask).all()
+    ((_, metrics),) = session.lines.told
+    rollout = {name: metrics[f"rollout/{name}"] for name in ("rounds", "prompts", "kept", "empty")}
+    assert rollout == {"rounds": 2, "prompts": 16, "kept": 0.5, "empty": 0}
+    (file,) = (lab.tmp / "run").rglob("*.parquet")
+    advantages = pq.read_table(file)["advantage"].to_pylist()
+    group = run.config.rollout.num_generations
+    assert [value is None for value in advantages] == ([False] * group + [True] * group) * 8
 
 
 def test_both_updates_are_given_the_log_probs_from_before_the_first(lab):

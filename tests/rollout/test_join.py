@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,9 @@ import numpy as np
 import pytest
 
 from mental_r1_jax import sharding
+from mental_r1_jax.objective import CrpoConfig
+from mental_r1_jax.rl.advantages import advantages
+from mental_r1_jax.rl.losses import crpo_loss, loss_denominators
 from mental_r1_jax.rollout.join import join_groups
 from mental_r1_jax.types import Batch
 from tests.tiny_decoder import COMPLETION, GROUP, NUM_PROMPTS, PROMPT, random_batch
@@ -83,9 +87,35 @@ def test_groups_stay_whole() -> None:
     np.testing.assert_array_equal(joined.completion_ids[..., -1], joined.rewards)
 
 
-def test_a_row_that_does_not_exist_cannot_be_trained_on_unnoticed() -> None:
-    joined = join_groups(rollouts(), np.array([0, 3 * NUM_PROMPTS]))
-    assert np.isfinite(joined.rewards[0]).all() and np.isnan(joined.rewards[1]).all()
+@pytest.mark.parametrize("missing", [-1, 3 * NUM_PROMPTS])
+def test_a_row_that_does_not_exist_becomes_an_empty_group(missing: int) -> None:
+    joined = join_groups(rollouts(), np.array([0, missing]))
+    first = rollouts()[0]
+    assert np.asarray(joined.group_mask).tolist() == [True, False]
+    for name in ("completion_mask", "stage_mask", "rewards", "baseline_rewards"):
+        ours, theirs = getattr(joined, name), getattr(first, name)
+        np.testing.assert_array_equal(ours[0], theirs[0])
+        assert not np.asarray(ours[1]).any() and ours.dtype == theirs.dtype
+
+
+@pytest.mark.parametrize("aggregation", ["token", "sequence", "dr_grpo"])
+def test_an_empty_group_changes_neither_loss_nor_gradient_of_the_others(aggregation: Any) -> None:
+    """Any mean over six groups is the same whether two empty rows stand beside them or not."""
+    crpo = CrpoConfig(kl_coef=0.05, aggregation=aggregation)
+    whole = join_groups(rollouts(), np.array([0, -1, 3, 8, -1, 23, 5, 16]))
+    alone = join_groups(rollouts(), np.array([0, 3, 8, 23, 5, 16]))
+
+    def loss_of(scale: jax.Array, batch: Batch) -> jax.Array:
+        logprobs = batch.decode_logprobs * scale
+        entropies = -batch.sampler_logprobs * scale
+        denominators = loss_denominators(batch, crpo, COMPLETION)
+        found = advantages(batch, crpo)
+        return crpo_loss(logprobs, entropies, batch, found, denominators, crpo, COMPLETION)[0]
+
+    graded = jax.jit(jax.value_and_grad(loss_of))
+    ours, theirs = (graded(1.1, batch) for batch in (whole, alone))
+    np.testing.assert_allclose(ours, theirs, rtol=2e-6)
+    assert abs(float(theirs[1])) > 1e-3
 
 
 def test_batches_of_different_recipes_are_refused() -> None:

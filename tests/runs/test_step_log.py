@@ -6,7 +6,6 @@ import contextlib
 import math
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -16,6 +15,8 @@ import pytest
 
 from mental_r1_jax.config import RunConfig
 from mental_r1_jax.rl.masking import Sum, SumWeight
+from mental_r1_jax.rollout.collect import ScoredGroups, StepPrompts
+from mental_r1_jax.rollout.rounds import Rollout, Round
 from mental_r1_jax.runs import step_log
 from mental_r1_jax.runs.step_log import (
     SILENT_STEPS,
@@ -25,6 +26,8 @@ from mental_r1_jax.runs.step_log import (
     read_record,
 )
 from mental_r1_jax.sharding import make_mesh
+from mental_r1_jax.text.prompts import RenderedPrompt
+from mental_r1_jax.types import PromptBatch
 
 
 class Told:
@@ -62,9 +65,12 @@ def rollout_of(rewards: list[list[float]]) -> RolloutRecord:
     """A rollout with these rewards and no reward function."""
     table = np.zeros((len(rewards), len(rewards[0]), 6), np.float32)
     table[..., 0] = rewards
-    prompts = SimpleNamespace(rendered=[SimpleNamespace(truncated=True)] * 2)
-    nothing: Any = SimpleNamespace()
-    return RolloutRecord(prompts, nothing, table, (), jnp.zeros((2, 2)), 3, time.perf_counter())
+    ids: Any = np.zeros((2, 1), np.int32)
+    rendered = [RenderedPrompt((0,), "", truncated=True)] * 2
+    prompts = StepPrompts((), rendered, PromptBatch(ids, ids == 0, ids[:, 0]))
+    groups = ScoredGroups((), table, np.zeros((2, 2, 5, 1), bool))
+    drawn = Rollout((Round(prompts, groups, table),), sources=np.arange(2))
+    return RolloutRecord(drawn, (), jnp.zeros((2, 2)), 3, time.perf_counter())
 
 
 def test_metrics_are_written_when_they_are_flushed_and_only_once() -> None:
