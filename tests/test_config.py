@@ -46,6 +46,9 @@ BAD_VALUES = [
     ("rollout.top_p", "0"),
     ("rollout.top_p", "1.01"),
     ("rollout.top_k", "0"),
+    ("rollout.keep_groups", "some"),
+    ("rollout.max_rounds", "0"),
+    ("rollout.max_rounds", "256"),
     ("rollout.first_cache_length", "0"),
     ("rollout.halvings", "-1"),
     ("rewards.format_weight", "-1"),
@@ -144,6 +147,11 @@ def test_every_number_has_a_bad_value_in_the_table() -> None:
             is_number = "int" in str(inner.annotation) or "float" in str(inner.annotation)
             if is_number and f"{section}.{name}" != "rewards.custom":
                 assert f"{section}.{name}" in tested
+
+
+def test_empty_groups_cannot_stand_in_the_spread_of_a_batch() -> None:
+    text = message("rollout.keep_groups=reward", "crpo.scale_rewards=batch")
+    assert "scale_rewards=batch" in text and "keep_groups=reward" in text
 
 
 def test_all_problems_are_reported_at_once() -> None:
