@@ -7,7 +7,10 @@ from types import FrameType
 
 
 def main() -> None:
-    """Run the command line and end the process; Ctrl-C ends it with one line and status 130."""
+    """Run the command line and end the process; Ctrl-C ends it with one line and status 130.
+
+    A job may raise its own `KeyboardInterrupt` for other signals, with their number and a line.
+    """
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
     try:
@@ -15,10 +18,10 @@ def main() -> None:
         from mental_r1_jax.cli import main as run
 
         status = run()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         # Background threads, the compiler's for one, would be waited for.
-        print("interrupted", file=sys.stderr, flush=True)
-        os._exit(128 + signal.SIGINT)
+        print(str(interrupt) or "interrupted", file=sys.stderr, flush=True)
+        os._exit(128 + getattr(interrupt, "number", signal.SIGINT))
     sys.exit(status)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 
@@ -21,6 +22,27 @@ def make_private_folder(folder: Path) -> None:
     """Make `folder` for its owner only (mode 0700); one that exists keeps its mode."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Make sure that files can be written into `folder`, before minutes of work for them.
+
+    Nothing is left: folders that had to be made are removed again.
+
+    Raises:
+        OSError: it, or a folder above it, is no folder, is forbidden or cannot be made.
+    """
+    made: list[Path] = []
+    try:
+        for path in (*reversed(folder.absolute().parents), folder.absolute()):
+            if not path.is_dir():
+                path.mkdir()
+                made.append(path)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    finally:
+        for path in reversed(made):
+            path.rmdir()
 
 
 def close_to_others(folder: Path) -> None:

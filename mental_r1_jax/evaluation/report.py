@@ -23,6 +23,7 @@ from rich.text import Text
 
 from mental_r1_jax.config import STAGE_NAMES
 from mental_r1_jax.errors import UserError
+from mental_r1_jax.evaluation.kept_batches import UNFINISHED_FOLDER
 from mental_r1_jax.evaluation.metrics import (
     Prediction,
     SetMetrics,
@@ -35,6 +36,7 @@ from mental_r1_jax.private_files import make_private_folder, write_private
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.csv"
 REPORT_FILE = "report.html"
+_LOCK_FILE = "run.lock"  # that of `runs/run_lock.py`, a layer above
 
 _FORMULA_SIGNS = tuple("=+-@\t\r\n＝＋－＠")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
@@ -48,8 +50,12 @@ def check_report_folder(folder: Path) -> None:
     """
     if not folder.is_dir() or (folder / REPORT_FILE).is_file():
         return
-    ours = {METRICS_FILE, PREDICTIONS_FILE}
-    foreign = sorted(p.name for p in folder.iterdir() if p.name.removesuffix(".tmp") not in ours)
+    ours = {METRICS_FILE, PREDICTIONS_FILE, UNFINISHED_FOLDER}
+    foreign = sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.name.removesuffix(".tmp") not in ours and not path.name.startswith(_LOCK_FILE)
+    )
     if foreign:
         raise UserError(
             what=f"{folder} is not empty and holds no evaluation",

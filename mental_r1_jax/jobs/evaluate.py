@@ -3,32 +3,57 @@
 1. Open the model: a run folder (its best checkpoint), a Hugging Face folder or a hub id.
 2. Generate greedily, or let k samples vote; read the label out of each answer.
 3. Score with scikit-learn, independently of the reward, and write the report.
+
+Finished batches are kept in the folder of the report until it is written: an evaluation that was
+interrupted or killed goes on with the same command, to the same report.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from jax.sharding import Mesh
 
 import mental_r1_jax
 from mental_r1_jax import hosts
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.console.overview import print_only_labels
 from mental_r1_jax.console.progress import open_console
+from mental_r1_jax.evaluation.kept_batches import KeptBatches
 from mental_r1_jax.evaluation.report import check_report_folder, console_table, write_evaluation
+from mental_r1_jax.models.fingerprint import fingerprint
 from mental_r1_jax.opening.devices import open_mesh
 from mental_r1_jax.opening.model_source import load_weights, open_model, public_name
 from mental_r1_jax.prediction.held_out import evaluate_posts, held_out_posts
 from mental_r1_jax.prediction.predictor import make_predictor
+from mental_r1_jax.private_files import check_writable, make_private_folder
+from mental_r1_jax.runs.run_lock import run_lock
 
 
 def run(config: ExperimentConfig) -> Path:
     """Write `metrics.json`, `predictions.csv` and `report.html`; returns their folder."""
-    console = open_console()
     name = config.evaluate.model or str(config.run.output_dir)
     folder = config.evaluate.output_dir or (
         config.run.output_dir / "evaluation" / config.evaluate.split
     )
     check_report_folder(folder)
+    if hosts.is_first():
+        check_writable(folder)
+    with _ends_with_a_line(folder):
+        return _evaluate(config, name, folder)
+
+
+def _evaluate(config: ExperimentConfig, name: str, folder: Path) -> Path:
+    """Evaluate the model `name`; the report goes to `folder`."""
+    console = open_console()
     model = open_model(name, config)
     rows = {"evaluate.batch_size": config.evaluate.batch_size}
     mesh = open_mesh(config, rows=rows, model=model.decoder)
@@ -41,19 +66,74 @@ def run(config: ExperimentConfig) -> Path:
     def report_progress(done: int, total: int) -> None:
         console.print(f"  {done}/{total} posts")
 
-    metrics, predictions = evaluate_posts(predictor, params, posts, on_batch=report_progress)
-    if hosts.is_first():
-        write_evaluation(
-            folder,
-            metrics,
-            predictions,
-            include_text=config.evaluate.include_text,
-            title=f"{public_name(name)}: {config.evaluate.split} split",
-            context=_context(config, name),
+    keep = KeptBatches(folder, _identity(config, params, mesh))
+    with contextlib.ExitStack() as stack:
+        if hosts.is_first():
+            make_private_folder(folder)
+            stack.enter_context(run_lock(folder))
+        metrics, predictions = evaluate_posts(
+            predictor, params, posts, on_batch=report_progress, keep=keep
         )
+        if hosts.is_first():
+            write_evaluation(
+                folder,
+                metrics,
+                predictions,
+                include_text=config.evaluate.include_text,
+                title=f"{public_name(name)}: {config.evaluate.split} split",
+                context=_context(config, name),
+            )
+            keep.remove()
     console.print(console_table(metrics))
     console.print(f"report: {folder / 'report.html'}", markup=False)
     return folder
+
+
+def _identity(config: ExperimentConfig, params: Any, mesh: Mesh) -> str:
+    """Digest of all that predictions depend on, but posts and prompts."""
+    facts = {
+        "weights": fingerprint(params),
+        "recipe": config.model_dump(mode="json"),
+        "mesh": dict(mesh.shape),
+        "version": mental_r1_jax.__version__,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the evaluation to end; says what becomes of what is done."""
+
+    def __init__(self, number: int, folder: Path) -> None:
+        """Remember the signal."""
+        self.number = signal.Signals(number)
+        where = "finished batches are kept; the same command goes on"
+        super().__init__(f"{self.number.name}: evaluation into {folder} ended; {where}")
+
+
+@contextlib.contextmanager
+def _ends_with_a_line(folder: Path) -> Iterator[None]:
+    """Let SIGTERM, SIGHUP and Ctrl-C raise `Interrupted`; a second one ends the process at once.
+
+    Signals that are ignored stay so.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for one in before:
+            signal.signal(one, signal.SIG_DFL)
+        raise Interrupted(number, folder)
+
+    for number in before:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _context(config: ExperimentConfig, name: str) -> dict[str, str]:

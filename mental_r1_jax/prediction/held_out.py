@@ -9,6 +9,7 @@ from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.data.benchmarks import Split
 from mental_r1_jax.data.loading import load_examples, set_spec, spread
 from mental_r1_jax.data.records import Example
+from mental_r1_jax.evaluation.kept_batches import KeptBatches
 from mental_r1_jax.evaluation.metrics import Prediction, SetMetrics, set_metrics
 from mental_r1_jax.prediction.predictor import Predictor, predict
 
@@ -25,6 +26,7 @@ def evaluate_posts(
     params: Any,
     posts: Mapping[str, Sequence[Example]],
     on_batch: Callable[[int, int], None] = lambda done, total: None,
+    keep: KeptBatches | None = None,
 ) -> tuple[dict[str, SetMetrics], list[Prediction]]:
     """Predict all posts and score each set: (set -> metrics, predictions).
 
@@ -33,11 +35,12 @@ def evaluate_posts(
         params: weights on the predictor's mesh.
         posts: set name -> labelled posts, at least one each.
         on_batch: called with (posts done, posts in all) after each batch.
+        keep: where finished batches are kept, see `predict`.
     """
     config = predictor.config
     labels = {name: set_spec(config.data, name).labels for name in posts}
     everything = [post for of_set in posts.values() for post in of_set]
-    predictions = predict(predictor, params, everything, labels, on_batch)
+    predictions = predict(predictor, params, everything, labels, on_batch, keep)
     metrics = {
         name: set_metrics(
             [p for p in predictions if p.set_name == name],

@@ -15,6 +15,7 @@ from mental_r1_jax import hosts, sharding
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.data.records import Example
 from mental_r1_jax.errors import UserError
+from mental_r1_jax.evaluation.kept_batches import KeptBatches
 from mental_r1_jax.evaluation.metrics import Prediction, vote
 from mental_r1_jax.models import decoder as network
 from mental_r1_jax.opening.model_source import ModelSource
@@ -28,6 +29,7 @@ from mental_r1_jax.rollout.collect import (
 )
 from mental_r1_jax.rollout.sampler import sampler_settings
 from mental_r1_jax.text.answers import AnswerReader
+from mental_r1_jax.text.prompts import RenderedPrompt
 from mental_r1_jax.types import TraceBatch
 
 
@@ -81,6 +83,7 @@ def predict(
     posts: Sequence[Example],
     labels: dict[str, tuple[str, ...]],
     on_batch: Callable[[int, int], None] = lambda done, total: None,
+    keep: KeptBatches | None = None,
 ) -> list[Prediction]:
     """One prediction a post, in the order of `posts`.
 
@@ -90,6 +93,8 @@ def predict(
         posts: labelled posts of any of the sets.
         labels: set name -> its labels.
         on_batch: called with (posts done, posts in all) after each batch.
+        keep: where finished batches are kept, and found by a later call; its identity must tell
+            weights, recipe and mesh.
     """
     config = predictor.config
     reader = AnswerReader(labels, config.rewards.answer_match)
@@ -97,25 +102,68 @@ def predict(
     # Posts of like length share a batch, so that short ones run in a small compiled shape.
     order = sorted(range(len(posts)), key=lambda i: len(prompts[i].ids))
     size = config.evaluate.batch_size
-    held = hosts.local_rows(predictor.mesh, size)
     predictions: dict[int, Prediction] = {}
     for start in range(0, len(order), size):
         batch = order[start : start + size]
         # Filled with repetitions of the last post: one compiled shape.
         batch += batch[-1:] * (size - len(batch))
-        width = prompt_width([prompts[row] for row in batch], config.rollout.prompt_lengths)
-        rows = [batch[place] for place in held]
-        groups, entropies = _generate(predictor, params, posts, prompts, rows, width, reader)
-        for place, row in enumerate(rows):
-            predictions[row] = _prediction(
-                posts[row],
-                groups.completions[place],
-                groups.stage_mask[place],
-                entropies[place],
-                reader=reader,
-            )
+
+        def answer(batch: list[int] = batch) -> dict[int, Prediction]:
+            return _answer(predictor, params, posts, prompts, batch, reader)
+
+        if keep is None:
+            predictions |= answer()
+        else:
+            predictions |= _answer_once(keep, posts, prompts, batch, answer)
         on_batch(min(start + size, len(order)), len(posts))
     return hosts.all_items(predictions.items())
+
+
+def _answer_once(
+    keep: KeptBatches,
+    posts: Sequence[Example],
+    prompts: Sequence[RenderedPrompt],
+    batch: list[int],
+    answer: Callable[[], dict[int, Prediction]],
+) -> dict[int, Prediction]:
+    """Predictions of a batch by row, on every process: those that are kept, else from `answer`."""
+    rows = sorted(set(batch))
+    # Questions are in the prompts; how posts were truncated is, too.
+    facts = [(row, prompts[row].ids, posts[row]) for row in batch]
+    key = keep.key([*facts, *(posts[row].text for row in rows)])
+    own = keep.read(key, [posts[row] for row in rows]) if hosts.is_first() else None
+    found = hosts.all_items(enumerate(own or []))
+    if found:
+        return dict(zip(rows, found, strict=True))
+    found = hosts.all_items(answer().items())
+    if hosts.is_first():
+        keep.write(key, found)
+    return dict(zip(rows, found, strict=True))
+
+
+def _answer(
+    predictor: Predictor,
+    params: Any,
+    posts: Sequence[Example],
+    prompts: Sequence[RenderedPrompt],
+    batch: list[int],
+    reader: AnswerReader,
+) -> dict[int, Prediction]:
+    """Predictions by row, of those rows of a batch that this process holds."""
+    config = predictor.config
+    width = prompt_width([prompts[row] for row in batch], config.rollout.prompt_lengths)
+    rows = [batch[place] for place in hosts.local_rows(predictor.mesh, len(batch))]
+    groups, entropies = _generate(predictor, params, posts, prompts, rows, width, reader)
+    return {
+        row: _prediction(
+            posts[row],
+            groups.completions[place],
+            groups.stage_mask[place],
+            entropies[place],
+            reader=reader,
+        )
+        for place, row in enumerate(rows)
+    }
 
 
 def _generate(

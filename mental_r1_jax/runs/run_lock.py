@@ -122,10 +122,15 @@ def _is_alive(file: Path, held: dict[str, Any], wait: Callable[[float], None]) -
 def _create(file: Path, owner: dict[str, Any]) -> bool:
     """Write the lock, unless there is one."""
     try:
-        with file.open("x", encoding="utf-8") as stream:
-            stream.write(json.dumps(owner))
+        stream = file.open("x", encoding="utf-8")
     except FileExistsError:
         return False
+    try:
+        with stream:
+            stream.write(json.dumps(owner))
+    except OSError:
+        file.unlink(missing_ok=True)  # a full disk must not leave a lock that tells nothing
+        raise
     return True
 
 
@@ -171,8 +176,8 @@ def _refusal(folder: Path, held: dict[str, Any]) -> UserError:
     where = f"process {held.get('pid', '(unknown)')} on {held.get('host', 'an unknown host')}"
     return UserError(
         what=f"another process is at work in {folder}",
-        expected="one process, or the processes of one job, for each run folder",
+        expected="one process, or the processes of one job, for each folder",
         got=where,
-        remedy="wait for it, stop it, or choose another run.output_dir; if it cannot be alive, "
+        remedy="wait for it, stop it, or choose another output_dir; if it cannot be alive, "
         f"remove {folder / LOCK_FILE}",
     )
