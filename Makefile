@@ -38,6 +38,18 @@ test: $(VENV)/.installed-test  ## the test suite, without tests marked slow
 test-slow: $(VENV)/.installed-test  ## tests marked slow only
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
+# For the whole hour: make chaos, or shorter: make CHAOS_SECONDS=600 chaos
+CHAOS_SECONDS := 3600
+.PHONY: chaos
+chaos: $(VENV)/.installed-test  ## an hour of kills, signals, full disks and damage; runs must end bit-equal
+	$(BIN)/python -m tests.chaos --seconds $(CHAOS_SECONDS) $(ARGS)
+
+# For each reader.
+FUZZ_SECONDS := 3600
+.PHONY: fuzz
+fuzz: $(VENV)/.installed-test  ## every reader of files for an hour with mutated and random files
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.installed-test  ## formatting and style, nothing is changed
 	$(BIN)/ruff format --check .

@@ -64,8 +64,17 @@ def read_traces(path: Path) -> list[Trace]:
             str(path),
             "Correct sft.traces, or set it to null for template traces.",
         )
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not text in UTF-8",
+            'JSONL lines with "prompt" and "completion"',
+            str(error),
+            "Save the file as UTF-8.",
+        ) from None
     traces, faults = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         trace = _trace_of(line)

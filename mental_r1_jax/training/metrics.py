@@ -246,10 +246,10 @@ def _encode_number(value: float | int) -> float | str:
 def _decode(line: str, path: Path, number: int) -> dict[str, Any]:
     try:
         values = json.loads(line)
-        return {
-            name: float(value) if isinstance(value, str) else value
-            for name, value in (values | {"step": int(values["step"])}).items()
-        }
+        if not isinstance(values, dict):
+            raise TypeError("no object")
+        numbers = {name: float(value) for name, value in values.items()}
+        return numbers | {"step": int(values["step"])}
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         raise UserError(
             what=f"{path.name}, line {number}: not a metrics line",
@@ -269,7 +269,7 @@ def _mend_last_line(path: Path) -> None:
     head, newline, tail = content.rpartition(b"\n")
     try:
         whole = isinstance(json.loads(tail), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         whole = False
     with path.open("r+b") as file:
         if whole:
