@@ -50,6 +50,10 @@ FUZZ_SECONDS := 3600
 fuzz: $(VENV)/.installed-test  ## every reader of files for an hour with mutated and random files
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(ARGS)
 
+.PHONY: faults-table
+faults-table: $(VENV)/.installed-test  ## count what becomes of some 600 bad inputs and 40 flipped bits
+	$(BIN)/python -m tests.faults.table
+
 .PHONY: lint
 lint: $(VENV)/.installed-test  ## formatting and style, nothing is changed
 	$(BIN)/ruff format --check .
