@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import gc
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -142,6 +143,30 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
+def quiet_writers() -> None:
+    """Leave a failed checkpoint to its one error.
+
+    Orbax raises it again in our thread. In its own threads it logs the same with a traceback, once
+    a tensor; and tensorstore reports the writes that were still under way to an event loop that is
+    closed by then, which Python prints.
+    """
+    logging.getLogger("absl").addFilter(_is_news)
+    sys.unraisablehook = _print_unraisable
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a record is more than what Orbax raises again."""
+    return "orbax" not in record.pathname or not record.exc_info
+
+
+def _print_unraisable(found: Any) -> None:
+    """As Python does, but for writes that outlive their event loop."""
+    trace = found.exc_traceback
+    of_loop = trace is not None and trace.tb_frame.f_code.co_name == "call_soon_threadsafe"
+    if not (of_loop and str(found.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(found)
+
+
 def collect_garbage_rarely() -> None:
     """Look for cyclic garbage after 100,000 new objects instead of some hundred.
 
@@ -161,6 +186,7 @@ def _run(verb: str, config: str, overrides: Sequence[str], **given: Any) -> None
     if verb == "plan":
         given["name"] = Path(config).stem
     quiet_libraries()
+    quiet_writers()
     collect_garbage_rarely()
     if VERBS[verb].compiles:
         from mental_r1_jax.programs import cache

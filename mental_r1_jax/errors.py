@@ -21,7 +21,7 @@ _REMEDIES = {
     errno.EIO: "look after the disk, then give the same command again",
 }
 # Libraries report a full disk by errors of their own.
-_FULL_DISK = ("No space left on device", "Disk quota exceeded")
+_FULL_DISK = ("No space left on device", "Disk quota exceeded", "File too large")
 
 # Control characters but tab and line end, and what changes the direction of writing.
 _UNSEEN = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069]")

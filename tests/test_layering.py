@@ -57,7 +57,7 @@ ALLOWED: dict[str, set[str]] = {
     # L3: whole runs
     "runs": {
         *("errors", "config", "recipe", "data", "rewards", "models", "hosts", "rollout"),
-        *("training", "programs", "console", "opening", "prediction", "text"),
+        *("training", "programs", "console", "opening", "prediction", "text", "private_files"),
     },
     "release": {
         *("__init__", "errors", "config", "text", "data", "models", "rollout", "opening"),

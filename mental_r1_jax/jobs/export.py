@@ -7,7 +7,13 @@ from pathlib import Path
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.opening.devices import open_mesh
 from mental_r1_jax.opening.model_source import load_weights, open_model
-from mental_r1_jax.release.hf_folder import check_target, put_in_place, write_beside
+from mental_r1_jax.private_files import check_writable
+from mental_r1_jax.release.hf_folder import (
+    check_target,
+    put_in_place,
+    staging_of,
+    write_beside,
+)
 
 
 def run(config: ExperimentConfig, *, verify: bool = False) -> Path:
@@ -20,6 +26,8 @@ def run(config: ExperimentConfig, *, verify: bool = False) -> Path:
     run_folder = config.run.output_dir
     target = config.export.output_dir or run_folder / "hf"
     check_target(target)
+    for folder in (target, staging_of(target)):
+        check_writable(folder)
     model = open_model(str(run_folder), config)
     mesh = open_mesh(config, rows={}, model=model.decoder)
     params = load_weights(model, mesh, which=config.export.checkpoint)

@@ -23,7 +23,7 @@ from mental_r1_jax.errors import UserError
 from mental_r1_jax.opening.devices import open_mesh
 from mental_r1_jax.opening.model_source import open_model
 from mental_r1_jax.rollout.collect import pad_prompts, prompt_width
-from mental_r1_jax.runs.session import open_session
+from mental_r1_jax.runs.session import check_output, open_session
 from mental_r1_jax.runs.step_log import StepRecord
 from mental_r1_jax.text.prompts import RenderedPrompt, render_prompt
 from mental_r1_jax.text.tokenizer import Tokenizer
@@ -34,6 +34,7 @@ from mental_r1_jax.types import TraceBatch
 
 def run(config: ExperimentConfig) -> None:
     """Train on traces, or resume; the run folder is laid out as that of `train`."""
+    check_output(config)
     sft = config.sft
     model = open_model(config.model.path, config)
     mesh = open_mesh(

@@ -32,7 +32,7 @@ from mental_r1_jax.rollout.rounds import (
     wants_round,
     without_batch,
 )
-from mental_r1_jax.runs.session import open_session
+from mental_r1_jax.runs.session import check_output, open_session
 from mental_r1_jax.runs.step_log import RolloutRecord, StepRecord
 from mental_r1_jax.runs.training_run import (
     TrainingRun,
@@ -45,6 +45,8 @@ from mental_r1_jax.runs.training_run import (
 
 def run(config: ExperimentConfig, *, dry_run: bool = False) -> None:
     """Train, or resume, the run of `config`; with `dry_run` only print what would be done."""
+    if not dry_run:
+        check_output(config)
     run = open_training_run(config)
     decoder = run.model.decoder
     print_overview(config, decoder, run.mesh, run.posts, run.num_steps, resolved=dry_run)

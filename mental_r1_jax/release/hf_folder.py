@@ -44,6 +44,11 @@ def check_target(target: Path) -> None:
         )
 
 
+def staging_of(target: Path) -> Path:
+    """Where the folder is prepared that becomes `target`: beside it, under a name of its own."""
+    return target.with_name(f".{target.name}.partial")
+
+
 def write_beside(target: Path, params: Any, model: ModelSource, config: ExperimentConfig) -> Path:
     """Write the whole folder beside `target`; returns its path, for `put_in_place`.
 
@@ -54,7 +59,7 @@ def write_beside(target: Path, params: Any, model: ModelSource, config: Experime
         config: the recipe of the run.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = target.with_name(f".{target.name}.partial")
+    staging = staging_of(target)
     _remove_ours(staging)
     staging.mkdir()
     made_by = {"made_by": "mental-r1 export", "version": mental_r1_jax.__version__}

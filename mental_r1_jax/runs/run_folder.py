@@ -43,7 +43,7 @@ def open_run_folder(folder: Path, config: ExperimentConfig) -> Iterator[None]:
         UserError: the folder holds something else, or a run with another configuration, or another
             process is at work in it.
     """
-    _check_run_folder(folder, config)
+    check_run_folder(folder, config)
     hosts.wait_for_all("checked the run folder")
     with contextlib.ExitStack() as stack:
         if hosts.is_first():
@@ -55,8 +55,12 @@ def open_run_folder(folder: Path, config: ExperimentConfig) -> Iterator[None]:
         yield
 
 
-def _check_run_folder(folder: Path, config: ExperimentConfig) -> None:
-    """Refuse a folder that is not this run's."""
+def check_run_folder(folder: Path, config: ExperimentConfig) -> None:
+    """Refuse a folder that is not this run's, or that Orbax cannot use; nothing is touched.
+
+    Raises:
+        UserError: see `open_run_folder`.
+    """
     if "[" in str(folder.absolute()):
         raise UserError(
             what=f"the path {str(folder)!r} has a bracket",

@@ -21,8 +21,14 @@ from mental_r1_jax.config import CrpoConfig, ExperimentConfig
 from mental_r1_jax.console.progress import Progress
 from mental_r1_jax.opening.model_source import ModelSource, save_base_model
 from mental_r1_jax.prediction.validation import Validator
+from mental_r1_jax.private_files import check_writable
 from mental_r1_jax.programs.step_programs import abstract_state
-from mental_r1_jax.runs.run_folder import StopSignal, exit_if_stopped, open_run_folder
+from mental_r1_jax.runs.run_folder import (
+    StopSignal,
+    check_run_folder,
+    exit_if_stopped,
+    open_run_folder,
+)
 from mental_r1_jax.runs.step_log import StepLog
 from mental_r1_jax.runs.training_run import fresh_state
 from mental_r1_jax.training import checkpoint
@@ -97,6 +103,17 @@ class Session:
         if score is not None or self.stopping or step % self.config.run.save_every == 0:
             self.log.flush()
             checkpoint.save(self.checkpoints, step, state, position, score)
+
+
+def check_output(config: ExperimentConfig) -> None:
+    """Refuse an impossible run folder before minutes are spent on data and model.
+
+    Raises:
+        UserError, OSError: it cannot be made or written to, or is not this run's.
+    """
+    check_run_folder(config.run.output_dir, config)
+    if hosts.is_first():
+        check_writable(config.run.output_dir)
 
 
 @contextlib.contextmanager

@@ -2,13 +2,13 @@
 
     python -m tests.chaos --seconds 3600 --seed 0 --only train
 
-An undisturbed run of each scenario is made first. Then copies of it are disturbed, one after the
-other, and the same command is given again until the run is done; weights, optimizer state, position,
+An undisturbed run of each scenario is made first. Then others are disturbed, one after the other,
+and the same command is given again until the run is done; weights, optimizer state, position,
 metrics (but times) and completions must be bit-equal to the undisturbed ones. Ends with status 1
 where anything else happened: a traceback, a command that hangs, a wrong status, damage not found.
 
-Where the system allows it (`unshare`), run folders lie on a small tmpfs of their own, which is filled
-up to make a disk full; elsewhere the size of files is limited instead.
+Where the system allows it (`unshare`), run folders lie on a small tmpfs of their own, which is
+filled up to make a disk full; elsewhere the size of files is limited instead.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The runs that the chaos disturbs: recipes, start and end of their processes, and what they made."""
+"""The runs that the chaos disturbs: recipes, processes, and what they made."""
 
 from __future__ import annotations
 
@@ -25,8 +25,15 @@ from tests.hosts.cluster import CLOCKS, ROOT, free_port
 
 RECIPE = """
 model: {{path: {root}/tiny, compute_dtype: float32, remat: none}}
-data: {{sets: [Stress-Synthetic, Depression-Synthetic], tfds_dir: {root}/data, limit_per_set: 40}}
-rollout: {{prompts_per_step: 8, num_generations: 2, max_prompt_length: 400, max_completion_length: 8}}
+data:
+  sets: [Stress-Synthetic, Depression-Synthetic]
+  tfds_dir: {root}/data
+  limit_per_set: 40
+rollout:
+  prompts_per_step: 8
+  num_generations: 2
+  max_prompt_length: 400
+  max_completion_length: 8
 rewards: {{custom: {{"tests.hosts.rewards:vowels": 1.0}}}}
 crpo: {{num_iterations: 2, kl_coef: 0.05}}
 sft: {{batch_size: 8, num_steps: 14, traces_per_set: 16}}

@@ -87,9 +87,7 @@ def test_it_goes_on_after_three_interruptions(recipe, tmp_path, counted, monkeyp
     assert len(counted) == BATCHES  # no batch was generated twice
     assert files("out") == whole == files("whole")
     assert not (tmp_path / "out" / UNFINISHED_FOLDER).exists()
-    assert handlers == [
-        signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    ]
+    assert handlers == [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
 
     # What was kept for another recipe is not used, and goes with the rest.
     counted.clear()

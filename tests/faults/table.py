@@ -1,10 +1,10 @@
-"""`make faults-table`: how many bad inputs end in one error, how many in a traceback, hang or silence.
+"""`make faults-table`: what becomes of bad inputs: one error, a traceback, a hang or silence.
 
-Bad recipes, posts, start models, paths, files of runs, rewards and checkpoints from the lists of the
-tests in this folder, and from every key of a recipe and every field of a model's config. Each is
+Bad recipes, posts, start models, paths, files of runs, rewards and checkpoints, from the lists of
+the tests in this folder and from every key of a recipe and every field of a model's config. Each is
 given to the command line or, where that would compile programs, to the part of it that reads the
-input, with the error handling of the command line. It counts as refused only by one message of at
-most a screen's text, within 20 seconds.
+input, with the error handling of the command line. Refused is what ends in one message within 20
+seconds.
 """
 
 from __future__ import annotations
@@ -189,9 +189,7 @@ def of_models() -> Iterator[Case]:
     pairs += [tuple(pair) for pair in arguments(models.test_a_field_of_another_type_is_named)]
     for field, value in pairs:
         content = {**models.LLAMA, field: value}
-        yield Case(
-            "models", f"{field} = {value!r}", lambda f, c=content: decoder_config_from_hf(c)
-        )
+        yield Case("models", f"{field} = {value!r}", lambda f, c=content: decoder_config_from_hf(c))
     for payload in arguments(models.test_a_broken_config_is_one_error):
 
         def config(folder: Path, payload: bytes = payload) -> None:
@@ -309,7 +307,7 @@ def of_checkpoints() -> Iterator[Case]:
 
 
 def controls() -> list[str]:
-    """Sound inputs that are refused all the same: with them a table of refusals would mean nothing."""
+    """Sound inputs that are refused all the same: with any, the table would mean nothing."""
 
     def posts(folder: Path) -> int:
         labels = json.dumps(list(MOOD.labels))

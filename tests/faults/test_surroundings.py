@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import errno
+import importlib
+import logging
 import os
+import resource
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mental_r1_jax import cli
 from mental_r1_jax.errors import UserError, mistake_of_surroundings
 from mental_r1_jax.evaluation.report import REPORT_FILE, check_report_folder
+from mental_r1_jax.private_files import check_writable
+from mental_r1_jax.recipe import parse_config
 from mental_r1_jax.release.hf_folder import MARKER, put_in_place
-from mental_r1_jax.runs.run_folder import _check_run_folder
+from mental_r1_jax.runs.run_folder import check_run_folder
 from mental_r1_jax.training import checkpoint
+from mental_r1_jax.training.train_step import TrainState
 from tests.faults.runs import LIKE, make_checkpoints
+from tests.faults.test_recipes import GOOD
 
 
 def below_a_file(folder: Path) -> Path:
@@ -86,6 +96,35 @@ def test_a_full_disk_is_one_error_whoever_reports_it(error, monkeypatch, capsys)
     )
 
 
+def test_a_disk_that_fills_while_a_checkpoint_is_written_is_one_line(
+    tmp_path: Path, monkeypatch, capfd, caplog
+) -> None:
+    """No file may grow beyond 30,000 bytes; Orbax and tensorstore write in threads of their own."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # put back at the end
+    logger = logging.getLogger("absl")
+    monkeypatch.setattr(logger, "filters", list(logger.filters))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    values = np.random.default_rng(0).standard_normal((6, 40_000)).astype(np.float32)
+    weights = {f"w{i}": jnp.asarray(value) for i, value in enumerate(values)}
+    state = TrainState(jnp.int32(1), weights, {"mu": weights})
+
+    def work(**arguments: object) -> None:
+        cli.quiet_writers()
+        with checkpoint.open_checkpoints(tmp_path / "checkpoints") as manager:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
+            checkpoint.save(manager, 1, state, {"step": 1})
+
+    monkeypatch.setattr(cli, "_run", work)
+    try:
+        assert cli.main(["train", "recipe.yaml"]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    errors = capfd.readouterr().err
+    assert "File too large" in errors and errors.count("\n") == 1
+    assert not [record for record in caplog.records if record.exc_info]
+    assert not (tmp_path / "checkpoints" / "1").exists()
+
+
 def test_other_errors_keep_their_traceback(monkeypatch) -> None:
     for error in (FileNotFoundError(errno.ENOENT, "gone", "x"), ValueError("a bug"), KeyError("x")):
         assert mistake_of_surroundings(error) is None
@@ -96,6 +135,31 @@ def test_other_errors_keep_their_traceback(monkeypatch) -> None:
     monkeypatch.setattr(cli, "_run", work)
     with pytest.raises(ZeroDivisionError):
         cli.main(["train", "recipe.yaml"])
+
+
+@pytest.mark.parametrize("kind", ["below a file", "a broken link", "300 characters"])
+@pytest.mark.parametrize("verb", ["train", "sft", "evaluate", "export"])
+def test_an_impossible_output_is_refused_before_any_work(
+    verb: str, kind: str, tmp_path: Path, monkeypatch
+) -> None:
+    job = importlib.import_module(f"mental_r1_jax.jobs.{verb}")
+    # What reads the model and the data is not there to be called.
+    monkeypatch.setattr(job, "open_training_run" if verb == "train" else "open_model", None)
+    path = PATHS[kind](tmp_path)
+    key = f"{verb}.output_dir" if verb in ("evaluate", "export") else "run.output_dir"
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(OSError) as refused:
+        job.run(parse_config(GOOD, [f"{key}={path}"], source="recipe.yaml"))
+    assert mistake_of_surroundings(refused.value) is not None
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_check_of_a_folder_leaves_nothing(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").write_text("mine")
+    check_writable(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_an_evaluation_is_not_written_into_a_foreign_folder(tmp_path: Path) -> None:
@@ -133,5 +197,5 @@ def test_checkpoints_are_read_from_folders_of_any_name(name: str, tmp_path: Path
 
 def test_a_bracket_in_the_path_of_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="bracket"):
-        _check_run_folder(tmp_path / "a [b]" / "run", None)
+        check_run_folder(tmp_path / "a [b]" / "run", None)
     assert list(tmp_path.iterdir()) == []

@@ -2,8 +2,8 @@
 
     python -m tests.fuzz --seconds 3600 csv recipe
 
-Prints how many examples each reader was given, and how many of these it read. Ends with status 1 and
-the smallest example that it found where anything else than `UserError` was raised. Such an example
+Prints how many examples each reader was given, and how many of these it read. Ends with status 1,
+and the smallest example found, where anything else than `UserError` was raised. Such an example
 belongs into `test_readers.py`, with the mended reader.
 """
 

@@ -179,7 +179,23 @@ def _manifest() -> bytes:
     return json.dumps(content).encode()
 
 
-_JSON = ("{", "}", "[", "]", '"', ":", ",", "null", "true", "1e999", "-1", "0.5", "NaN", "\\ud800", "\\u0000")
+_JSON = (
+    "{",
+    "}",
+    "[",
+    "]",
+    '"',
+    ":",
+    ",",
+    "null",
+    "true",
+    "1e999",
+    "-1",
+    "0.5",
+    "NaN",
+    "\\ud800",
+    "\\u0000",
+)
 READERS = {
     "csv": Reader(
         csv_text(made_up_rows("train", 4)).encode(),
@@ -189,7 +205,20 @@ READERS = {
     "recipe": Reader(
         RECIPE.encode(),
         (": ", "- ", "[", "]", "{", "}", "&a ", "*a", "<<: ", "!!int ", "? ", "null", "true", "-1")
-        + ("1e3", "0x1", "|", ">", "'", '"', "#", "\t", "crpo", "base: r.yaml", ".inf", "2024-01-99"),
+        + (
+            "1e3",
+            "0x1",
+            "|",
+            ">",
+            "'",
+            '"',
+            "#",
+            "\t",
+            "crpo",
+            "base: r.yaml",
+            ".inf",
+            "2024-01-99",
+        ),
         read_recipe,
     ),
     "config": Reader(
@@ -208,7 +237,9 @@ READERS = {
         read_weights,
     ),
     "manifest": Reader(_manifest(), (*_JSON, "files", "step", "../", "x" * 300), read_manifest),
-    "metrics": Reader(METRICS.encode(), (*_JSON, "step", "\n", "Infinity", "9" * 400), read_metrics_file),
+    "metrics": Reader(
+        METRICS.encode(), (*_JSON, "step", "\n", "Infinity", "9" * 400), read_metrics_file
+    ),
     "traces": Reader(
         (json.dumps({"prompt": "Q?", "completion": COMPLETION}) + "\n").encode(),
         (*_JSON, "prompt", "completion", "\n", *(f"</{s.name}>" for s in GRAMMAR.stages)),
@@ -221,7 +252,9 @@ def mutations(reader: Reader) -> st.SearchStrategy[bytes]:
     """The sound file with pieces cut out, copied elsewhere, replaced by words, or bits flipped."""
     word = st.sampled_from([*reader.words]).map(str.encode) | st.binary(max_size=3)
     place = st.integers(0, len(reader.sound))
-    change = st.tuples(place, st.integers(0, 12), word, st.sampled_from("replace insert copy cut".split()))
+    change = st.tuples(
+        place, st.integers(0, 12), word, st.sampled_from("replace insert copy cut".split())
+    )
 
     def apply(changes: list[tuple[int, int, bytes, str]]) -> bytes:
         content = reader.sound
