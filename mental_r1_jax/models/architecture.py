@@ -16,6 +16,9 @@ from mental_r1_jax.models.rope import RopeScaling
 # What the backward pass computes again, see `DecoderConfig.remat`.
 Remat = Literal["layers", "elementwise", "none"]
 
+# What the feed-forward part applies to its gate; `gelu_tanh` is GELU's approximation by a tanh.
+Activation = Literal["silu", "gelu_tanh"]
+
 
 @dataclass(frozen=True)
 class AttentionFacts:
@@ -71,6 +74,13 @@ class DecoderConfig:
         output_bias: bias on the attention's output projection.
         mlp_bias: biases in the feed-forward part.
         qk_norm: RMSNorm on each query and key head before the rotation (Qwen3).
+        norm_offset: every RMSNorm multiplies by ``norm_offset + scale``; 1 for Gemma.
+        post_norms: RMSNorm also on what attention and feed-forward part add to the states (Gemma).
+        scale_embedding: embeddings are multiplied by ``sqrt(D)`` (Gemma).
+        activation: of the gate in the feed-forward part.
+        query_scale: q k is divided by its square root; None: by that of `head_dim`.
+        local_rope_theta: base in layers with a window, where nothing scales the frequencies; None:
+            they are rotated like the others.
         sliding_windows: for every layer the window in tokens, or None for full attention; None
             altogether when no layer has a window.
         compute_dtype: dtype of matrix products and caches, `float32` or `bfloat16`; RMSNorm,
@@ -96,6 +106,12 @@ class DecoderConfig:
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    norm_offset: float = 0.0
+    post_norms: bool = False
+    scale_embedding: bool = False
+    activation: Activation = "silu"
+    query_scale: float | None = None
+    local_rope_theta: float | None = None
     sliding_windows: tuple[int | None, ...] | None = None
     compute_dtype: str = "float32"
     remat: Remat = "layers"
@@ -111,17 +127,22 @@ class DecoderConfig:
         """Return the attention facts of every layer in a program for sequences of `length` tokens.
 
         No two tokens of such a sequence are further apart than ``length - 1``, so a window of
-        `length` hides nothing: the layer then has full attention, and the kernels for it.
+        `length` hides nothing: the layer then has full attention, and the kernels for it. It keeps
+        the rotary base of a layer with a window.
         """
         windows = self.sliding_windows or (None,) * self.num_layers
-        return tuple(
-            AttentionFacts(
-                scale=self.head_dim**-0.5,
-                window=window if window is not None and window < length else None,
-                rope_theta=self.rope_theta,
-                rope_scaling=self.rope_scaling,
-            )
-            for window in windows
+        return tuple(self._facts(window, length) for window in windows)
+
+    def _facts(self, window: int | None, length: int) -> AttentionFacts:
+        """Return the facts of a layer with this window."""
+        theta, scaling = self.rope_theta, self.rope_scaling
+        if window is not None and self.local_rope_theta is not None:
+            theta, scaling = self.local_rope_theta, None
+        return AttentionFacts(
+            scale=(self.query_scale or self.head_dim) ** -0.5,
+            window=window if window is not None and window < length else None,
+            rope_theta=theta,
+            rope_scaling=scaling,
         )
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from mental_r1_jax.models.architecture import AttentionFacts, DecoderConfig
 from mental_r1_jax.models.attention_plain import allowed_own_keys, allowed_prompt_keys
 from mental_r1_jax.models.decode_attention import decode_attention
+from mental_r1_jax.models.embedding import scaled
 from mental_r1_jax.models.layer import Heads, forward_layer, rms_norm
 from mental_r1_jax.models.parameters import param_logical_axes
 from mental_r1_jax.sharding import constrain_batch, constrain_for_decoding
@@ -141,7 +142,7 @@ def decode_step(
     index = jnp.asarray(index, jnp.int32)
     positions = prompt_cache.mask.sum(-1, dtype=jnp.int32)[:, None] + index
     x = jnp.take(params["embedding"], token_ids, axis=0).astype(config.dtype)
-    streams: tuple[Array, ...] = (constrain_batch(x),)
+    streams: tuple[Array, ...] = (constrain_batch(scaled(x, config)),)
     slots = prompt_cache.mask.shape[1] + completion_cache.values[0].shape[3]
     kept = []
     for i, facts in enumerate(config.layer_facts(slots)):

@@ -26,7 +26,7 @@ from mental_r1_jax.models.decode import (
     grow_completion_cache,
     init_completion_cache,
 )
-from mental_r1_jax.models.embedding import look_up
+from mental_r1_jax.models.embedding import embed
 from mental_r1_jax.models.head import token_stats
 from mental_r1_jax.models.layer import Heads, rms_norm, run_layers
 from mental_r1_jax.models.parameters import (
@@ -78,7 +78,7 @@ def prefill(
         token, and the keys and values that `decode_step` attends to.
     """
     length = prompt_ids.shape[1]
-    streams = (look_up(params["embedding"], prompt_ids, config.dtype),)
+    streams = (embed(params["embedding"], config, prompt_ids),)
     positions = (jnp.arange(length)[None],)
     (states,), kept = run_layers(
         params["layers"], config, length, streams, positions, _attend_within_prompts
@@ -112,7 +112,7 @@ def forward(
     """
     ids, mask = completion_ids[:, :, :-1], completion_mask[:, :, :-1]
     prompt_length, length = prompt_ids.shape[1], ids.shape[2]
-    streams = tuple(look_up(params["embedding"], x, config.dtype) for x in (prompt_ids, ids))
+    streams = tuple(embed(params["embedding"], config, x) for x in (prompt_ids, ids))
     first = prompt_mask.sum(-1, dtype=jnp.int32)[:, None, None]
     positions = (jnp.arange(prompt_length)[None], first + jnp.arange(length)[None, None])
     attend = partial(_attend_to_shared_prompts, prompt_mask, mask)

@@ -16,7 +16,26 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from mental_r1_jax.models.architecture import DecoderConfig
 from mental_r1_jax.sharding import AutoAxes, constrain_batch
+
+
+def embed(
+    table: Float[Array, "V D"], config: DecoderConfig, ids: Int[Array, "B *tokens"]
+) -> Float[Array, "B *tokens D"]:
+    """Return the states of tokens that enter the first layer, in the compute dtype."""
+    return scaled(look_up(table, ids, config.dtype), config)
+
+
+def scaled(rows: Float[Array, "*tokens D"], config: DecoderConfig) -> Float[Array, "*tokens D"]:
+    """Return ``sqrt(D) rows`` where the family scales embeddings, else the rows.
+
+    The factor is rounded to the compute dtype before the product, as in transformers: in bfloat16
+    the root of 1152 is 34 and not 33.94, and models were trained so.
+    """
+    if not config.scale_embedding:
+        return rows
+    return rows * jnp.asarray(config.hidden_size**0.5, config.dtype)
 
 
 def look_up(

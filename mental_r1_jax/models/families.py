@@ -25,6 +25,13 @@ _LLAMA_NAMES = {
     "final_norm": "model.norm",
     "unembedding": "lm_head",
 }
+# What other families call the norm before the feed-forward part is here the one after attention.
+_GEMMA_NAMES = {
+    **_LLAMA_NAMES,
+    "attention_post_norm": "model.layers.{i}.post_attention_layernorm",
+    "mlp_norm": "model.layers.{i}.pre_feedforward_layernorm",
+    "mlp_post_norm": "model.layers.{i}.post_feedforward_layernorm",
+}
 
 
 @dataclass(frozen=True)
@@ -36,10 +43,15 @@ class Family:
         output_bias: whether `attention_bias` also gives the output projection one.
         mlp_bias: whether the field `mlp_bias` is honoured.
         qk_norm: whether query and key heads are normed.
-        windows: where sliding windows come from: `none`, `every` layer, or `chosen` layers.
+        windows: where sliding windows come from: `none`, `every` layer, `chosen` layers, or a
+            `pattern`: all but every n-th, where `layer_types` does not say it.
         defaults: values of fields that a config of this family may leave out.
         hf_names: our name of a group of parameters -> theirs. Families may use one name for two
             things, so each has its own table, however alike they are.
+        gemma: whether it has what the Gemma families share: norms of ``1 + w``, also behind
+            attention and feed-forward part, scaled embeddings, GELU, and a query scale of its own.
+        local_rope_theta: base of the layers with a window where the config does not say it; None:
+            the family has one base for all layers.
     """
 
     qkv_bias: bool | None
@@ -49,15 +61,30 @@ class Family:
     windows: str
     defaults: Mapping[str, Any]
     hf_names: Mapping[str, str]
+    gemma: bool = False
+    local_rope_theta: float | None = None
 
 
 _QWEN2_DEFAULTS = {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28}
 _QWEN3_DEFAULTS = {**_QWEN2_DEFAULTS, "head_dim": 128}
 _MISTRAL_DEFAULTS = {"num_key_value_heads": 8, "sliding_window": 4096}
 
+_GEMMA3_DEFAULTS = {
+    **{"vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216},
+    **{"num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4},
+    **{"head_dim": 256, "query_pre_attn_scalar": 256, "hidden_activation": "gelu_pytorch_tanh"},
+    **{"rope_theta": 1_000_000.0, "sliding_window": 4096, "sliding_window_pattern": 6},
+    "tie_word_embeddings": True,
+}
+
 FAMILIES = {
     "llama": Family(None, True, True, False, "none", {"num_key_value_heads": None}, _LLAMA_NAMES),
     "qwen2": Family(True, False, False, False, "chosen", _QWEN2_DEFAULTS, _LLAMA_NAMES),
     "qwen3": Family(None, True, False, True, "chosen", _QWEN3_DEFAULTS, _LLAMA_NAMES),
     "mistral": Family(False, False, False, False, "every", _MISTRAL_DEFAULTS, _LLAMA_NAMES),
+    "gemma3_text": Family(
+        **{"qkv_bias": None, "output_bias": True, "mlp_bias": False, "qk_norm": True},
+        **{"windows": "pattern", "defaults": _GEMMA3_DEFAULTS, "hf_names": _GEMMA_NAMES},
+        **{"gemma": True, "local_rope_theta": 10_000.0},
+    ),
 }

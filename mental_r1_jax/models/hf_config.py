@@ -15,6 +15,7 @@ from mental_r1_jax.json_files import read_json_object
 from mental_r1_jax.models.architecture import DecoderConfig, Remat
 from mental_r1_jax.models.families import FAMILIES, Family
 from mental_r1_jax.models.hf_fields import wrong_fields
+from mental_r1_jax.models.hf_text_part import text_config
 from mental_r1_jax.models.rope import RopeScaling
 
 SUPPORTED_FAMILIES = tuple(FAMILIES)
@@ -51,7 +52,7 @@ _REQUIRED = (
 
 
 def read_hf_config(folder: Path) -> dict[str, Any]:
-    """Read `config.json` of a model folder.
+    """Read `config.json` of a model folder; of a model of images and text, its text part.
 
     Raises:
         UserError: it is missing or not a JSON object.
@@ -61,7 +62,7 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
         expected="a Hugging Face model folder with config.json, UTF-8 without a byte order mark",
         remedy="check model.path, or download the file again",
     )
-    return content
+    return text_config(content)
 
 
 def decoder_config_from_hf(
@@ -86,19 +87,24 @@ def decoder_config_from_hf(
             remedy="download config.json again, or correct these fields",
         )
     family = _find_family(hf)
-    problems = _refused_fields(hf)
-    scaling, theta = _rope(hf, problems)
+    hf = {**family.defaults, **hf}
+    problems = _refused_fields(hf, family)
+    if family.local_rope_theta is None:
+        (scaling, theta), local_theta = _rope(hf, problems), None
+    else:
+        scaling, theta, local_theta = _two_ropes(hf, family.local_rope_theta, problems)
     windows = _windows(hf, family, problems)
     if not problems:
-        problems += _inconsistencies(hf, family)
+        problems += _inconsistencies(hf)
     if problems:
         raise UserError(
             what=f"this {hf['model_type']} config has {len(problems)} field(s) we cannot compute",
-            expected="a dense decoder with SiLU, RMSNorm, causal attention and rotary positions",
+            expected="a dense decoder with SiLU (Gemma: GELU), RMSNorm, causal attention and rotary "
+            "positions",
             got="; ".join(problems),
             remedy="choose another model; a wrong result would be worse than none",
         )
-    heads, kv_heads, head_dim = _head_shape(hf, family)
+    heads, kv_heads, head_dim = _head_shape(hf)
     bias = bool(hf.get("attention_bias", False))
     return DecoderConfig(
         vocab_size=hf["vocab_size"],
@@ -116,6 +122,12 @@ def decoder_config_from_hf(
         output_bias=bias and family.output_bias,
         mlp_bias=bool(hf.get("mlp_bias", False)) and family.mlp_bias,
         qk_norm=family.qk_norm,
+        norm_offset=1.0 if family.gemma else 0.0,
+        post_norms=family.gemma,
+        scale_embedding=family.gemma,
+        activation="gelu_tanh" if family.gemma else "silu",
+        query_scale=float(hf["query_pre_attn_scalar"]) if family.gemma else None,
+        local_rope_theta=local_theta,
         sliding_windows=windows,
         compute_dtype=compute_dtype,
         remat=remat,
@@ -137,12 +149,16 @@ def _find_family(hf: Mapping[str, Any]) -> Family:
     return family
 
 
-def _refused_fields(hf: Mapping[str, Any]) -> list[str]:
+def _refused_fields(hf: Mapping[str, Any], family: Family) -> list[str]:
     """Name fields that are missing, or say that this is another kind of network."""
-    problems = [
-        f"{name} = {hf[name]!r}" for name, ok in _NEUTRAL_VALUES.items() if hf.get(name) not in ok
-    ]
-    problems += [f"{name} is missing" for name in _REQUIRED if hf.get(name) is None]
+    neutral = _NEUTRAL_VALUES
+    if family.gemma:
+        ignored = ("hidden_act", "query_pre_attn_scalar")  # the second has a place of its own
+        neutral = {name: ok for name, ok in neutral.items() if name not in ignored}
+        neutral["hidden_activation"] = (None, "gelu_pytorch_tanh")
+    problems = [f"{name} = {hf[name]!r}" for name, ok in neutral.items() if hf.get(name) not in ok]
+    required = (*_REQUIRED, "query_pre_attn_scalar") if family.gemma else _REQUIRED
+    problems += [f"{name} is missing" for name in required if hf.get(name) is None]
     if not all(name.endswith("ForCausalLM") for name in hf.get("architectures") or ()):
         problems.append(f"architectures = {hf['architectures']!r}")
     return problems
@@ -186,13 +202,42 @@ def _rope(hf: Mapping[str, Any], problems: list[str]) -> tuple[RopeScaling | Non
     return scaling, theta
 
 
+def _two_ropes(
+    hf: Mapping[str, Any], local_default: float, problems: list[str]
+) -> tuple[RopeScaling | None, float, float]:
+    """Read rotary settings of a family with two bases: (scaling, base, base under a window).
+
+    transformers 5 has an object for each kind of layer in `rope_parameters`. In 4, `rope_theta` and
+    `rope_scaling` are those of full attention, and `rope_local_base_freq` is the other base.
+    """
+    kinds = dict(hf.get("rope_parameters") or {})
+    full, local = (kinds.pop(f"{kind}_attention", None) or {} for kind in ("full", "sliding"))
+    problems += [f"rope_parameters.{name} (of no kind of layer)" for name in sorted(kinds)]
+    full = {**full, **(hf.get("rope_scaling") or {})}
+    top = {"max_position_embeddings": hf.get("max_position_embeddings")}
+    found = [
+        _rope({**top, "rope_theta": default, "rope_parameters": settings}, problems)
+        for settings, default in (
+            (full, hf.get("rope_theta")),
+            (local, hf.get("rope_local_base_freq") or local_default),
+        )
+    ]
+    (scaling, theta), (local_scaling, local_theta) = found
+    if local_scaling is not None:
+        problems.append(f"rope_parameters.sliding_attention = {local!r}")
+    return scaling, theta, local_theta
+
+
 def _windows(
     hf: Mapping[str, Any], family: Family, problems: list[str]
 ) -> tuple[int | None, ...] | None:
     """Find each layer's sliding window; None when no layer has one."""
     num_layers = hf.get("num_hidden_layers") or 0
     types = hf.get("layer_types")
-    window = hf.get("sliding_window", family.defaults.get("sliding_window"))
+    if types is None and family.windows == "pattern":
+        kinds = "full_attention", "sliding_attention"
+        types = [kinds[(i + 1) % hf["sliding_window_pattern"] > 0] for i in range(num_layers)]
+    window = hf.get("sliding_window")
     if family.windows == "chosen" and not hf.get("use_sliding_window", False):
         window = None
     if family.windows == "none" and window is not None:
@@ -201,12 +246,12 @@ def _windows(
     if types is None:
         first = 0
         if family.windows == "chosen":
-            first = hf.get("max_window_layers", family.defaults["max_window_layers"])
+            first = hf["max_window_layers"]
         sliding = [window is not None and i >= first for i in range(num_layers)]
     else:
         unknown = sorted({str(t) for t in types} - {"full_attention", "sliding_attention"})
         sliding = [kind == "sliding_attention" for kind in types]
-        uniform = family.windows == "chosen" or set(sliding) <= {window is not None}
+        uniform = family.windows in ("chosen", "pattern") or set(sliding) <= {window is not None}
         if unknown or len(types) != num_layers or not uniform:
             problems.append(f"layer_types = {types!r}")
         elif any(sliding) and window is None:
@@ -216,17 +261,17 @@ def _windows(
     return tuple(window if slides else None for slides in sliding)
 
 
-def _head_shape(hf: Mapping[str, Any], family: Family) -> tuple[int, int, int]:
+def _head_shape(hf: Mapping[str, Any]) -> tuple[int, int, int]:
     """Return the number of query heads, of key/value heads, and the width of a head."""
     heads = hf["num_attention_heads"]
-    kv_heads = hf.get("num_key_value_heads", family.defaults["num_key_value_heads"]) or heads
-    head_dim = hf.get("head_dim", family.defaults.get("head_dim")) or hf["hidden_size"] // heads
+    kv_heads = hf.get("num_key_value_heads") or heads
+    head_dim = hf.get("head_dim") or hf["hidden_size"] // heads
     return heads, kv_heads, head_dim
 
 
-def _inconsistencies(hf: Mapping[str, Any], family: Family) -> list[str]:
+def _inconsistencies(hf: Mapping[str, Any]) -> list[str]:
     """Name head shapes that do not fit together."""
-    heads, kv_heads, head_dim = _head_shape(hf, family)
+    heads, kv_heads, head_dim = _head_shape(hf)
     problems = []
     if heads % kv_heads:
         problems.append(f"num_key_value_heads = {kv_heads} does not divide {heads} heads")

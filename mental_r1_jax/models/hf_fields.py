@@ -30,6 +30,8 @@ class _Rotary(pydantic.BaseModel):
     low_freq_factor: _Positive | None = None
     high_freq_factor: _Positive | None = None
     original_max_position_embeddings: _Positive | None = None
+    full_attention: _Rotary | None = None
+    sliding_attention: _Rotary | None = None
 
 
 class _Fields(pydantic.BaseModel):
@@ -60,6 +62,9 @@ class _Fields(pydantic.BaseModel):
     mlp_bias: bool | None = None
     use_sliding_window: bool | None = None
     sliding_window: _Size | None = None
+    sliding_window_pattern: _Size = 6
+    query_pre_attn_scalar: _Positive | None = None
+    rope_local_base_freq: _Positive | None = None
     max_window_layers: _Layers = 0
     layer_types: list[str] | None = None
     eos_token_id: _Ids = None

@@ -26,6 +26,7 @@ from safetensors.numpy import save_file
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.json_files import read_json_object
 from mental_r1_jax.models.architecture import DecoderConfig
+from mental_r1_jax.models.hf_text_part import TextPart
 from mental_r1_jax.models.parameters import Row, parameter_rows, parameter_tree, stacked_shape
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -219,7 +220,8 @@ def _open_files(folder: Path, stack: ExitStack) -> dict[str, Any]:
                 got=str(error),
                 remedy="download the model again; weights in other formats need converting first",
             ) from error
-        where.update(dict.fromkeys(opened.keys(), opened))
+        of_text = TextPart.of(opened)
+        where.update(dict.fromkeys(of_text.keys(), of_text))
     return where
 
 

@@ -9,6 +9,7 @@ Axes beside those of `mental_r1_jax.types`: R query heads of one key/value head,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,7 +19,13 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, PyTree
 
-from mental_r1_jax.models.architecture import AttentionFacts, Block, DecoderConfig, layer_blocks
+from mental_r1_jax.models.architecture import (
+    Activation,
+    AttentionFacts,
+    Block,
+    DecoderConfig,
+    layer_blocks,
+)
 from mental_r1_jax.models.attention_plain import SAVED_NAME
 from mental_r1_jax.models.rope import rope_frequencies, rotate
 from mental_r1_jax.sharding import constrain_batch
@@ -33,6 +40,11 @@ Heads = tuple[Array, Array, Array]
 # values to keep).
 Attend = Callable[..., tuple[tuple[Array, ...], Any]]
 
+_ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+}
+
 
 def forward_layer(
     weights: PyTree[Array],
@@ -46,6 +58,8 @@ def forward_layer(
 
         x <- x + output(attend(rotate(query(n)), rotate(key(n)), value(n)))     n = norm(x)
         x <- x + down(silu(gate(n)) * up(n))                                    n = norm(x)
+
+    Families with `post_norms` norm what is added as well; `activation` may replace the SiLU.
 
     Streams are tokens that share the layer's weights and differ in shape, such as the prompts
     ``[B, P]`` and their completions ``[B, G, T]``: run side by side, a sharded layer is gathered
@@ -69,10 +83,9 @@ def forward_layer(
             for x, at in zip(streams, positions, strict=True)
         ]
         mixed, kept = attend(facts, *heads)
-        width = config.num_heads * config.head_dim
         streams = tuple(
-            x + _project(weights, "output", y.reshape(*x.shape[:-1], width))
-            for x, y in zip(streams, mixed, strict=True)
+            x + _post_norm(weights, "attention", config, _project(weights, "output", y))
+            for x, y in zip(streams, _join_heads(mixed), strict=True)
         )
     with jax.named_scope("feed_forward"):
         return tuple(_feed_forward(weights, config, x) for x in streams), kept
@@ -157,14 +170,25 @@ def _run_pattern(
 def rms_norm(
     weights: PyTree[Array], config: DecoderConfig, x: Float[Array, "*batch D"]
 ) -> Float[Array, "*batch D"]:
-    """Return ``x / sqrt(mean(x^2) + eps) * scale`` over the last axis.
+    """Return ``x / sqrt(mean(x^2) + eps) * (offset + scale)`` over the last axis.
 
     Computed in float32, returned in the compute dtype.
     """
     x = x.astype(jnp.float32)
     x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + config.rms_norm_eps)
     scale = weights["scale"].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
-    return (x * scale).astype(config.dtype)
+    return (x * (config.norm_offset + scale)).astype(config.dtype)
+
+
+def _post_norm(weights: PyTree[Array], part: str, config: DecoderConfig, y: Array) -> Array:
+    """Norm what a part of the layer adds to the states, in families that do."""
+    name = f"{part}_post_norm"
+    return rms_norm(weights[name], config, y) if name in weights else y
+
+
+def _join_heads(mixed: tuple[Array, ...]) -> list[Array]:
+    """``[*tokens, K, R, h] -> [*tokens, K * R * h]``."""
+    return [y.reshape(*y.shape[:-3], math.prod(y.shape[-3:])) for y in mixed]
 
 
 def _project_heads(
@@ -191,7 +215,8 @@ def _feed_forward(weights: PyTree[Array], config: DecoderConfig, x: Array) -> Ar
         gate, up = both[..., 0, :], both[..., 1, :]
     else:
         gate, up = _project(weights, "gate", y), _project(weights, "up", y)
-    return constrain_batch(x + _project(weights, "down", jax.nn.silu(gate) * up))
+    y = _project(weights, "down", _ACTIVATIONS[config.activation](gate) * up)
+    return constrain_batch(x + _post_norm(weights, "mlp", config, y))
 
 
 def _project(weights: PyTree[Array], name: str, x: Float[Array, "*tokens N"]) -> Array:

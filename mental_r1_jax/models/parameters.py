@@ -91,12 +91,16 @@ def _rows(c: DecoderConfig) -> Iterator[Row]:
     for name, _, outputs, biased in projections:
         if biased:
             yield row(f"layers/{name}/bias", outputs, "zeros", "vector")
-    yield row("layers/attention_norm/scale", ("norm",), "ones")
-    yield row("layers/mlp_norm/scale", ("norm",), "ones")
+    neutral: Literal["ones", "zeros"] = "zeros" if c.norm_offset == 1 else "ones"
+    yield row("layers/attention_norm/scale", ("norm",), neutral)
+    yield row("layers/mlp_norm/scale", ("norm",), neutral)
+    if c.post_norms:
+        yield row("layers/attention_post_norm/scale", ("norm",), neutral)
+        yield row("layers/mlp_post_norm/scale", ("norm",), neutral)
     if c.qk_norm:
-        yield row("layers/query_norm/scale", ("head_dim",), "ones")
-        yield row("layers/key_norm/scale", ("head_dim",), "ones")
-    yield row("final_norm/scale", ("norm",), "ones")
+        yield row("layers/query_norm/scale", ("head_dim",), neutral)
+        yield row("layers/key_norm/scale", ("head_dim",), neutral)
+    yield row("final_norm/scale", ("norm",), neutral)
     if not c.tie_embeddings:
         yield row("unembedding", ("embed", "vocab"), "normal", "matrix")
 
@@ -135,7 +139,7 @@ def parameter_count(config: DecoderConfig) -> int:
 
 
 def init_params(config: DecoderConfig, key: Key[Array, ""]) -> PyTree[Array]:
-    """Draw random float32 parameters: normal with `config.init_scale`, norms 1, biases 0."""
+    """Draw random float32 parameters: normal with `config.init_scale`, neutral norms, biases 0."""
     return dict(_Declaration(config, parameter_rows(config)).init(key)["params"])
 
 

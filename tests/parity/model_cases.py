@@ -41,6 +41,10 @@ LLAMA3_ROPE = {
 }
 
 
+# A query scale that is not the head's width, and a width whose root no bfloat16 is.
+GEMMA = {"head_dim": 10, "query_pre_attn_scalar": 18, "tie_word_embeddings": True}
+
+
 def _theta(theta: float) -> dict[str, Any]:
     """Plain rotary positions with this base."""
     return {"rope_parameters": {"rope_type": "default", "rope_theta": theta}}
@@ -117,6 +121,29 @@ CASES = (
             + ["sliding_attention"],
         },
     ),
+    Case(
+        "gemma3_text",
+        "window 4, (2 local + 1 global) x 2 + 1 local, linear rope scaling",
+        {
+            **GEMMA,
+            **{"num_hidden_layers": 7, "sliding_window": 4, "num_key_value_heads": 1},
+            "layer_types": (["sliding_attention"] * 2 + ["full_attention"]) * 2
+            + ["sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e3, "factor": 8.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            },
+        },
+    ),
+    Case(
+        "gemma3_text",
+        "window 5, no layer_types (5 local + 1 global), untied, biases",
+        {
+            **GEMMA,
+            **{"num_hidden_layers": 6, "sliding_window": 5, "query_pre_attn_scalar": 7},
+            **{"tie_word_embeddings": False, "attention_bias": True},
+        },
+    ),
 )
 
 PROMPT_LENGTHS = (9, 6, 1)
@@ -132,7 +159,7 @@ def make_hf_model(case: Case) -> Any:
         for name, parameter in model.named_parameters():
             values = rng.standard_normal(tuple(parameter.shape), dtype=np.float32)
             if "norm" in name:
-                values = 1 + 0.2 * values
+                values = 0.2 * values + ("gemma" not in case.family)  # Gemma's norms add the 1
             elif parameter.ndim == 2 and "embed" not in name:
                 values = values / np.sqrt(parameter.shape[1], dtype=np.float32)
             else:
