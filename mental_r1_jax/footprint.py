@@ -38,6 +38,8 @@ class Footprint:
         cache: keys and values of a rollout, every sequence at its greatest length.
         layer_inputs: what `remat: layers` keeps of one micro-batch for its backward pass.
         logits_chunk: float32 logits of one micro-batch's completions, one chunk of the vocabulary.
+        head: the head and its gradient while an update computes it; whole but for `tensor`.
+        decoding_head: a tied head's copy as ``[D, V]``, and float32 logits of one token a row.
     """
 
     weights: float
@@ -48,6 +50,8 @@ class Footprint:
     cache: float
     layer_inputs: float
     logits_chunk: float
+    head: float
+    decoding_head: float
 
 
 def footprint(config: ExperimentConfig, model: DecoderConfig, mesh: Mesh) -> Footprint:
@@ -62,6 +66,7 @@ def footprint(config: ExperimentConfig, model: DecoderConfig, mesh: Mesh) -> Foo
     prompts = rollout.prompts_per_step / (sizes["data"] * sizes["fsdp"]) / config.run.micro_batches
     sampled = rollout.num_generations * rollout.max_completion_length
     token = model.num_layers * model.hidden_size * model.dtype.itemsize
+    head, decoding_head = head_bytes(config, model, sizes)
     return Footprint(
         weights=weights,
         moments=MOMENTS * weights,
@@ -71,6 +76,34 @@ def footprint(config: ExperimentConfig, model: DecoderConfig, mesh: Mesh) -> Foo
         cache=sum(cache_bytes(config, model, sizes)),
         layer_inputs=prompts * (rollout.max_prompt_length + sampled) * token,
         logits_chunk=prompts * sampled * 4 * min(config.model.logprob_chunk_size, model.vocab_size),
+        head=head,
+        decoding_head=decoding_head,
+    )
+
+
+def head_bytes(
+    config: ExperimentConfig, model: DecoderConfig, sizes: Mapping[str, int]
+) -> tuple[float, float]:
+    """What a device holds for the head beside its parameters: (in an update, in a rollout).
+
+    Every token needs all of the matrix ``[D, V]``, so both are gathered over `fsdp`. An update adds
+    up the matrix' gradient over its own tokens before devices sum theirs, then in float32.
+
+    Args:
+        config: numbers of prompts and completions.
+        model: its vocabulary is sharded over `tensor` if that divides it.
+        sizes: mesh axis -> size.
+    """
+    rows = sizes["data"] * sizes["fsdp"]
+    vocabulary = model.vocab_size
+    if vocabulary % sizes["tensor"] == 0:
+        vocabulary //= sizes["tensor"]
+    matrix, width = model.hidden_size * vocabulary, model.dtype.itemsize
+    completions = config.rollout.prompts_per_step / rows * config.decoded_completions
+    copied = matrix * width if model.tie_embeddings else 0
+    return (
+        float(matrix * (width + (4 if rows > 1 else width))),
+        float(copied + completions * vocabulary * 4),
     )
 
 

@@ -75,6 +75,18 @@ def test_cache_and_activations_by_hand() -> None:
     assert cache_bytes(CONFIG, MODEL, one | {"tensor": 4})[1] == placed
 
 
+def test_the_head_by_hand() -> None:
+    """Half of 24 entries on a device, width 16; 2 prompts with 3 completions on each device."""
+    mesh = sharding.make_mesh(2, 2, 2)
+    found = footprint(CONFIG, MODEL, mesh)
+    assert found.head == 12 * 16 * (2 + 4)  # bfloat16 matrix, float32 gradient
+    assert found.decoding_head == 2 * 3 * 12 * 4  # it is a parameter: logits only
+    tied = dataclasses.replace(MODEL, tie_embeddings=True)
+    assert footprint(CONFIG, tied, mesh).decoding_head == 12 * 16 * 2 + 2 * 3 * 12 * 4
+    alone = footprint(CONFIG, MODEL, sharding.make_mesh(1, 1, 1, jax.devices()[:1]))
+    assert alone.head == 24 * 16 * (2 + 2)
+
+
 def test_bytes_of_a_parameter_are_those_of_the_footprint() -> None:
     """The choice of a mesh counts as the footprint does, but for norms, which stay float32."""
     found = footprint(CONFIG, MODEL, sharding.make_mesh(8, 1, 1))

@@ -26,6 +26,8 @@ ARRAYS = {
     "cache": "decoding cache",
     "layer_inputs": "layer inputs kept for the backward pass",
     "logits_chunk": "one chunk of logits",
+    "head": "head and its gradient",
+    "decoding_head": "head and logits for decoding",
 }
 
 

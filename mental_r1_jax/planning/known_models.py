@@ -47,6 +47,21 @@ def _qwen3(width: int, hidden: int, layers: int, heads: int, tied: bool) -> dict
     }
 
 
+def _gemma3(
+    width: int, hidden: int, layers: int, heads: tuple[int, int], window: int, **other: Any
+) -> dict[str, Any]:
+    """The text model of one size of the family."""
+    return {
+        **{"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]},
+        **{"vocab_size": 262144, "hidden_size": width, "intermediate_size": hidden},
+        **{"num_hidden_layers": layers, "head_dim": 256, "query_pre_attn_scalar": 256},
+        **{"num_attention_heads": heads[0], "num_key_value_heads": heads[1]},
+        **{"sliding_window": window, "sliding_window_pattern": 6, "rms_norm_eps": 1e-6},
+        **{"rope_theta": 1000000.0, "rope_local_base_freq": 10000.0},
+        **other,
+    }
+
+
 KNOWN_CONFIGS: dict[str, dict[str, Any]] = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": _SMOLLM2,
     "meta-llama/Llama-3.2-1B-Instruct": _LLAMA_32_1B,
@@ -54,6 +69,12 @@ KNOWN_CONFIGS: dict[str, dict[str, Any]] = {
     "Qwen/Qwen3-1.7B": _qwen3(2048, 6144, 28, 16, tied=True),
     "Qwen/Qwen3-8B": _qwen3(4096, 12288, 36, 32, tied=False),
     "Qwen/Qwen3-32B": _qwen3(5120, 25600, 64, 64, tied=False),
+    "google/gemma-3-270m-it": _gemma3(640, 2048, 18, (4, 1), 512),
+    "google/gemma-3-1b-it": _gemma3(1152, 6912, 26, (4, 1), 512),
+    "google/gemma-3-4b-it": _gemma3(
+        **{"width": 2560, "hidden": 10240, "layers": 34, "heads": (8, 4), "window": 1024},
+        **{"vocab_size": 262208, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+    ),
 }
 
 

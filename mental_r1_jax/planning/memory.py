@@ -12,7 +12,7 @@ from mental_r1_jax.footprint import Footprint
 
 PARTS = (
     *("parameters", "optimizer", "reference", "batch", "gradients", "activations"),
-    *("decoding weights", "cache", "temporaries", "code"),
+    *("decoding weights", "cache", "head", "temporaries", "code"),
 )
 
 
@@ -41,9 +41,17 @@ def phase_parts(phase: str, stats: Any, held: Footprint) -> dict[str, float]:
         "code": stats.generated_code_size_in_bytes,
     }
     known = {
-        "rollout": {"decoding weights": held.decoding_weights, "cache": held.cache},
+        "rollout": {
+            "decoding weights": held.decoding_weights,
+            "cache": held.cache,
+            "head": held.decoding_head,
+        },
         "reference": {},
-        "update": {"gradients": held.gradients, "activations": held.layer_inputs},
+        "update": {
+            "gradients": held.gradients,
+            "activations": held.layer_inputs,
+            "head": held.head + held.logits_chunk,
+        },
     }[phase]
     rest = stats.temp_size_in_bytes
     for name, size in known.items():

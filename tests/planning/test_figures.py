@@ -105,7 +105,9 @@ HELD = Footprint(
     decoding_weights=60.0,
     cache=544.0,
     layer_inputs=272.0,
-    logits_chunk=0.0,
+    logits_chunk=5.0,
+    head=30.0,
+    decoding_head=40.0,
 )
 
 
@@ -121,8 +123,9 @@ def test_parts_of_memory_add_up_to_the_peak() -> None:
     parts = memory.phase_parts("update", stats(), HELD)
     assert sum(parts.values()) == 330 + 50 + 310 - 300 + 900 + 7
     assert (parts["gradients"], parts["activations"], parts["batch"]) == (100.0, 272.0, 40.0)
+    assert parts["head"] == 35.0
     rollout = memory.phase_parts("rollout", stats(), HELD)
-    assert (rollout["decoding weights"], rollout["cache"]) == (60, 544)
+    assert (rollout["decoding weights"], rollout["cache"], rollout["head"]) == (60, 544, 40)
     tight = memory.phase_parts("rollout", stats(temp=10.0), HELD)
     assert (tight["decoding weights"], tight["cache"], tight["temporaries"]) == (10, 0, 0)
 
