@@ -63,6 +63,8 @@ MODELS = {
     "Qwen/Qwen3-1.7B": 1721,
     "Qwen/Qwen3-8B": 8190,
     "Qwen/Qwen3-32B": 32762,
+    "google/gemma-3-270m-it": 268,
+    "google/gemma-3-1b-it": 1000,
     "runs/quickstart/tiny_model": 0.46,
 }
 # The one model that no hub has: the quickstart makes it.
@@ -75,6 +77,8 @@ HARDWARE = {
     "qwen3_0p6b_crpo": ("v5e-8", "v6e-8"),
     "qwen3_1p7b_crpo": ("v5e-8", "v6e-8"),
     "llama3p2_1b_crpo": ("v5e-8", "v6e-8"),
+    "gemma3_270m_crpo": ("v5e-8", "v6e-8"),
+    "gemma3_1b_crpo": ("v5e-8", "v6e-8"),
     "qwen3_8b_crpo": ("v5p-32", "v5p-64", "v6e-32", "v5e-64"),
     **{f"qwen3_8b_{name}": ("v5p-32", "v5p-64", "v6e-32", "v5e-64") for name in METHODS},
     "qwen3_32b_crpo": ("v5p-128",),

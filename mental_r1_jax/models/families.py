@@ -48,8 +48,8 @@ class Family:
         defaults: values of fields that a config of this family may leave out.
         hf_names: our name of a group of parameters -> theirs. Families may use one name for two
             things, so each has its own table, however alike they are.
-        gemma: whether it has what the Gemma families share: norms of ``1 + w``, also behind
-            attention and feed-forward part, scaled embeddings, GELU, and a query scale of its own.
+        gemma: norms of ``1 + w``, also behind attention and feed-forward part, embeddings times
+            ``sqrt(D)``, GELU, and a query scale of its own (`query_pre_attn_scalar`).
         local_rope_theta: base of the layers with a window where the config does not say it; None:
             the family has one base for all layers.
     """
@@ -77,14 +77,22 @@ _GEMMA3_DEFAULTS = {
     "tie_word_embeddings": True,
 }
 
+_GEMMA3 = Family(
+    qkv_bias=None,
+    output_bias=True,
+    mlp_bias=False,
+    qk_norm=True,
+    windows="pattern",
+    defaults=_GEMMA3_DEFAULTS,
+    hf_names=_GEMMA_NAMES,
+    gemma=True,
+    local_rope_theta=10_000.0,
+)
+
 FAMILIES = {
     "llama": Family(None, True, True, False, "none", {"num_key_value_heads": None}, _LLAMA_NAMES),
     "qwen2": Family(True, False, False, False, "chosen", _QWEN2_DEFAULTS, _LLAMA_NAMES),
     "qwen3": Family(None, True, False, True, "chosen", _QWEN3_DEFAULTS, _LLAMA_NAMES),
     "mistral": Family(False, False, False, False, "every", _MISTRAL_DEFAULTS, _LLAMA_NAMES),
-    "gemma3_text": Family(
-        **{"qkv_bias": None, "output_bias": True, "mlp_bias": False, "qk_norm": True},
-        **{"windows": "pattern", "defaults": _GEMMA3_DEFAULTS, "hf_names": _GEMMA_NAMES},
-        **{"gemma": True, "local_rope_theta": 10_000.0},
-    ),
+    "gemma3_text": _GEMMA3,
 }

@@ -99,7 +99,7 @@ def decoder_config_from_hf(
     if problems:
         raise UserError(
             what=f"this {hf['model_type']} config has {len(problems)} field(s) we cannot compute",
-            expected="a dense decoder with SiLU (Gemma: GELU), RMSNorm, causal attention and rotary "
+            expected="a dense decoder with SiLU (Gemma: GELU), RMSNorm, causal attention, rotary "
             "positions",
             got="; ".join(problems),
             remedy="choose another model; a wrong result would be worse than none",

@@ -13,8 +13,10 @@ from typing import Any
 # model_type of the whole -> (model_type, architecture) of its text part.
 _TEXT_PARTS = {"gemma3": ("gemma3_text", "Gemma3ForCausalLM")}
 # Fields of the whole that hold for its text part, where that does not say otherwise.
-_SHARED_FIELDS = ("eos_token_id", "bos_token_id", "pad_token_id", "dtype", "torch_dtype")
-_SHARED_FIELDS += ("quantization_config", "transformers_version")
+_SHARED_FIELDS = (
+    *("eos_token_id", "bos_token_id", "pad_token_id", "dtype", "torch_dtype"),
+    *("quantization_config", "transformers_version"),
+)
 
 # How names of tensors begin in files of the whole -> how they begin in the text part's own files.
 _TEXT_PREFIXES = {
@@ -22,8 +24,10 @@ _TEXT_PREFIXES = {
     "language_model.lm_head.": "lm_head.",
     "model.language_model.": "model.",
 }
-_IMAGE_PREFIXES = ("vision_tower.", "multi_modal_projector.")
-_IMAGE_PREFIXES += tuple(f"model.{prefix}" for prefix in _IMAGE_PREFIXES)
+_IMAGE_PREFIXES = (
+    *("vision_tower.", "multi_modal_projector."),
+    *("model.vision_tower.", "model.multi_modal_projector."),
+)
 
 
 def text_config(hf: Mapping[str, Any]) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def open_model(name: str, config: ExperimentConfig) -> ModelSource:
             what=f"{folder} has no config.json",
             expected="a Hugging Face model folder or one of our run folders",
             got=f"files {sorted(path.name for path in folder.iterdir())[:8]}",
-            remedy="set model.path to a folder or hub id of a Llama, Qwen2, Qwen3 or Mistral model",
+            remedy="set model.path to a folder or hub id of a Llama, Qwen, Mistral or Gemma model",
         )
     hf_config = read_hf_config(folder)
     decoder = decoder_config_from_hf(

@@ -48,7 +48,7 @@ def _qwen3(width: int, hidden: int, layers: int, heads: int, tied: bool) -> dict
 
 
 def _gemma3(
-    width: int, hidden: int, layers: int, heads: tuple[int, int], window: int, **other: Any
+    width: int, hidden: int, layers: int, heads: tuple[int, int], window: int
 ) -> dict[str, Any]:
     """The text model of one size of the family."""
     return {
@@ -58,7 +58,6 @@ def _gemma3(
         **{"num_attention_heads": heads[0], "num_key_value_heads": heads[1]},
         **{"sliding_window": window, "sliding_window_pattern": 6, "rms_norm_eps": 1e-6},
         **{"rope_theta": 1000000.0, "rope_local_base_freq": 10000.0},
-        **other,
     }
 
 
@@ -71,10 +70,8 @@ KNOWN_CONFIGS: dict[str, dict[str, Any]] = {
     "Qwen/Qwen3-32B": _qwen3(5120, 25600, 64, 64, tied=False),
     "google/gemma-3-270m-it": _gemma3(640, 2048, 18, (4, 1), 512),
     "google/gemma-3-1b-it": _gemma3(1152, 6912, 26, (4, 1), 512),
-    "google/gemma-3-4b-it": _gemma3(
-        **{"width": 2560, "hidden": 10240, "layers": 34, "heads": (8, 4), "window": 1024},
-        **{"vocab_size": 262208, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
-    ),
+    "google/gemma-3-4b-it": _gemma3(2560, 10240, 34, (8, 4), 1024)
+    | {"vocab_size": 262208, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
 }
 
 

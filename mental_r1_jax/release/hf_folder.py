@@ -112,6 +112,10 @@ def write_configs(model: ModelSource, folder: Path, config: ExperimentConfig) ->
     hf_config.pop("torch_dtype", None)
     hf_config.pop("auto_map", None)
     hf_config["dtype"] = config.export.dtype
+    if model.hf_config["model_type"] != read_json_object(folder / "config.json").get("model_type"):
+        # Of a model of images and text only the text part is trained: the folder is a text model.
+        for file in folder.glob("*processor_config.json"):
+            file.unlink()
     _write_json(folder / "config.json", hf_config)
     file = folder / "generation_config.json"
     generation = read_json_object(file) if file.is_file() else {}

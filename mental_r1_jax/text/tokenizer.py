@@ -196,7 +196,9 @@ def _token_bytes(hf: PreTrainedTokenizerBase) -> tuple[bytes, ...]:
     steps = _decoder_steps(decoder)
     added = hf.added_tokens_decoder
     vocabulary = {i: t for t, i in hf.get_vocab().items() if i not in added}
+    spaces = "▁"  # what stands for a space in added tokens, which pass the same decoder
     if "ByteLevel" in steps:
+        spaces = ""
         char_to_byte = _byte_level_alphabet()
         pieces = {i: _byte_level_bytes(token, char_to_byte) for i, token in vocabulary.items()}
     elif "Metaspace" in steps or {"Replace", "ByteFallback"} <= steps:
@@ -207,10 +209,11 @@ def _token_bytes(hf: PreTrainedTokenizerBase) -> tuple[bytes, ...]:
             what="The kind of this tokenizer is not supported",
             expected="byte-level BPE or SentencePiece, whose ids have exact bytes",
             got=f"a decoder of {sorted(steps)}",
-            remedy="Use a model of the Llama, Qwen or Mistral families.",
+            remedy="Use a model of the Llama, Qwen, Mistral or Gemma families.",
         )
     for i, token in added.items():
-        pieces[i] = b"" if token.special else token.content.encode("utf-8")
+        text = token.content.replace(spaces, " ") if spaces else token.content
+        pieces[i] = b"" if token.special else text.encode("utf-8")
     # Not len(hf): some vocabularies leave ids unused, so the largest id exceeds their number.
     return tuple(pieces.get(i, b"") for i in range(max(pieces, default=-1) + 1))
 

@@ -6,10 +6,12 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import pytest
 from jax.sharding import Mesh
 
 from mental_r1_jax import sharding
 from mental_r1_jax.models import decoder
+from mental_r1_jax.models.decoder import DecoderConfig
 from tests.aot.programs import CONFIG, array_sizes, tpu_mesh
 from tests.training.updates import mesh_of
 
@@ -18,9 +20,21 @@ PROMPT, GROUP, LENGTH = 363, 3, 61
 MIXED = dataclasses.replace(
     CONFIG, num_layers=4, compute_dtype="bfloat16", sliding_windows=(None, None, 64, 64)
 )
+# Gemma 3 in small: (1 local + 1 global) x 2 + 1 local, so a pattern of two and a rest of one.
+GEMMA = dataclasses.replace(
+    MIXED,
+    **{"num_layers": 5, "num_kv_heads": 1, "head_dim": 256, "qk_norm": True, "norm_offset": 1.0},
+    **{"post_norms": True, "scale_embedding": True, "activation": "gelu_tanh"},
+    **{"query_scale": 256.0, "local_rope_theta": 1e3, "tie_embeddings": True},
+    **{"sliding_windows": (64, None) * 2 + (64,), "family": "gemma3_text"},
+)
+CASES = [
+    pytest.param(MIXED, 2, id="mixed", marks=pytest.mark.slow),
+    pytest.param(GEMMA, 3, id="gemma3"),
+]
 
 
-def forward_program(mesh: Mesh) -> str:
+def forward_program(mesh: Mesh, config: DecoderConfig = MIXED) -> str:
     """The compiled forward pass of four prompts."""
 
     def array(*shape: int, dtype: type) -> jax.ShapeDtypeStruct:
@@ -29,13 +43,13 @@ def forward_program(mesh: Mesh) -> str:
 
     params = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        decoder.abstract_params(MIXED),
-        decoder.param_shardings(MIXED, mesh),
+        decoder.abstract_params(config),
+        decoder.param_shardings(config, mesh),
     )
     shapes = (4, PROMPT), (4, GROUP, LENGTH + 1)
     tokens = [array(*shape, dtype=dtype) for shape in shapes for dtype in (jnp.int32, jnp.bool_)]
     run = jax.jit(decoder.forward, static_argnums=1)
-    return run.lower(params, MIXED, *tokens).compile().as_text()
+    return run.lower(params, config, *tokens).compile().as_text()
 
 
 def logits(program: str) -> dict[int, str]:
@@ -44,12 +58,15 @@ def logits(program: str) -> dict[int, str]:
     return {n: sizes[n] for n in sizes if n % (LENGTH * PROMPT) == 0}
 
 
-def test_each_kind_of_layer_is_one_kernel_and_makes_no_logits() -> None:
-    program = forward_program(tpu_mesh("v5e:2x2", data=2, fsdp=2))
+@pytest.mark.parametrize(("config", "layers"), CASES)
+def test_each_layer_of_a_pattern_is_one_kernel_and_makes_no_logits(
+    config: DecoderConfig, layers: int
+) -> None:
+    program = forward_program(tpu_mesh("v5e:2x2", data=2, fsdp=2), config)
     calls = [
         line for line in program.splitlines() if 'custom_call_target="tpu_custom_call"' in line
     ]
-    assert len(calls) == 2 and all("splash_mha_fwd" in line for line in calls)
+    assert len(calls) == layers and all("splash_mha_fwd" in line for line in calls)
     assert not logits(program)
 
 

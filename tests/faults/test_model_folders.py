@@ -145,7 +145,7 @@ ROTARY = st.dictionaries(
 @given(
     st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=3),
     st.none() | ROTARY,
-    st.sampled_from(["llama", "qwen2", "qwen3", "mistral"]),
+    st.sampled_from(["llama", "qwen2", "qwen3", "mistral", "gemma3_text"]),
 )
 def test_any_config_is_translated_or_refused(fields: dict, rotary: Any, family: str) -> None:
     hf = {**LLAMA, "model_type": family, "rope_parameters": rotary, **fields}

@@ -130,6 +130,35 @@ def test_instruction_is_never_truncated(chatml):
         assert str(empty) in str(caught.value) and "max_prompt_length" in str(caught.value)
 
 
+def test_gemma_2_which_refuses_a_system_turn_and_gemma_3_which_merges_it_get_one_prompt(
+    with_template,
+):
+    """Both show the instruction, an empty line and the question in the user's turn."""
+    turn = "<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}{{ '\n' }}"
+    turn_end = "<end_of_turn>{{ '\n' }}{% endfor %}<start_of_turn>model{{ '\n' }}"
+    refuses = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        "{% for m in messages %}" + turn + "{{ m['content'] | trim }}" + turn_end
+    )
+    merges = (
+        "{% if messages[0]['role'] == 'system' %}{% set first = messages[0]['content'] + '\n\n' %}"
+        "{% set rest = messages[1:] %}{% else %}{% set first = '' %}{% set rest = messages %}"
+        "{% endif %}{% for m in rest %}"
+        + turn
+        + "{{ first if loop.first else '' }}{{ m['content'] | trim }}"
+        + turn_end
+    )
+    prompts = [
+        render_prompt(with_template(template), QUESTION, "it pours", 4000)
+        for template in (refuses, merges)
+    ]
+    assert prompts[0] == prompts[1]
+    assert prompts[0].text == (
+        f"<start_of_turn>user\n{system_instruction()}\n\n{QUESTION}it pours<end_of_turn>\n"
+        "<start_of_turn>model\n<think>\n<stimulus>"
+    )
+
+
 @pytest.mark.parametrize(
     "template",
     [

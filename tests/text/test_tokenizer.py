@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, models, normalizers
 from tokenizers import Tokenizer as RawTokenizer
-from tokenizers import decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.text.tokenizer import byte_spans, load_tokenizer, printable, wrap_tokenizer
+from tests.text.conftest import sentencepiece_bpe
 
 WORDS = [
     "the rain ",
@@ -105,6 +106,16 @@ def test_every_byte_string_survives(llama, raw):
     assert decoded.text.encode("utf-8", "surrogateescape") == raw
     assert decoded.offsets.tolist() == list(range(len(raw) + 1))
     assert printable(decoded.text) == raw.decode("utf-8", "replace")
+
+
+def test_an_added_run_of_spaces_is_spaces() -> None:
+    """Gemma lists runs of its sign for the space among the added tokens."""
+    hf = sentencepiece_bpe()
+    hf.add_tokens([AddedToken("▁▁▁", normalized=False), AddedToken("\n\n", normalized=False)])
+    tokenizer = wrap_tokenizer(hf)
+    ids = hf.convert_tokens_to_ids(["▁▁▁", "\n\n", "▁▁▁"])
+    assert checked_decode(tokenizer, ids) == "   \n\n   "
+    assert hf_decode(tokenizer, ids) == "  \n\n   "  # its decoder drops one leading space
 
 
 def test_special_and_unused_ids_are_empty_and_added_tokens_are_text(chatml):
