@@ -81,6 +81,8 @@ class DecoderConfig:
         query_scale: q k is divided by its square root; None: by that of `head_dim`.
         local_rope_theta: base in layers with a window, where nothing scales the frequencies; None:
             they are rotated like the others.
+        attention_softcap: bound of the attention's logits (Gemma 2), or None.
+        logit_softcap: bound of the head's logits (Gemma 2), or None.
         sliding_windows: for every layer the window in tokens, or None for full attention; None
             altogether when no layer has a window.
         compute_dtype: dtype of matrix products and caches, `float32` or `bfloat16`; RMSNorm,
@@ -112,6 +114,8 @@ class DecoderConfig:
     activation: Activation = "silu"
     query_scale: float | None = None
     local_rope_theta: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
     sliding_windows: tuple[int | None, ...] | None = None
     compute_dtype: str = "float32"
     remat: Remat = "layers"
@@ -143,6 +147,7 @@ class DecoderConfig:
             window=window if window is not None and window < length else None,
             rope_theta=theta,
             rope_scaling=scaling,
+            softcap=self.attention_softcap,
         )
 
 

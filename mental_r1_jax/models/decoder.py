@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from mental_r1_jax import sharding
 from mental_r1_jax.models.architecture import AttentionFacts, DecoderConfig
 from mental_r1_jax.models.attention import prompt_attention, shared_prefix_attention
+from mental_r1_jax.models.attention_plain import capped
 from mental_r1_jax.models.decode import (
     CompletionCache,
     PromptCache,
@@ -161,6 +162,7 @@ def completion_stats(
             unembed_matrix(params, config),
             temperature=temperature,
             chunk_size=chunk_size,
+            softcap=config.logit_softcap,
         )
 
 
@@ -191,7 +193,8 @@ def unembed(
     # From `decoding_params` the matrix comes ready; a decoding loop would make it at every token.
     matrix = params["head"] if "head" in params else unembed_matrix(params, config)
     hidden = hidden.astype(config.dtype)
-    return jnp.einsum("...d,dv->...v", hidden, matrix, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("...d,dv->...v", hidden, matrix, preferred_element_type=jnp.float32)
+    return capped(logits, config.logit_softcap)
 
 
 def _last_real(states: Array, mask: Array) -> Array:

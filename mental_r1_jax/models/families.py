@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,7 @@ class Family:
             things, so each has its own table, however alike they are.
         gemma: norms of ``1 + w``, also behind attention and feed-forward part, embeddings times
             ``sqrt(D)``, GELU, and a query scale of its own (`query_pre_attn_scalar`).
+        softcaps: whether attention honours `attn_logit_softcapping`.
         local_rope_theta: base of the layers with a window where the config does not say it; None:
             the family has one base for all layers.
     """
@@ -62,6 +64,7 @@ class Family:
     defaults: Mapping[str, Any]
     hf_names: Mapping[str, str]
     gemma: bool = False
+    softcaps: bool = False
     local_rope_theta: float | None = None
 
 
@@ -69,12 +72,18 @@ _QWEN2_DEFAULTS = {"num_key_value_heads": 32, "sliding_window": 4096, "max_windo
 _QWEN3_DEFAULTS = {**_QWEN2_DEFAULTS, "head_dim": 128}
 _MISTRAL_DEFAULTS = {"num_key_value_heads": 8, "sliding_window": 4096}
 
-_GEMMA3_DEFAULTS = {
-    **{"vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216},
-    **{"num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4},
-    **{"head_dim": 256, "query_pre_attn_scalar": 256, "hidden_activation": "gelu_pytorch_tanh"},
-    **{"rope_theta": 1_000_000.0, "sliding_window": 4096, "sliding_window_pattern": 6},
-    "tie_word_embeddings": True,
+_GEMMA_DEFAULTS = {
+    **{"hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26},
+    **{"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256},
+    **{"query_pre_attn_scalar": 256, "hidden_activation": "gelu_pytorch_tanh"},
+    **{"sliding_window": 4096, "tie_word_embeddings": True},
+}
+_GEMMA2_DEFAULTS = _GEMMA_DEFAULTS | {
+    **{"vocab_size": 256_000, "rope_theta": 10_000.0, "sliding_window_pattern": 2},
+    **{"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+}
+_GEMMA3_DEFAULTS = _GEMMA_DEFAULTS | {
+    **{"vocab_size": 262_208, "rope_theta": 1_000_000.0, "sliding_window_pattern": 6},
 }
 
 _GEMMA3 = Family(
@@ -89,10 +98,15 @@ _GEMMA3 = Family(
     local_rope_theta=10_000.0,
 )
 
+_GEMMA2 = dataclasses.replace(
+    _GEMMA3, qk_norm=False, defaults=_GEMMA2_DEFAULTS, softcaps=True, local_rope_theta=None
+)
+
 FAMILIES = {
     "llama": Family(None, True, True, False, "none", {"num_key_value_heads": None}, _LLAMA_NAMES),
     "qwen2": Family(True, False, False, False, "chosen", _QWEN2_DEFAULTS, _LLAMA_NAMES),
     "qwen3": Family(None, True, False, True, "chosen", _QWEN3_DEFAULTS, _LLAMA_NAMES),
     "mistral": Family(False, False, False, False, "every", _MISTRAL_DEFAULTS, _LLAMA_NAMES),
+    "gemma2": _GEMMA2,
     "gemma3_text": _GEMMA3,
 }

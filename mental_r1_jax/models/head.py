@@ -26,10 +26,24 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from mental_r1_jax.models.attention_plain import capped
 from mental_r1_jax.sharding import AutoAxes
 
 # Below every logit. Not -inf: `_shift` multiplies the distance to it with s = 0.
 LOWEST = -3e38
+
+
+@dataclasses.dataclass(frozen=True)
+class LogitScale:
+    """What is done to logits before the softmax, in this order.
+
+    Attributes:
+        temperature: divides them, after the softcap.
+        softcap: their bound, or None.
+    """
+
+    temperature: float
+    softcap: float | None
 
 
 def token_stats(
@@ -39,10 +53,11 @@ def token_stats(
     *,
     temperature: float,
     chunk_size: int,
+    softcap: float | None = None,
 ) -> tuple[Float[Array, "*tokens"], Float[Array, "*tokens"]]:
     """Compute the log-probability and the entropy (nats) of every token, both with gradient.
 
-        z = hidden @ unembed_matrix / temperature          p = softmax(z)
+        z = capped(hidden @ unembed_matrix) / temperature  p = softmax(z)
         logprob = log p[target]                            entropy H = -sum_v p_v log p_v
 
     Args:
@@ -54,6 +69,8 @@ def token_stats(
         temperature: divides the logits, as in sampling.
         chunk_size: vocabulary entries done at a time. Their logits take `4 * chunk_size` bytes a
             token of this device: at 512 half of what float32 hidden states with D = 1024 take.
+        softcap: bound of the logits (Gemma 2), ``capped(x) = softcap * tanh(x / softcap)``; None:
+            ``capped(x) = x``.
 
     Returns:
         (logprobs, entropies) in float32, shaped as `target_ids`.
@@ -70,23 +87,24 @@ def token_stats(
             f"token_stats: expected chunk_size >= 1 and temperature > 0, got {chunk_size=} and "
             f"{temperature=}"
         )
-    return _token_stats(temperature, chunk_size, hidden, target_ids, unembed_matrix)
+    scale = LogitScale(temperature, softcap)
+    return _token_stats(scale, chunk_size, hidden, target_ids, unembed_matrix)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _token_stats(
-    temperature: float, chunk_size: int, hidden: Array, target_ids: Array, unembed_matrix: Array
+    scale: LogitScale, chunk_size: int, hidden: Array, target_ids: Array, unembed_matrix: Array
 ) -> tuple[Array, Array]:
-    outputs, _ = _forward(temperature, chunk_size, hidden, target_ids, unembed_matrix)
+    outputs, _ = _forward(scale, chunk_size, hidden, target_ids, unembed_matrix)
     return outputs
 
 
 def _forward(
-    temperature: float, chunk_size: int, hidden: Array, target_ids: Array, unembed_matrix: Array
+    scale: LogitScale, chunk_size: int, hidden: Array, target_ids: Array, unembed_matrix: Array
 ) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
     sharding = HeadSharding.of(hidden, unembed_matrix)
     logprobs, entropies, log_sums = sharding.run(
-        partial(_local_forward, sharding, temperature, chunk_size),
+        partial(_local_forward, sharding, scale, chunk_size),
         (hidden, target_ids, unembed_matrix),
         in_specs=(sharding.tokens, sharding.tokens, sharding.matrix),
         out_specs=(sharding.tokens, sharding.tokens, sharding.tokens),
@@ -96,7 +114,7 @@ def _forward(
 
 
 def _backward(
-    temperature: float,
+    scale: LogitScale,
     chunk_size: int,
     residuals: tuple[Array, ...],
     cotangents: tuple[Array, Array],
@@ -105,7 +123,7 @@ def _backward(
     sharding = HeadSharding.of(hidden, unembed_matrix)
     per_token = (log_sums, entropies, *cotangents)
     grad_hidden, grad_matrix = sharding.run(
-        partial(_local_backward, sharding, temperature, chunk_size),
+        partial(_local_backward, sharding, scale, chunk_size),
         (hidden, target_ids, unembed_matrix, *per_token),
         in_specs=(
             sharding.tokens,
@@ -123,7 +141,7 @@ _token_stats.defvjp(_forward, _backward)
 
 def _local_forward(
     sharding: HeadSharding,
-    temperature: float,
+    scale: LogitScale,
     chunk_size: int,
     hidden: Array,
     target_ids: Array,
@@ -140,10 +158,10 @@ def _local_forward(
 
     def one_block(stats: tuple[Array, ...], start: Array | int, size: int) -> tuple[Array, ...]:
         m, s, u, target_logit = stats
-        logits = _logits(hidden, _rows(table, start, size))
-        higher = jnp.maximum(m, logits.max(axis=-1) / temperature)
+        logits = capped(_logits(hidden, _rows(table, start, size)), scale.softcap)
+        higher = jnp.maximum(m, logits.max(axis=-1) / scale.temperature)
         s, u = _shift(m - higher, s, u)
-        y = logits / temperature - higher[:, None]
+        y = logits / scale.temperature - higher[:, None]
         x = jnp.exp(y)
         index = local_targets - start
         picked = jnp.take_along_axis(logits, jnp.clip(index, 0, size - 1)[:, None], axis=-1)
@@ -157,14 +175,14 @@ def _local_forward(
     highest = sharding.max_over_vocabulary(m)
     s, u = _shift(m - highest, s, u)
     s, u, target_logit = sharding.sum_over_vocabulary(jnp.stack([s, u, target_logit]))
-    logprob = (target_logit / temperature - highest) - jnp.log(s)
+    logprob = (target_logit / scale.temperature - highest) - jnp.log(s)
     entropy, log_sum = jnp.log(s) - u / s, highest + jnp.log(s)
     return logprob.reshape(shape), entropy.reshape(shape), log_sum.reshape(shape)
 
 
 def _local_backward(
     sharding: HeadSharding,
-    temperature: float,
+    scale: LogitScale,
     chunk_size: int,
     hidden: Array,
     target_ids: Array,
@@ -179,6 +197,8 @@ def _local_backward(
         d hidden = sum_v dz_v / temperature * W[:, v]
         d W[:, v] = sum_tokens dz_v / temperature * hidden
 
+    Under a softcap ``dz_v`` is multiplied by its slope, ``1 - (capped logit / softcap)^2``.
+
     The log-sum-exp and H of a token were saved, so ``log p_v = z_v - log-sum-exp`` needs no pass of
     its own: a block of logits is made, used for both gradients and dropped. A block finishes its
     own rows of the table's gradient [V, D] and adds to the gradient of all hidden states [N, D].
@@ -188,7 +208,7 @@ def _local_backward(
 
     Args:
         sharding: says what is summed over which mesh axes.
-        temperature: divides the logits, see `token_stats`.
+        scale: temperature and softcap, see `token_stats`.
         chunk_size: vocabulary entries done at a time, see `token_stats`.
         hidden: this device's tokens [*tokens, D].
         target_ids: of these tokens, counted in the unsharded vocabulary.
@@ -199,7 +219,7 @@ def _local_backward(
     hidden, table = _flat(hidden, unembed_matrix), unembed_matrix.T
     local_targets = target_ids.reshape(-1, 1) - sharding.first_entry(len(table))
     log_sum, entropy, g, h = (x.reshape(-1, 1) for x in per_token)
-    at_target, constant, slope = g / temperature, (g + h * entropy) / temperature, h / temperature
+    at_target, constant, slope = (x / scale.temperature for x in (g, g + h * entropy, h))
     # Summed over devices in float32 also when the matrix is bfloat16; on one device it is done.
     gradient_dtype = jnp.float32 if sharding.batch else table.dtype
 
@@ -208,9 +228,12 @@ def _local_backward(
     ) -> tuple[Array, Array]:
         grad_hidden, grad_table = gradients
         rows = _rows(table, start, size)
-        logp = _logits(hidden, rows) / temperature - log_sum
+        logits = capped(_logits(hidden, rows), scale.softcap)
+        logp = logits / scale.temperature - log_sum
         hit = jax.lax.broadcasted_iota(jnp.int32, logp.shape, 1) == local_targets - start
         grad_logits = jnp.where(hit, at_target, 0.0) - jnp.exp(logp) * (constant + slope * logp)
+        if scale.softcap is not None:
+            grad_logits *= 1 - jnp.square(logits / scale.softcap)
         grad_logits = grad_logits.astype(table.dtype)
         grad_rows = jnp.einsum("nv,nd->vd", grad_logits, hidden, preferred_element_type=jnp.float32)
         grad_rows = grad_rows.astype(gradient_dtype)
@@ -249,7 +272,7 @@ def _rows(table: Array, start: Array | int, size: int) -> Array:
 
 
 def _logits(hidden: Array, rows: Array) -> Array:
-    """Logits before the temperature, which later passes over them divide by at no cost."""
+    """Logits before the softcap, and before the temperature, by which later passes divide."""
     return jnp.einsum("nd,vd->nv", hidden, rows, preferred_element_type=jnp.float32)
 
 

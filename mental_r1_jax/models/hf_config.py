@@ -89,10 +89,7 @@ def decoder_config_from_hf(
     family = _find_family(hf)
     hf = {**family.defaults, **hf}
     problems = _refused_fields(hf, family)
-    if family.local_rope_theta is None:
-        (scaling, theta), local_theta = _rope(hf, problems), None
-    else:
-        scaling, theta, local_theta = _two_ropes(hf, family.local_rope_theta, problems)
+    scaling, theta, local_theta = _ropes(hf, family.local_rope_theta, problems)
     windows = _windows(hf, family, problems)
     if not problems:
         problems += _inconsistencies(hf)
@@ -122,18 +119,27 @@ def decoder_config_from_hf(
         output_bias=bias and family.output_bias,
         mlp_bias=bool(hf.get("mlp_bias", False)) and family.mlp_bias,
         qk_norm=family.qk_norm,
-        norm_offset=1.0 if family.gemma else 0.0,
-        post_norms=family.gemma,
-        scale_embedding=family.gemma,
-        activation="gelu_tanh" if family.gemma else "silu",
-        query_scale=float(hf["query_pre_attn_scalar"]) if family.gemma else None,
-        local_rope_theta=local_theta,
+        **(_gemma_settings(hf, local_theta) if family.gemma else {}),
         sliding_windows=windows,
         compute_dtype=compute_dtype,
         remat=remat,
         init_scale=float(hf.get("initializer_range", 0.02)),
         family=hf["model_type"],
     )
+
+
+def _gemma_settings(hf: Mapping[str, Any], local_theta: float | None) -> dict[str, Any]:
+    """What the Gemma families have and others have not."""
+    return {
+        "norm_offset": 1.0,
+        "post_norms": True,
+        "scale_embedding": True,
+        "activation": "gelu_tanh",
+        "query_scale": float(hf["query_pre_attn_scalar"]),
+        "local_rope_theta": local_theta,
+        "attention_softcap": hf.get("attn_logit_softcapping"),
+        "logit_softcap": hf.get("final_logit_softcapping"),
+    }
 
 
 def _find_family(hf: Mapping[str, Any]) -> Family:
@@ -153,8 +159,10 @@ def _refused_fields(hf: Mapping[str, Any], family: Family) -> list[str]:
     """Name fields that are missing, or say that this is another kind of network."""
     neutral = _NEUTRAL_VALUES
     if family.gemma:
-        ignored = ("hidden_act", "query_pre_attn_scalar")  # the second has a place of its own
-        neutral = {name: ok for name, ok in neutral.items() if name not in ignored}
+        read = {"hidden_act", "query_pre_attn_scalar", "final_logit_softcapping"}
+        if family.softcaps:
+            read.add("attn_logit_softcapping")
+        neutral = {name: ok for name, ok in neutral.items() if name not in read}
         neutral["hidden_activation"] = (None, "gelu_pytorch_tanh")
     problems = [f"{name} = {hf[name]!r}" for name, ok in neutral.items() if hf.get(name) not in ok]
     required = (*_REQUIRED, "query_pre_attn_scalar") if family.gemma else _REQUIRED
@@ -202,14 +210,17 @@ def _rope(hf: Mapping[str, Any], problems: list[str]) -> tuple[RopeScaling | Non
     return scaling, theta
 
 
-def _two_ropes(
-    hf: Mapping[str, Any], local_default: float, problems: list[str]
-) -> tuple[RopeScaling | None, float, float]:
-    """Read rotary settings of a family with two bases: (scaling, base, base under a window).
+def _ropes(
+    hf: Mapping[str, Any], local_default: float | None, problems: list[str]
+) -> tuple[RopeScaling | None, float, float | None]:
+    """Read rotary settings: (scaling, base, base under a window or None: the same).
 
-    transformers 5 has an object for each kind of layer in `rope_parameters`. In 4, `rope_theta` and
-    `rope_scaling` are those of full attention, and `rope_local_base_freq` is the other base.
+    Of a family with two bases, transformers 5 has an object for each kind of layer in
+    `rope_parameters`. In 4, `rope_theta` and `rope_scaling` are those of full attention, and
+    `rope_local_base_freq` is the other base.
     """
+    if local_default is None:
+        return *_rope(hf, problems), None
     kinds = dict(hf.get("rope_parameters") or {})
     full, local = (kinds.pop(f"{kind}_attention", None) or {} for kind in ("full", "sliding"))
     problems += [f"rope_parameters.{name} (of no kind of layer)" for name in sorted(kinds)]

@@ -64,6 +64,8 @@ class _Fields(pydantic.BaseModel):
     sliding_window: _Size | None = None
     sliding_window_pattern: _Size = 6
     query_pre_attn_scalar: _Positive | None = None
+    attn_logit_softcapping: _Positive | None = None
+    final_logit_softcapping: _Positive | None = None
     rope_local_base_freq: _Positive | None = None
     max_window_layers: _Layers = 0
     layer_types: list[str] | None = None

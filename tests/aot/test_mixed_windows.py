@@ -20,12 +20,17 @@ PROMPT, GROUP, LENGTH = 363, 3, 61
 MIXED = dataclasses.replace(
     CONFIG, num_layers=4, compute_dtype="bfloat16", sliding_windows=(None, None, 64, 64)
 )
-# Gemma 3 in small: (1 local + 1 global) x 2 + 1 local, so a pattern of two and a rest of one.
+# Gemma 3 in small, with Gemma 2's softcap: (1 local + 1 global) x 2 + 1 local, so a pattern of two and a rest of one.
 GEMMA = dataclasses.replace(
     MIXED,
     **{"num_layers": 5, "num_kv_heads": 1, "head_dim": 256, "qk_norm": True, "norm_offset": 1.0},
     **{"post_norms": True, "scale_embedding": True, "activation": "gelu_tanh"},
-    **{"query_scale": 256.0, "local_rope_theta": 1e3, "tie_embeddings": True},
+    **{
+        "attention_softcap": 50.0,
+        "query_scale": 256.0,
+        "local_rope_theta": 1e3,
+        "tie_embeddings": True,
+    },
     **{"sliding_windows": (64, None) * 2 + (64,), "family": "gemma3_text"},
 )
 CASES = [

@@ -80,7 +80,7 @@ def test_sliding_windows_of_qwen2(fields: dict, windows: Any) -> None:
 @pytest.mark.parametrize(
     ("fields", "name"),
     [
-        ({"model_type": "gemma2"}, "gemma2"),
+        ({"model_type": "gemma"}, "gemma"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}}, "dynamic"),

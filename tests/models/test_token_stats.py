@@ -26,14 +26,13 @@ def make_inputs(b: int = B, c: int = C, d: int = D, v: int = V) -> tuple[Array, 
 
 
 def scalar(chunk_size: int, temperature: float = TEMPERATURE) -> Callable[..., Array]:
-    """A scalar that weighs every token's two numbers differently, so that no gradient cancels."""
+    """A scalar of both results, see `weighed`."""
 
     def function(hidden: Array, matrix: Array, targets: Array) -> Array:
         logprobs, entropies = token_stats(
             hidden, targets, matrix, temperature=temperature, chunk_size=chunk_size
         )
-        weights = np.linspace(-1.0, 2.0, logprobs.size, dtype=np.float32).reshape(logprobs.shape)
-        return jnp.sum(weights * logprobs + jnp.square(weights) * entropies)
+        return weighed(logprobs, entropies)
 
     return function
 
@@ -62,6 +61,36 @@ def test_values_and_gradients_equal_the_unchunked_ones(chunk_size: int) -> None:
     grads = jax.jit(jax.grad(scalar(chunk_size), argnums=(0, 1)))(hidden, matrix, targets)
     np.testing.assert_allclose(grads[0], grad_hidden, atol=1e-5)
     np.testing.assert_allclose(grads[1], grad_matrix, atol=1e-5)
+
+
+def test_a_softcap_bounds_the_logits_before_the_temperature() -> None:
+    """Values and gradients of chunks, against JAX' own derivative of the plain formula."""
+    hidden, targets, matrix = make_inputs()
+
+    def plain(hidden: Array, matrix: Array) -> tuple[Array, tuple[Array, Array]]:
+        logits = 1.5 * jnp.tanh(hidden @ matrix / 1.5)
+        logp = jax.nn.log_softmax(logits / TEMPERATURE)
+        logprobs = jnp.take_along_axis(logp, targets[..., None], axis=-1)[..., 0]
+        entropies = -(jnp.exp(logp) * logp).sum(-1)
+        return weighed(logprobs, entropies), (logprobs, entropies)
+
+    def chunked(hidden: Array, matrix: Array) -> tuple[Array, tuple[Array, Array]]:
+        both = token_stats(
+            hidden, targets, matrix, temperature=TEMPERATURE, chunk_size=5, softcap=1.5
+        )
+        return weighed(*both), both
+
+    results = [
+        jax.jit(jax.value_and_grad(f, argnums=(0, 1), has_aux=True))(hidden, matrix)
+        for f in (plain, chunked)
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *results)
+
+
+def weighed(logprobs: Array, entropies: Array) -> Array:
+    """Weigh every token's two numbers differently, so that no gradient cancels."""
+    weights = np.linspace(-1.0, 2.0, logprobs.size, dtype=np.float32).reshape(logprobs.shape)
+    return jnp.sum(weights * logprobs + jnp.square(weights) * entropies)
 
 
 def test_logprobs_are_those_of_the_tempered_distribution() -> None:

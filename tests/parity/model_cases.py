@@ -144,6 +144,15 @@ CASES = (
             **{"tie_word_embeddings": False, "attention_bias": True},
         },
     ),
+    Case(
+        "gemma2",
+        "window 4 in every other layer, softcaps 1.5 and 2",
+        {
+            **GEMMA,
+            **{"sliding_window": 4, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0},
+            "attn_implementation": "eager",
+        },
+    ),
 )
 
 PROMPT_LENGTHS = (9, 6, 1)
