@@ -6,6 +6,7 @@ The section `crpo` is in `objective.py`.
 
 from __future__ import annotations
 
+import typing
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,21 +23,50 @@ AnswerMatch = Literal["prefix", "exact", "lenient"]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
+LoraTarget = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class LoraConfig(Section):
+    """Low-rank adapters: W stays as it is, and ``W + (alpha / rank) B A`` is trained by A and B.
+
+    Attributes:
+        rank: columns of A and rows of B.
+        alpha: `alpha / rank` multiplies an adapter.
+        targets: the projections of every layer that have one, by their Hugging Face names.
+        base: hub id or folder of the frozen model, where it is no longer where the adapters in
+            `model.path` (a PEFT folder, or a run with adapters) say; null: where they say.
+    """
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    targets: Annotated[tuple[LoraTarget, ...], Field(min_length=1)] = typing.get_args(LoraTarget)
+    base: str | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _distinct_targets(self) -> LoraConfig:
+        if len(set(self.targets)) != len(self.targets):
+            raise ValueError(f"every target may be named once, got targets={list(self.targets)}")
+        return self
+
+
 class ModelConfig(Section):
     """Which model to start from, and how it is computed.
 
     Attributes:
-        path: Hugging Face folder, hub id, or a run folder of ours (its newest checkpoint).
+        path: Hugging Face folder, hub id, PEFT folder, or a run folder of ours (its newest
+            checkpoint).
         compute_dtype: dtype of activations and matrix products; master weights stay float32.
         remat: what the backward pass computes again to save memory: whole `layers` (least memory),
             only the `elementwise` work between matrix products (fastest), or `none` (most memory).
         logprob_chunk_size: vocabulary entries whose logits exist at the same time, for all tokens.
+        lora: train low-rank adapters beside frozen weights; null trains the weights themselves.
     """
 
     path: str
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     remat: Literal["layers", "elementwise", "none"] = "layers"
     logprob_chunk_size: PositiveInt = 512
+    lora: LoraConfig | None = None
 
 
 class CustomSet(Section):
@@ -245,6 +275,7 @@ class ExportConfig(Section):
     Attributes:
         checkpoint: which one of the run: `best` by validation, `latest`, or a step number.
         output_dir: the folder to write; null means `hf` inside the run folder.
+        format: of a run with adapters: `merged` into its weights, or a `peft` folder of their own.
         dtype: dtype of the written weights.
         max_shard_megabytes: size at which a new safetensors file starts.
         verify: reload with transformers and compare logits and greedy text (needs torch).
@@ -252,6 +283,7 @@ class ExportConfig(Section):
 
     checkpoint: Literal["best", "latest"] | NonNegativeInt = "best"
     output_dir: Path | None = None
+    format: Literal["merged", "peft"] = "merged"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     max_shard_megabytes: PositiveInt = 4000
     verify: bool = False

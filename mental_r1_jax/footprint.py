@@ -30,10 +30,12 @@ class Footprint:
     """Bytes of one device. Not all of it is there at once: the cache is gone before the update.
 
     Attributes:
-        weights: master weights, float32.
-        moments: the two of AdamW, float32.
-        gradients: one for each weight while an update runs, float32.
-        reference: frozen start model in the compute dtype; 0 where the KL penalty is off.
+        weights: master weights, float32; where adapters are trained, they and the frozen weights
+            in the compute dtype.
+        moments: the two of AdamW, float32, of what is trained.
+        gradients: one for each trained weight while an update runs, float32.
+        reference: frozen start model in the compute dtype; 0 where the KL penalty is off, and with
+            adapters, whose frozen weights are the reference.
         decoding_weights: what a rollout reads: compute dtype, sharded over `tensor` only.
         cache: keys and values of a rollout, every sequence at its greatest length.
         layer_inputs: what `remat: layers` keeps of one micro-batch for its backward pass.
@@ -61,17 +63,18 @@ def footprint(config: ExperimentConfig, model: DecoderConfig, mesh: Mesh) -> Foo
         UserError: a large parameter that the mesh cannot shard.
     """
     rollout, sizes = config.rollout, mesh.shape
-    weights = shard_bytes(_placed(decoder.abstract_params(model), model, mesh))
+    trained = shard_bytes(trained_weights(model, mesh))
     rounded = compute_weights(model, mesh)
+    frozen = 0.0 if model.lora is None else shard_bytes(rounded)
     prompts = rollout.prompts_per_step / (sizes["data"] * sizes["fsdp"]) / config.run.micro_batches
     sampled = rollout.num_generations * rollout.max_completion_length
     token = model.num_layers * model.hidden_size * model.dtype.itemsize
     head, decoding_head = head_bytes(config, model, sizes)
     return Footprint(
-        weights=weights,
-        moments=MOMENTS * weights,
-        gradients=GRADIENTS * weights,
-        reference=shard_bytes(rounded) if config.crpo.kl_coef > 0 else 0.0,
+        weights=trained + frozen,
+        moments=MOMENTS * trained,
+        gradients=GRADIENTS * trained,
+        reference=shard_bytes(rounded) if config.crpo.kl_coef > 0 and not frozen else 0.0,
         decoding_weights=shard_bytes(rounded, without="fsdp"),
         cache=sum(cache_bytes(config, model, sizes)),
         layer_inputs=prompts * (rollout.max_prompt_length + sampled) * token,
@@ -107,12 +110,16 @@ def head_bytes(
     )
 
 
-def bytes_per_parameter(model: DecoderConfig) -> tuple[int, int]:
+def bytes_per_parameter(model: DecoderConfig) -> tuple[float, int]:
     """Bytes of one parameter: (in training, reference included; of the copy for decoding).
 
-    The first are sharded over `fsdp` and `tensor`, the second over `tensor` only.
+    The first are sharded over `fsdp` and `tensor`, the second over `tensor` only. Where adapters
+    are trained, a parameter is frozen, and its share of the adapters stands beside it.
     """
-    return 4 * (1 + MOMENTS + GRADIENTS) + model.dtype.itemsize, model.dtype.itemsize
+    trained, copy = 4.0 * (1 + MOMENTS + GRADIENTS), model.dtype.itemsize
+    if model.lora is not None:
+        trained *= decoder.adapter_count(model) / decoder.parameter_count(model)
+    return trained + copy, copy
 
 
 def cache_token_bytes(model: DecoderConfig) -> int:
@@ -141,10 +148,16 @@ def cache_bytes(
     )
 
 
+def trained_weights(model: DecoderConfig, mesh: Mesh) -> PyTree[jax.ShapeDtypeStruct]:
+    """Shapes and shardings of what an update changes: all parameters, or the adapters."""
+    return _placed(decoder.abstract_trained(model), decoder.trained_shardings(model, mesh))
+
+
 def compute_weights(model: DecoderConfig, mesh: Mesh) -> PyTree[jax.ShapeDtypeStruct]:
     """Shapes and shardings of weights with matrices in the compute dtype, as the reference has."""
     rounded = functools.partial(decoder.cast_matrices, config=model)
-    return _placed(jax.eval_shape(rounded, decoder.abstract_params(model)), model, mesh)
+    shapes = jax.eval_shape(rounded, decoder.abstract_params(model))
+    return _placed(shapes, decoder.param_shardings(model, mesh))
 
 
 def shard_bytes(tree: PyTree, without: str | None = None) -> float:
@@ -164,10 +177,10 @@ def shard_bytes(tree: PyTree, without: str | None = None) -> float:
     return float(total)
 
 
-def _placed(shapes: PyTree, model: DecoderConfig, mesh: Mesh) -> PyTree[jax.ShapeDtypeStruct]:
+def _placed(shapes: PyTree, shardings: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
     """Shapes of parameters with their shardings."""
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         shapes,
-        decoder.param_shardings(model, mesh),
+        shardings,
     )

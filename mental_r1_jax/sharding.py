@@ -34,11 +34,15 @@ LOGICAL_RULES: dict[str, str | None] = {
     "head_dim": None,
     "mlp": "tensor",
     "norm": None,
+    # Of the factors of low-rank adapters: beside an axis that `fsdp` shards, and elsewhere.
+    "rank": None,
+    "split_rank": "fsdp",
 }
 
 # Axes that are replicated where the mesh axis does not divide them, even in a large parameter:
 # models have few key/value heads, and copies of those are the usual price of a wide `tensor` axis.
-MAY_BE_REPLICATED = frozenset({"kv_heads"})
+# Adapters of a large model are large parameters by their number only, and may be replicated.
+MAY_BE_REPLICATED = frozenset({"kv_heads", "rank", "split_rank"})
 
 # Number of elements from which a parameter must be sharded on a mesh that shards parameters.
 LARGE_PARAMETER = 1_000_000
@@ -283,6 +287,7 @@ def _fit(
             expected = f"a multiple of {axis}={mesh.shape[axis]}"
             problems.append(f"{name} {shape}: {logical}={size} is not {expected}")
     ways = math.prod(mesh.shape[axis] for axis in spec if axis is not None)
-    if large and ways == 1 and mesh.shape["fsdp"] * mesh.shape["tensor"] > 1:
+    adapter = not {"rank", "split_rank"}.isdisjoint(axes)
+    if large and ways == 1 and mesh.shape["fsdp"] * mesh.shape["tensor"] > 1 and not adapter:
         problems.append(f"{name} {shape}: {math.prod(shape):,} elements, and no axis shards it")
     return NamedSharding(mesh, PartitionSpec(*spec))

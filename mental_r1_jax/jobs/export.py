@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from mental_r1_jax.config import ExperimentConfig
@@ -9,6 +10,7 @@ from mental_r1_jax.opening.devices import open_mesh
 from mental_r1_jax.opening.model_source import load_weights, open_model
 from mental_r1_jax.private_files import check_writable
 from mental_r1_jax.release.hf_folder import (
+    check_format,
     check_target,
     put_in_place,
     staging_of,
@@ -29,6 +31,10 @@ def run(config: ExperimentConfig, *, verify: bool = False) -> Path:
     for folder in (target, staging_of(target)):
         check_writable(folder)
     model = open_model(str(run_folder), config)
+    check_format(model, config)
+    # Adapters are merged into a float32 base: what is rounded, is rounded once.
+    exact = dataclasses.replace(model.decoder, compute_dtype="float32")
+    model = dataclasses.replace(model, decoder=exact)
     mesh = open_mesh(config, rows={}, model=model.decoder)
     params = load_weights(model, mesh, which=config.export.checkpoint)
     staging = write_beside(target, params, model, config)

@@ -21,7 +21,7 @@ from mental_r1_jax.data.loading import load_examples, set_spec
 from mental_r1_jax.data.traces import Trace, read_traces, template_traces
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.opening.devices import open_mesh
-from mental_r1_jax.opening.model_source import open_model
+from mental_r1_jax.opening.model_source import open_start_model
 from mental_r1_jax.rollout.collect import pad_prompts, prompt_width
 from mental_r1_jax.runs.session import check_output, open_session
 from mental_r1_jax.runs.step_log import StepRecord
@@ -36,7 +36,7 @@ def run(config: ExperimentConfig) -> None:
     """Train on traces, or resume; the run folder is laid out as that of `train`."""
     check_output(config)
     sft = config.sft
-    model = open_model(config.model.path, config)
+    model = open_start_model(config)
     mesh = open_mesh(
         config,
         rows={
@@ -54,7 +54,7 @@ def run(config: ExperimentConfig) -> None:
     with open_session(config, model, mesh, optimizer, sft.num_steps) as session:
         state, log = session.state, session.log
         if session.position is None:
-            session.validate(0, state.params)
+            session.validate(0, state.weights)
         for step in session.steps():
             with session.traced(step):
                 asked = time.perf_counter()
@@ -63,7 +63,7 @@ def run(config: ExperimentConfig) -> None:
                 # The last step's metrics are written while the device trains.
                 started = max(asked, log.flush())
                 log.defer(StepRecord(step, [metrics], float(rates[step - 1]), started))
-            score = session.validate(step, state.params)
+            score = session.validate(step, state.weights)
             session.save(step, state, {}, score)
 
 

@@ -63,7 +63,7 @@ def train(run: TrainingRun) -> None:
     with open_session(config, run.model, mesh, run.optimizer, run.num_steps, crpo) as session:
         state, log, reference = session.state, session.log, reference_weights(run)
         if session.position is None:
-            session.validate(0, state.params)
+            session.validate(0, state.weights)
         else:
             posts.set_state(session.position)
         for step in session.steps():
@@ -72,12 +72,14 @@ def train(run: TrainingRun) -> None:
                 while wants_round(drawn, config.rollout):
                     prompts = next_prompts(next(posts), tokenizer, config.rollout, mesh)
                     number = as_word(number_of_round(step, len(drawn.rounds)))
-                    completions = programs.sample(state.params, prompts.batch, seed, number)
+                    completions = programs.sample(state.weights, prompts.batch, seed, number)
                     traces = traces_of(prompts.batch, completions)
-                    of_reference = None if reference is None else programs.score(reference, traces)
+                    of_reference = None
+                    if reference is not None:
+                        of_reference = programs.score(state.beside_frozen(reference), traces)
                     # With several updates the policy moves away from the one that sampled.
                     several = crpo.num_iterations > 1
-                    of_sampler = programs.score(state.params, traces) if several else None
+                    of_sampler = programs.score(state.weights, traces) if several else None
                     # The last step's metrics are written while the device samples.
                     started = max(started, log.flush())
                     session.progress.phase("sampling")
@@ -98,5 +100,5 @@ def train(run: TrainingRun) -> None:
                 )
                 rate = run.learning_rates[(step - 1) * crpo.num_iterations]
                 log.defer(StepRecord(step, updates, float(rate), started, rollout))
-            score = session.validate(step, state.params)
+            score = session.validate(step, state.weights)
             session.save(step, state, posts.get_state(), score)

@@ -55,6 +55,21 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters beside the kernels of a decoder, see `lora.py`.
+
+    Attributes:
+        rank: r, columns of A and rows of B.
+        alpha: the adapter is multiplied by ``alpha / rank``.
+        targets: what Hugging Face calls the adapted modules, such as ``q_proj``.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """The architecture of a decoder.
 
@@ -91,6 +106,7 @@ class DecoderConfig:
             `elementwise` work between matrix products, or `none`. Attention's result is kept.
         init_scale: standard deviation of the random initial weights.
         family: entry of `families.FAMILIES`, which says how Hugging Face names the parameters.
+        lora: adapters that are trained in place of the parameters, or None.
     """
 
     vocab_size: int
@@ -121,6 +137,7 @@ class DecoderConfig:
     remat: Remat = "layers"
     init_scale: float = 0.02
     family: str = "llama"
+    lora: Lora | None = None
 
     @property
     def dtype(self) -> Any:

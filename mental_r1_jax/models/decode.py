@@ -20,6 +20,7 @@ from mental_r1_jax.models.attention_plain import allowed_own_keys, allowed_promp
 from mental_r1_jax.models.decode_attention import decode_attention
 from mental_r1_jax.models.embedding import scaled
 from mental_r1_jax.models.layer import Heads, forward_layer, rms_norm
+from mental_r1_jax.models.lora import merge_adapters
 from mental_r1_jax.models.parameters import param_logical_axes
 from mental_r1_jax.sharding import constrain_batch, constrain_for_decoding
 
@@ -94,11 +95,12 @@ def decoding_params(params: PyTree, config: DecoderConfig) -> PyTree:
     """Lay the parameters out for `decode_step`; call it once, outside the decoding loop.
 
     Inside the loop, slicing and casting the stacked float32 master parameters would cost as much as
-    the matrix products. Gate and up projection become one kernel ``[D, 2, F]``: a new axis, so that
-    F stays sharded over `tensor` as it was. On a mesh the weights are gathered over `fsdp`, see
-    `constrain_for_decoding`.
+    the matrix products. Adapters are merged into their kernels. Gate and up projection become one
+    kernel ``[D, 2, F]``: a new axis, so that F stays sharded over `tensor` as it was. On a mesh the
+    weights are gathered over `fsdp`, see `constrain_for_decoding`.
     """
-    cast = constrain_for_decoding(cast_matrices(params, config), param_logical_axes(config))
+    cast = cast_matrices(merge_adapters(params, config), config)
+    cast = constrain_for_decoding(cast, param_logical_axes(config))
     stacked = dict(cast["layers"])
     gate, up = stacked.pop("gate"), stacked.pop("up")
     stacked["gate_up"] = {name: jnp.stack([gate[name], up[name]], axis=-2) for name in gate}

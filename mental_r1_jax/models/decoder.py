@@ -30,6 +30,14 @@ from mental_r1_jax.models.decode import (
 from mental_r1_jax.models.embedding import embed
 from mental_r1_jax.models.head import token_stats
 from mental_r1_jax.models.layer import Heads, rms_norm, run_layers
+from mental_r1_jax.models.lora import (
+    abstract_adapters,
+    adapter_count,
+    adapter_logical_axes,
+    init_adapters,
+    join_weights,
+    merge_adapters,
+)
 from mental_r1_jax.models.parameters import (
     abstract_params,
     init_params,
@@ -42,7 +50,10 @@ __all__ = [
     "CompletionCache",
     "DecoderConfig",
     "PromptCache",
+    "abstract_adapters",
     "abstract_params",
+    "abstract_trained",
+    "adapter_count",
     "cast_matrices",
     "completion_logprobs",
     "completion_stats",
@@ -50,12 +61,16 @@ __all__ = [
     "decoding_params",
     "forward",
     "grow_completion_cache",
+    "init_adapters",
     "init_completion_cache",
     "init_params",
+    "join_weights",
+    "merge_adapters",
     "param_logical_axes",
     "param_shardings",
     "parameter_count",
     "prefill",
+    "trained_shardings",
     "unembed",
     "unembed_matrix",
 ]
@@ -64,6 +79,19 @@ __all__ = [
 def param_shardings(config: DecoderConfig, mesh: Mesh) -> PyTree[NamedSharding]:
     """Return where each parameter lives on `mesh`."""
     return sharding.param_shardings(mesh, abstract_params(config), param_logical_axes(config))
+
+
+def abstract_trained(config: DecoderConfig) -> PyTree[jax.ShapeDtypeStruct]:
+    """Return the shapes of what an update changes: the adapters if there are any, else all."""
+    return abstract_params(config) if config.lora is None else abstract_adapters(config)
+
+
+def trained_shardings(config: DecoderConfig, mesh: Mesh) -> PyTree[NamedSharding]:
+    """Return where each array of `abstract_trained` lives on `mesh`."""
+    if config.lora is None:
+        return param_shardings(config, mesh)
+    axes = adapter_logical_axes(config)
+    return sharding.param_shardings(mesh, abstract_adapters(config), axes)
 
 
 def prefill(

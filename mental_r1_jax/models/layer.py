@@ -27,6 +27,7 @@ from mental_r1_jax.models.architecture import (
     layer_blocks,
 )
 from mental_r1_jax.models.attention_plain import SAVED_NAME
+from mental_r1_jax.models.lora import LORA_A, low_rank_product
 from mental_r1_jax.models.rope import rope_frequencies, rotate
 from mental_r1_jax.sharding import constrain_batch
 
@@ -84,7 +85,7 @@ def forward_layer(
         ]
         mixed, kept = attend(facts, *heads)
         streams = tuple(
-            x + _post_norm(weights, "attention", config, _project(weights, "output", y))
+            x + _post_norm(weights, "attention", config, _project(weights, config, "output", y))
             for x, y in zip(streams, _join_heads(mixed), strict=True)
         )
     with jax.named_scope("feed_forward"):
@@ -196,7 +197,9 @@ def _project_heads(
 ) -> Heads:
     """Make the rotated queries and keys, and the values, of the tokens at positions `at`."""
     x = rms_norm(weights["attention_norm"], config, x)
-    queries, keys, values = (_project(weights, name, x) for name in ("query", "key", "value"))
+    queries, keys, values = (
+        _project(weights, config, name, x) for name in ("query", "key", "value")
+    )
     if config.qk_norm:
         queries = rms_norm(weights["query_norm"], config, queries)
         keys = rms_norm(weights["key_norm"], config, keys)
@@ -211,16 +214,20 @@ def _feed_forward(weights: PyTree[Array], config: DecoderConfig, x: Array) -> Ar
     """The gated feed-forward part with its residual connection."""
     y = rms_norm(weights["mlp_norm"], config, x)
     if "gate_up" in weights:  # from `decoding_params`: one product instead of two
-        both = _project(weights, "gate_up", y)
+        both = _project(weights, config, "gate_up", y)
         gate, up = both[..., 0, :], both[..., 1, :]
     else:
-        gate, up = _project(weights, "gate", y), _project(weights, "up", y)
-    y = _project(weights, "down", _ACTIVATIONS[config.activation](gate) * up)
+        gate, up = _project(weights, config, "gate", y), _project(weights, config, "up", y)
+    y = _project(weights, config, "down", _ACTIVATIONS[config.activation](gate) * up)
     return constrain_batch(x + _post_norm(weights, "mlp", config, y))
 
 
-def _project(weights: PyTree[Array], name: str, x: Float[Array, "*tokens N"]) -> Array:
+def _project(
+    weights: PyTree[Array], config: DecoderConfig, name: str, x: Float[Array, "*tokens N"]
+) -> Array:
     """Return ``x W (+ b)``, where W of shape ``[*inputs, *outputs]`` has N inputs.
+
+    Where the projection has an adapter, what that adds is in it, see `lora.py`.
 
     All tokens are rows of one matrix, and all inputs one axis: contracted over several axes, the
     kernel's gradient would be made from transposed copies of the activations on CPU.
@@ -231,7 +238,10 @@ def _project(weights: PyTree[Array], name: str, x: Float[Array, "*tokens N"]) ->
         if len(kernel) != x.shape[-1]:  # the output projection's [H, h, D]
             matrix = matrix.reshape(x.shape[-1], -1)
         rows = x.reshape(-1, x.shape[-1])
-        product = checkpoint_name(jnp.tensordot(rows, matrix, axes=1), PRODUCT_NAME)
+        product = jnp.tensordot(rows, matrix, axes=1)
+        if LORA_A in weights[name]:
+            product = product + low_rank_product(weights[name], config, rows)
+        product = checkpoint_name(product, PRODUCT_NAME)
         y = product.reshape(*x.shape[:-1], *product.shape[1:])
         if "bias" in weights[name]:
             bias = weights[name]["bias"].astype(x.dtype)

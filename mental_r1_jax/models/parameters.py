@@ -7,7 +7,7 @@ the layers: their arrays have a leading axis L that a row does not mention.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,7 +28,8 @@ class Row:
         path: of the tree, such as ``("layers", "query", "kernel")``.
         shape: without the layer axis.
         axes: logical names of the axes of `shape`, see `sharding.LOGICAL_RULES`.
-        initial: `normal` with `DecoderConfig.init_scale`, `ones` or `zeros`.
+        initial: `normal` with `DecoderConfig.init_scale`, `fan_in` (normal with deviation
+            ``1 / sqrt(inputs)``), `ones` or `zeros`.
         hf_name: of the tensor in a Hugging Face file; `{i}` is the layer.
         layout: how that tensor is shaped. `same`: like ours; `vector`: all our axes joined;
             `matrix`: ours is `[*inputs, *outputs]`, theirs `[outputs, inputs]`.
@@ -38,7 +39,7 @@ class Row:
     path: tuple[str, ...]
     shape: tuple[int, ...]
     axes: tuple[str, ...]
-    initial: Literal["normal", "ones", "zeros"]
+    initial: Literal["normal", "fan_in", "ones", "zeros"]
     hf_name: str
     layout: Literal["same", "vector", "matrix"]
     num_inputs: int = 1
@@ -112,8 +113,13 @@ def stacked_shape(config: DecoderConfig, row: Row) -> tuple[int, ...]:
 
 def parameter_tree(config: DecoderConfig, value: Callable[[Row], Any]) -> PyTree:
     """Return the tree of parameters with ``value(row)`` at every leaf."""
+    return row_tree(parameter_rows(config), value)
+
+
+def row_tree(rows: Iterable[Row], value: Callable[[Row], Any]) -> PyTree:
+    """Return the tree of these rows with ``value(row)`` at every leaf."""
     tree: dict[str, Any] = {}
-    for row in parameter_rows(config):
+    for row in rows:
         node = tree
         for key in row.path[:-1]:
             node = node.setdefault(key, {})
@@ -140,7 +146,23 @@ def parameter_count(config: DecoderConfig) -> int:
 
 def init_params(config: DecoderConfig, key: Key[Array, ""]) -> PyTree[Array]:
     """Draw random float32 parameters: normal with `config.init_scale`, neutral norms, biases 0."""
-    return dict(_Declaration(config, parameter_rows(config)).init(key)["params"])
+    return draw_rows(config, parameter_rows(config), key)
+
+
+def draw_rows(config: DecoderConfig, rows: tuple[Row, ...], key: Key[Array, ""]) -> PyTree[Array]:
+    """Draw float32 initial values of these rows."""
+    return dict(_Declaration(config, rows).init(key)["params"])
+
+
+def _initializer(config: DecoderConfig, row: Row) -> Any:
+    """Return what draws the initial value of a parameter."""
+    deviations = {
+        "normal": config.init_scale,
+        "fan_in": math.prod(row.shape[: row.num_inputs]) ** -0.5,
+    }
+    if row.initial in deviations:
+        return nn.initializers.normal(deviations[row.initial])
+    return {"ones": nn.initializers.ones, "zeros": nn.initializers.zeros}[row.initial]
 
 
 class _Declaration(nn.Module):
@@ -162,15 +184,10 @@ class _Declaration(nn.Module):
     @nn.compact
     def __call__(self) -> None:
         """Declare the parameters of this node, then those of the nodes below."""
-        initialize: dict[str, Any] = {
-            "normal": nn.initializers.normal(self.config.init_scale),
-            "ones": nn.initializers.ones,
-            "zeros": nn.initializers.zeros,
-        }
         for name in dict.fromkeys(row.path[self.depth] for row in self.rows):
             rows = tuple(row for row in self.rows if row.path[self.depth] == name)
             if len(rows[0].path) == self.depth + 1:
-                self.param(name, initialize[rows[0].initial], rows[0].shape, jnp.float32)
+                self.param(name, _initializer(self.config, rows[0]), rows[0].shape, jnp.float32)
                 continue
             child = _Declaration(self.config, rows, self.depth + 1, name=name)
             if name != "layers":

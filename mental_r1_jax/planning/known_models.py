@@ -5,6 +5,7 @@ Their `config.json` facts stand here: public values, as the models' own files on
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.models import hf_format
 from mental_r1_jax.models.architecture import DecoderConfig
 from mental_r1_jax.models.hf_config import decoder_config_from_hf, read_hf_config
-from mental_r1_jax.opening.model_source import BASE_MODEL
+from mental_r1_jax.opening.adapters import BASE_MODEL
+from mental_r1_jax.opening.model_source import wanted_adapters
 
 _LLAMA: dict[str, Any] = {
     **{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu"},
@@ -89,6 +91,7 @@ def planned_decoder(config: ExperimentConfig) -> DecoderConfig:
     else:
         run = Path(name) / BASE_MODEL
         hf_config = read_hf_config(run if run.is_dir() else hf_format.resolve_model(name))
-    return decoder_config_from_hf(
+    decoder = decoder_config_from_hf(
         hf_config, compute_dtype=settings.compute_dtype, remat=settings.remat
     )
+    return dataclasses.replace(decoder, lora=wanted_adapters(config))

@@ -29,7 +29,8 @@ def phase_parts(phase: str, stats: Any, held: Footprint) -> dict[str, float]:
     """
     own = {
         "rollout": held.weights,
-        "reference": held.reference or held.weights,
+        # Under adapters the frozen weights are the reference; gradients are of the adapters alone.
+        "reference": held.reference or held.weights - held.gradients or held.weights,
         "update": held.weights + held.moments,
     }[phase]
     new_outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.footprint import cache_bytes
-from mental_r1_jax.models.decoder import DecoderConfig, parameter_count
+from mental_r1_jax.models.decoder import DecoderConfig, adapter_count, parameter_count
 
 # Bytes that AdamW moves for a parameter: reads weight, gradient and two moments, writes three.
 _OPTIMIZER_BYTES = 28
@@ -103,8 +103,9 @@ def attention_flops(work: Workload) -> float:
 def phase_flops(work: Workload) -> dict[str, tuple[float, float]]:
     """Phase -> (operations that the method needs, operations with those done twice), all devices.
 
-    The update is one forward and two backward products for each matrix; `remat: layers` runs their
-    forward again, and the chunked head makes its logits again.
+    The update is one forward and two backward products for each matrix; frozen matrices have no
+    gradient, so they take one backward product, and the adapters' own are too small to count.
+    `remat: layers` runs their forward again, and the chunked head makes its logits again.
     """
     body = matrix_flops(work.model, work.tokens, 0) + attention_flops(work)
     head = matrix_flops(work.model, 0, work.completion_tokens)
@@ -114,7 +115,8 @@ def phase_flops(work: Workload) -> dict[str, tuple[float, float]]:
     # A greedy completion is decoded only; finding the policy mask is one more forward pass.
     decoded = work.config.decoded_completions / work.config.rollout.num_generations
     once["rollout"] = (forward * decoded, forward * decoded)
-    passes = 4 if work.config.crpo.policy_entropy_share < 1.0 else 3
+    passes = 3 if work.model.lora is None else 2
+    passes += work.config.crpo.policy_entropy_share < 1.0
     once["update"] = (passes * forward, passes * forward + again)
     return {p: (n * once[p][0], n * once[p][1]) for p, n in work.runs.items()}
 
@@ -132,7 +134,8 @@ def phase_memory_traffic(work: Workload) -> dict[str, float]:
     prompts, completions = cache_bytes(work.config, model, mesh)
     one_layer = work.tokens / work.row_shards * model.hidden_size * model.dtype.itemsize
     inputs = model.num_layers * one_layer
-    optimizer = _OPTIMIZER_BYTES * count / (mesh["fsdp"] * mesh["tensor"])
+    trained = count if model.lora is None else adapter_count(model)
+    optimizer = _OPTIMIZER_BYTES * trained / (mesh["fsdp"] * mesh["tensor"])
     steps = rollout.max_completion_length
     once = {
         "rollout": weights + steps * (weights + prompts + completions / 2),

@@ -162,12 +162,14 @@ def compile_ahead(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     width: int,
+    *,
+    continues: bool = False,
 ) -> None:
     """Start compiling the programs of a run for prompts of `width` tokens in the background."""
 
     @functools.cache
     def all_calls() -> list[ProgramCall]:
-        return program_calls(programs, config, decoder, optimizer, mesh, width)
+        return program_calls(programs, config, decoder, optimizer, mesh, width, continues=continues)
 
     compile_in_background(
         (programs.sample, programs.score, programs.update),
@@ -209,17 +211,23 @@ def program_calls(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     width: int | None = None,
+    *,
+    continues: bool = False,
 ) -> list[ProgramCall]:
-    """What a step of the recipe calls `programs` with, in its order; see `step_programs`."""
+    """What a step of the recipe calls `programs` with, in its order; see `step_programs`.
+
+    `continues` says that the start model has adapters: the reference then has them, too.
+    """
     state = abstract_state(decoder, optimizer, mesh, config.crpo)
     batch = abstract_batch(config, mesh, width)
     traces = traces_of(batch, batch)
-    asked = (state.params, abstract_prompts(config, mesh, width), as_word(0), as_word(0))
+    asked = (state.weights, abstract_prompts(config, mesh, width), as_word(0), as_word(0))
     calls = [ProgramCall("rollout", programs.sample, asked)]
-    scored_by = [compute_weights(decoder, mesh)] if config.crpo.kl_coef > 0 else []
+    reference = state.weights if continues else compute_weights(decoder, mesh)
+    scored_by = [reference] if config.crpo.kl_coef > 0 else []
     # In the dtype of the master weights, the reference shares the sampling policy's program.
-    if config.crpo.num_iterations > 1 and state.params not in scored_by:
-        scored_by.append(state.params)
+    if config.crpo.num_iterations > 1 and state.weights not in scored_by:
+        scored_by.append(state.weights)
     calls += [ProgramCall("reference", programs.score, (by, traces)) for by in scored_by]
     return [*calls, ProgramCall("update", programs.update, (state, batch))]
 
@@ -235,8 +243,12 @@ def abstract_state(
     `crpo` is None in supervised runs.
     """
     create = functools.partial(init_state, optimizer=optimizer, crpo=crpo)
-    shapes = jax.eval_shape(create, network.abstract_params(decoder))
-    return abstract_like(shapes, state_shardings(decoder, optimizer, mesh, crpo))
+    shapes = jax.eval_shape(create, network.abstract_trained(decoder))
+    where = state_shardings(decoder, optimizer, mesh, crpo)
+    state: TrainState = abstract_like(shapes, dataclasses.replace(where, frozen=None))
+    if decoder.lora is None:
+        return state
+    return dataclasses.replace(state, frozen=compute_weights(decoder, mesh))
 
 
 def abstract_prompts(config: ExperimentConfig, mesh: Mesh, width: int | None = None) -> PromptBatch:

@@ -1,5 +1,8 @@
 """The Hugging Face folder of a run: weights, configuration, tokenizer and model card.
 
+Of a run with adapters it is a whole model, with the adapters merged into its weights, or a PEFT
+folder, with the adapters alone and the name of the model under them.
+
 The folder is written beside its final place and renamed at the end, so it is there whole or not at
 all; a folder that `export` did not make is never touched.
 """
@@ -16,7 +19,8 @@ from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.data.loading import label_counts, load_examples, set_spec
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.json_files import read_json_object
-from mental_r1_jax.models import hf_format
+from mental_r1_jax.models import decoder as network
+from mental_r1_jax.models import hf_format, peft_format
 from mental_r1_jax.opening.model_source import (
     ModelSource,
     copy_model_files,
@@ -54,7 +58,8 @@ def write_beside(target: Path, params: Any, model: ModelSource, config: Experime
 
     Args:
         target: the final place, from `check_target`.
-        params: float32 weights, on any mesh; written as `export.dtype`.
+        params: float32 weights, on any mesh; written as `export.dtype`. Adapters among them are
+            merged, or written alone, as `export.format` says.
         model: the model's configuration and tokenizer; their files are copied.
         config: the recipe of the run.
     """
@@ -65,17 +70,47 @@ def write_beside(target: Path, params: Any, model: ModelSource, config: Experime
     made_by = {"made_by": "mental-r1 export", "version": mental_r1_jax.__version__}
     _write_json(staging / MARKER, made_by)  # first, so that what a kill leaves is known as ours
     copy_model_files(model.folder, staging)
-    hf_format.save_params(
-        params,
-        model.decoder,
-        staging,
-        dtype=config.export.dtype,
-        max_shard_bytes=config.export.max_shard_megabytes * 10**6,
-    )
-    write_configs(model, staging, config)
+    if config.export.format == "peft":
+        _write_peft(params, model, staging)
+    else:
+        hf_format.save_params(
+            network.merge_adapters(params, model.decoder),
+            model.decoder,
+            staging,
+            dtype=config.export.dtype,
+            max_shard_bytes=config.export.max_shard_megabytes * 10**6,
+        )
+        write_configs(model, staging, config)
     (staging / "README.md").write_text(card_of(config), encoding="utf-8")
     _write_json(staging / MARKER, made_by)  # the start model may have had one of its own
     return staging
+
+
+def check_format(model: ModelSource, config: ExperimentConfig) -> None:
+    """Refuse to write a PEFT folder where there are no adapters, or none under which peft finds a
+    model.
+
+    Raises:
+        UserError: the run trained all weights, or its base is a run folder of ours.
+    """
+    if config.export.format == "merged" or (model.base and model.base.run_folder is None):
+        return
+    base = model.base.name if model.base else None
+    raise UserError(
+        what="this run cannot be exported as a PEFT folder",
+        expected="a run with model.lora whose frozen model is a Hugging Face folder or hub id",
+        got=f"adapters on the run {base}" if base else "a run that trained all weights",
+        remedy="set export.format=merged, which writes a whole model",
+    )
+
+
+def _write_peft(params: Any, model: ModelSource, folder: Path) -> None:
+    """`adapter_config.json` and the adapters; the files of a whole model stay away."""
+    assert model.base is not None and model.decoder.lora is not None
+    for name in ("config.json", "generation_config.json"):
+        (folder / name).unlink(missing_ok=True)
+    peft_format.write_peft_config(folder, model.decoder.lora, model.base.name)
+    peft_format.save_adapters(params, model.decoder, folder)
 
 
 def put_in_place(staging: Path, target: Path) -> None:
@@ -144,7 +179,12 @@ def card_of(config: ExperimentConfig) -> str:
         base_model=public_name(origin_of(config.model.path)),
         sets=[set_spec(config.data, name) for name in config.data.sets],
         counts=label_counts(load_examples(config, "train")),
-        facts={"mental_r1_jax": mental_r1_jax.__version__, "weights": config.export.dtype},
+        facts={
+            "mental_r1_jax": mental_r1_jax.__version__,
+            "weights": "float32 adapters, loaded with peft"
+            if config.export.format == "peft"
+            else config.export.dtype,
+        },
     )
 
 

@@ -22,7 +22,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # What of the recipe is shown: these sections whole, so that no key can be forgotten, and these keys
 # of others. Paths and book-keeping stay out of a published card.
 METHOD_SECTIONS = ("rollout", "rewards", "crpo", "optimizer")
-OTHER_KEYS = {"model": ("compute_dtype",), "run": ("num_steps", "num_epochs", "seed")}
+OTHER_KEYS = {"model": ("compute_dtype", "lora"), "run": ("num_steps", "num_epochs", "seed")}
 
 SCORES = ("weighted_f1", "macro_f1", "balanced_accuracy", "accuracy", "well_formed", "truncated")
 
@@ -55,7 +55,7 @@ def model_card(
     recipe += [(_plain(name), _plain(value)) for name, value in facts.items()]
     template = (importlib.resources.files(__package__) / "model_card.md").read_text("utf-8")
     return string.Template(template).substitute(
-        front_matter=_front_matter(base_model),
+        front_matter=_front_matter(base_model, config.export.format),
         base=_plain(shown),
         data_sets="\n\n".join(_data_set(one, counts[one.name]) for one in sets),
         stages=_table(("stage", "what stands there"), stages),
@@ -69,14 +69,14 @@ def model_card(
     )
 
 
-def _front_matter(base_model: str) -> str:
+def _front_matter(base_model: str, written: str) -> str:
     """Metadata that the hub reads; a local start model has no `base_model` there."""
     hub_id = _HUB_ID.fullmatch(base_model) is not None
     matter: dict[str, Any] = {
         "license": "other",
         "license_name": "same-as-base-model",
         **({"license_link": f"https://huggingface.co/{base_model}"} if hub_id else {}),
-        "library_name": "transformers",
+        "library_name": "peft" if written == "peft" else "transformers",
         "pipeline_tag": "text-generation",
         **({"base_model": base_model} if hub_id else {}),
         "tags": ["mental-health", "reasoning", "reinforcement-learning", "grpo", "crpo", "jax"],
@@ -91,6 +91,8 @@ def shown_settings(config: ExperimentConfig) -> dict[str, Any]:
     A new key of the method is on the card without being named here.
     """
     recipe = config.model_dump(mode="json")
+    if recipe["model"]["lora"]:
+        del recipe["model"]["lora"]["base"]  # a path; the card names the base elsewhere
     keys = {name: tuple(recipe[name]) for name in METHOD_SECTIONS} | OTHER_KEYS
     shown = {f"{name}.{key}": recipe[name][key] for name in keys for key in keys[name]}
     return {key: value for key, value in shown.items() if value not in (None, {}, [])}

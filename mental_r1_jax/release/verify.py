@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ import numpy as np
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.data.loading import load_examples
 from mental_r1_jax.errors import UserError
-from mental_r1_jax.models import decoder, hf_format
+from mental_r1_jax.models import decoder, hf_format, peft_format
 from mental_r1_jax.models.hf_config import decoder_config_from_hf
-from mental_r1_jax.opening.model_source import ModelSource
+from mental_r1_jax.opening.adapters import has_adapters
+from mental_r1_jax.opening.devices import open_mesh
+from mental_r1_jax.opening.model_source import ModelSource, load_weights
 from mental_r1_jax.rollout.collect import pad_prompts, render_prompts
 from mental_r1_jax.rollout.sampler import sample_completions, sampler_settings, step_key
 
@@ -32,7 +36,7 @@ def verify_export(folder: Path, model: ModelSource, config: ExperimentConfig) ->
     """
     torch, reference = _load_reference(folder)
     exact = decoder_config_from_hf(model.hf_config, compute_dtype="float32", remat="none")
-    params = hf_format.load_params(folder, exact, None)
+    exact, params = _read_back(folder, model, exact, config)
     post = next(source[0] for source in load_examples(config, "validation").values())
     prompt = render_prompts(model.tokenizer, [post], config.rollout.max_prompt_length)[0]
     padded = pad_prompts([prompt], len(prompt.ids), model.tokenizer.pad_id)
@@ -65,6 +69,17 @@ def verify_export(folder: Path, model: ModelSource, config: ExperimentConfig) ->
     _compare(our_logits, their_logits, ours, theirs)
 
 
+def _read_back(
+    folder: Path, model: ModelSource, exact: decoder.DecoderConfig, config: ExperimentConfig
+) -> tuple[decoder.DecoderConfig, Any]:
+    """Architecture and float32 weights of what was written."""
+    if not has_adapters(folder):
+        return exact, hf_format.load_params(folder, exact, None)
+    exact = dataclasses.replace(exact, lora=peft_format.read_peft_config(folder).lora)
+    written = dataclasses.replace(model, run_folder=None, peft_folder=folder, decoder=exact)
+    return exact, load_weights(written, open_mesh(config, rows={}))
+
+
 def _load_reference(folder: Path) -> tuple[Any, Any]:
     """torch, and the folder's model in float32."""
     try:
@@ -77,6 +92,13 @@ def _load_reference(folder: Path) -> tuple[Any, Any]:
             got=str(error),
             remedy="install the `test` extra, or export without --verify",
         ) from error
+    if has_adapters(folder) and importlib.util.find_spec("peft") is None:
+        raise UserError(
+            what="--verify of a PEFT folder needs peft",
+            expected="peft to be installed",
+            got="no module of that name",
+            remedy="install peft and accelerate, or export without --verify",
+        )
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     return torch, model
 

@@ -27,7 +27,7 @@ _EARLIEST = (LOCK_FILE, f"{CONFIG_FILE}.partial")
 
 # Keys that change what is kept or shown, but not the trajectory: they may differ on resume.
 _FREE_SECTIONS = ("evaluate", "export", "mesh")
-_FREE_KEYS = ("rewards.timeout_s",)
+_FREE_KEYS = ("rewards.timeout_s", "model.lora.base")
 # The length is bound too: the learning rate decays over it.
 _BOUND_RUN_KEYS = ("seed", "micro_batches", "num_steps", "num_epochs")
 

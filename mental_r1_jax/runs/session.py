@@ -8,6 +8,7 @@ flushed, so that files and checkpoints tell the same story.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,12 @@ from jax.sharding import Mesh
 from mental_r1_jax import hosts
 from mental_r1_jax.config import CrpoConfig, ExperimentConfig
 from mental_r1_jax.console.progress import Progress
-from mental_r1_jax.opening.model_source import ModelSource, save_base_model
+from mental_r1_jax.opening.model_source import (
+    ModelSource,
+    check_base_model,
+    load_frozen,
+    save_base_model,
+)
 from mental_r1_jax.prediction.validation import Validator
 from mental_r1_jax.private_files import check_writable
 from mental_r1_jax.programs.step_programs import abstract_state
@@ -152,6 +158,7 @@ def _resumed(
 ) -> Iterator[Session]:
     """`open_session` in a run folder that is open."""
     folder = config.run.output_dir
+    check_base_model(model, folder)
     if hosts.is_first():
         save_base_model(model, folder)
     hosts.wait_for_all("made the run folder")
@@ -162,8 +169,12 @@ def _resumed(
         restored = checkpoint.restore(checkpoints, abstract)
         if restored is not None:
             print(f"resuming after step {restored[0]}")
+            if model.base is not None:
+                whole = dataclasses.replace(restored[1], frozen=load_frozen(model, mesh))
+                restored = (restored[0], whole, restored[2])
         start: tuple[int, TrainState, dict[str, Any] | None]
-        start = restored or (0, fresh_state(model, optimizer, mesh, crpo), None)
+        seed = config.run.seed
+        start = restored or (0, fresh_state(model, optimizer, mesh, crpo, seed), None)
         # A run that died before its first checkpoint starts anew, its step-0 line included.
         with (
             _open_writers(folder, config, -1 if restored is None else start[0]) as writers,

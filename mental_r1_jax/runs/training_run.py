@@ -20,7 +20,13 @@ from mental_r1_jax.data.loading import label_counts, load_examples, set_spec
 from mental_r1_jax.data.pipeline import PromptIterator, make_prompt_iterator, steps_per_epoch
 from mental_r1_jax.models import decoder as network
 from mental_r1_jax.opening.devices import open_mesh
-from mental_r1_jax.opening.model_source import ModelSource, load_weights, open_model
+from mental_r1_jax.opening.model_source import (
+    ModelSource,
+    load_adapters,
+    load_frozen,
+    load_weights,
+    open_start_model,
+)
 from mental_r1_jax.programs.step_programs import StepPrograms, bind_programs, compile_ahead
 from mental_r1_jax.rewards import (
     Reward,
@@ -73,7 +79,7 @@ def open_training_run(config: ExperimentConfig) -> TrainingRun:
         UserError: any of them is not as the recipe says.
     """
     per_update = config.rollout.prompts_per_step // config.run.micro_batches
-    model = open_model(config.model.path, config)
+    model = open_start_model(config)
     mesh = open_mesh(
         config,
         rows={
@@ -153,16 +159,25 @@ def compile_first_step(run: TrainingRun, posts: PromptIterator) -> None:
     rendered = render_prompts(run.model.tokenizer, next(posts), rollout.max_prompt_length)
     posts.set_state(start)
     width = common_width(rendered, rollout)
-    compile_ahead(run.programs, run.config, run.model.decoder, run.optimizer, run.mesh, width)
+    model = run.model
+    compile_ahead(
+        *(run.programs, run.config, model.decoder, run.optimizer, run.mesh, width),
+        continues=model.continues,
+    )
 
 
 def reference_weights(run: TrainingRun) -> Any:
     """Weights of the frozen start model, or None where the KL penalty is off.
 
-    Matrices are kept in the compute dtype: the forward pass would round them there anyway.
+    Matrices are kept in the compute dtype: the forward pass would round them there anyway. Of a
+    model with adapters only what the state's frozen weights lack, see `TrainState.beside_frozen`:
+    nothing where they are fresh, for the start model is then the base; and the adapters of the
+    start model where it has some, for the start model is then a cold start.
     """
     if run.config.crpo.kl_coef == 0:
         return None
+    if run.model.base is not None:
+        return load_adapters(run.model, run.mesh) if run.model.continues else {}
     weights, decoder = load_weights(run.model, run.mesh), run.model.decoder
     if decoder.dtype == jnp.float32:
         return weights
@@ -174,11 +189,28 @@ def fresh_state(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     crpo: CrpoConfig | None = None,
+    seed: int = 0,
 ) -> TrainState:
-    """The start model's weights with zero moments; `crpo` is None in supervised runs."""
+    """The start model's weights with zero moments.
+
+    Args:
+        model: from `open_start_model`.
+        optimizer: of the run.
+        mesh: where the weights live.
+        crpo: None in supervised runs.
+        seed: draws adapters, where the model has none yet.
+    """
+    where = state_shardings(model.decoder, optimizer, mesh, crpo)
     create = jax.jit(
         functools.partial(init_state, optimizer=optimizer, crpo=crpo),
-        out_shardings=state_shardings(model.decoder, optimizer, mesh, crpo),
+        out_shardings=dataclasses.replace(where, frozen=None),
         donate_argnums=0,
     )
-    return create(load_weights(model, mesh))
+    if model.base is None:
+        return create(load_weights(model, mesh))
+    if model.continues:
+        adapters = load_adapters(model, mesh)
+    else:
+        draw = jax.jit(network.init_adapters, static_argnums=0, out_shardings=where.params)
+        adapters = draw(model.decoder, jax.random.key(seed))
+    return dataclasses.replace(create(adapters), frozen=load_frozen(model, mesh))

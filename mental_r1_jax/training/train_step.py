@@ -46,19 +46,34 @@ class TrainState:
 
     Attributes:
         num_updates: int32 scalar, optimizer updates attempted so far.
-        params: float32 master weights.
+        params: float32 master weights; of a model with adapters, the adapters alone.
         opt_state: optax state, sharded as the weights.
         entropy_control: entropy coefficients that are steered, replicated; None where none is.
+        frozen: weights that an update reads and leaves alone, matrices in the compute dtype; None
+            where all are trained. They are in no checkpoint.
     """
 
     num_updates: Any
     params: Any
     opt_state: Any
     entropy_control: Any = None
+    frozen: Any = None
+
+    @property
+    def weights(self) -> Any:
+        """The policy: `params`, among the frozen weights where there are any."""
+        return self.beside_frozen(self.params)
+
+    def beside_frozen(self, params: Any) -> Any:
+        """Whole weights made of `params` and the frozen ones; nothing is copied."""
+        return network.join_weights(self.frozen, params)
 
 
 def init_state(
-    params: Any, optimizer: optax.GradientTransformation, crpo: CrpoConfig | None = None
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    crpo: CrpoConfig | None = None,
+    frozen: Any = None,
 ) -> TrainState:
     """Wrap `params` with a fresh optimizer state, and with what `crpo` steers, if it is given."""
     return TrainState(
@@ -66,6 +81,7 @@ def init_state(
         params=params,
         opt_state=optimizer.init(params),
         entropy_control=None if crpo is None else entropy_control.start_control(crpo),
+        frozen=frozen,
     )
 
 
@@ -95,11 +111,18 @@ def train_step(
     crpo, limit = config.crpo, config.rollout.max_completion_length
     advantages = estimators.advantages(batch, crpo)
     if crpo.policy_entropy_share < 1.0:
-        batch = with_policy_mask(state.params, batch, config=config, decoder=decoder)
+        batch = with_policy_mask(state.weights, batch, config=config, decoder=decoder)
     denominators = loss_denominators(batch, crpo, limit)
     weights = entropy_control.entropy_weights(crpo, state.entropy_control)
     gradient, metrics = crpo_gradient(
-        state.params, batch, advantages, denominators, weights, config=config, decoder=decoder
+        state.params,
+        batch,
+        advantages,
+        denominators,
+        weights,
+        config=config,
+        decoder=decoder,
+        frozen=state.frozen,
     )
     steered = steer_entropies(state, metrics, crpo)
     metrics |= entropy_control.control_metrics(state.entropy_control, crpo)
@@ -156,12 +179,13 @@ def crpo_gradient(
     *,
     config: ExperimentConfig,
     decoder: DecoderConfig,
+    frozen: Any = None,
 ) -> tuple[Any, Metrics]:
     """Gradient of the step's CRPO loss by `params`, and its metrics, over all micro-batches."""
 
     def loss_of(params: Any, batch: Batch, advantages: Array) -> tuple[Array, Metrics]:
         logprobs, entropies = network.completion_stats(
-            params,
+            network.join_weights(frozen, params),
             batch,
             config=decoder,
             temperature=config.rollout.temperature,
@@ -286,8 +310,9 @@ def sft_step(
     chunk_size = config.model.logprob_chunk_size
 
     def loss_of(params: Any, batch: TraceBatch) -> tuple[Array, Metrics]:
+        weights = network.join_weights(state.frozen, params)
         logprobs, entropies = network.completion_stats(
-            params, batch, config=decoder, temperature=1.0, chunk_size=chunk_size
+            weights, batch, config=decoder, temperature=1.0, chunk_size=chunk_size
         )
         loss = -masked_sum(logprobs, batch.completion_mask) / total
         return loss, {"loss": Sum(loss), "entropy": mean_over(entropies, batch.completion_mask)}
@@ -344,12 +369,12 @@ def state_shardings(
     crpo: CrpoConfig | None = None,
 ) -> TrainState:
     """Where each part of a `TrainState` lives: moments as their weights, all else replicated."""
-    params = network.param_shardings(config, mesh)
+    params = network.trained_shardings(config, mesh)
     everywhere = sharding.replicated(mesh)
     opt_state = optax.tree_utils.tree_map_params(
         optimizer,
         lambda _, where: where,
-        jax.eval_shape(optimizer.init, network.abstract_params(config)),
+        jax.eval_shape(optimizer.init, network.abstract_trained(config)),
         params,
         transform_non_params=lambda _: everywhere,
     )
@@ -359,4 +384,5 @@ def state_shardings(
         params=params,
         opt_state=opt_state,
         entropy_control=jax.tree.map(lambda _: everywhere, control),
+        frozen=None if config.lora is None else network.param_shardings(config, mesh),
     )

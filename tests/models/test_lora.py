@@ -1,0 +1,149 @@
+"""Low-rank adapters: by hand, against the base, against the merged weights, against all weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mental_r1_jax.models import decoder
+from mental_r1_jax.models.architecture import DecoderConfig, Lora
+from mental_r1_jax.models.layer import _project
+from mental_r1_jax.models.lora import adapter_rows
+from mental_r1_jax.models.peft_format import TARGETS
+from mental_r1_jax.sharding import make_mesh, param_shardings
+from mental_r1_jax.types import Batch
+from tests.tiny_decoder import CONFIG, random_batch, random_params
+
+ADAPTED = dataclasses.replace(CONFIG, lora=Lora(rank=3, alpha=6.0, targets=TARGETS))
+
+
+def random_adapters(config: DecoderConfig = ADAPTED, seed: int = 5) -> Any:
+    rng = np.random.default_rng(seed)
+    draw = lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape, "f4"))  # noqa: E731
+    return jax.tree.map(draw, decoder.abstract_adapters(config))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def logits(params: Any, config: DecoderConfig, batch: Batch) -> jax.Array:
+    hidden = decoder.forward(
+        params,
+        config,
+        batch.prompt_ids,
+        batch.prompt_mask,
+        batch.completion_ids,
+        batch.completion_mask,
+    )
+    return decoder.unembed(params, config, hidden)
+
+
+def test_rows_are_derived_from_the_rows_of_their_targets():
+    rows = {"/".join(row.path): row for row in adapter_rows(ADAPTED)}
+    assert len(rows) == 2 * 7
+    into_heads, out_of_heads = rows["layers/query/lora_b"], rows["layers/output/lora_a"]
+    assert (into_heads.shape, into_heads.axes) == ((3, 4, 4), ("split_rank", "heads", "head_dim"))
+    assert (out_of_heads.shape, out_of_heads.num_inputs) == ((4, 4, 3), 2)
+    down = rows["layers/down/lora_a"], rows["layers/down/lora_b"]
+    assert [row.shape for row in down] == [(24, 3), (3, 16)]
+    assert [row.axes for row in down] == [("mlp", "split_rank"), ("rank", "embed")]
+    assert down[1].hf_name == "base_model.model.model.layers.{i}.mlp.down_proj.lora_B.weight"
+    assert adapter_rows(CONFIG) == ()
+    some = dataclasses.replace(CONFIG, lora=Lora(2, 2.0, ("v_proj",)))
+    assert {row.path[1] for row in adapter_rows(some)} == {"value"}
+
+
+def test_both_factors_are_sharded_over_fsdp():
+    mesh = make_mesh(1, 2, 2, jax.devices()[:4])
+    config = dataclasses.replace(ADAPTED, lora=Lora(4, 4.0, TARGETS))
+    for where in jax.tree.leaves(decoder.trained_shardings(config, mesh)):
+        assert "fsdp" in where.spec
+
+
+def test_large_adapters_whose_rank_the_mesh_does_not_divide_are_replicated():
+    mesh = make_mesh(1, 8, 1)
+    shapes = {"lora_b": jax.ShapeDtypeStruct((40, 3, 16384), jnp.float32)}
+    where = param_shardings(mesh, shapes, {"lora_b": ("layers", "split_rank", "mlp")})
+    assert where["lora_b"].is_fully_replicated
+
+
+def test_a_projection_by_hand():
+    """y = x W + (6 / 3) (x A) B."""
+    rng = np.random.default_rng(0)
+    x, w, a, b = (rng.standard_normal(s) for s in ((5, 4), (4, 2, 3), (4, 3), (3, 2, 3)))
+    expected = np.einsum("ti,iho->tho", x, w) + 2.0 * np.einsum("ti,ir,rho->tho", x, a, b)
+    node = {"kernel": w, "lora_a": a, "lora_b": b}
+    weights = {"query": jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), node)}
+    ours = _project(weights, ADAPTED, "query", jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_fresh_adapters_change_no_bit():
+    """Of the logits of all sequences, and of the weights that a rollout decodes with."""
+    base, batch = jax.tree.map(jnp.asarray, random_params()), random_batch()
+    fresh = decoder.init_adapters(ADAPTED, jax.random.key(0))
+    query = np.asarray(fresh["layers"]["query"]["lora_a"])
+    assert 0.5 < query.std() * np.sqrt(CONFIG.hidden_size) < 1.5
+    adapted = decoder.join_weights(base, fresh)
+    np.testing.assert_array_equal(logits(adapted, ADAPTED, batch), logits(base, CONFIG, batch))
+    decoded, wanted = (
+        decoder.decoding_params(weights, config)
+        for weights, config in ((adapted, ADAPTED), (base, CONFIG))
+    )
+    jax.tree.map(np.testing.assert_array_equal, decoded, wanted)
+
+
+def test_merged_and_unmerged_logits_agree():
+    base, batch = jax.tree.map(jnp.asarray, random_params()), random_batch()
+    adapted = decoder.join_weights(base, random_adapters())
+    merged = decoder.merge_adapters(adapted, ADAPTED)
+    assert jax.tree.structure(merged) == jax.tree.structure(base)
+    ours, theirs = logits(adapted, ADAPTED, batch), logits(merged, CONFIG, batch)
+    scale = float(jnp.abs(ours).max())
+    assert float(jnp.abs(ours - logits(base, CONFIG, batch)).max()) > 0.1 * scale
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * max(1.0, scale))
+
+
+def test_a_step_of_full_rank_adapters_is_a_step_of_all_weights():
+    """With A A^T = 1, alpha = r and B = 0, gradient descent moves W + A B as it moves W.
+
+    The gradient of B is A^T dW and that of A is zero, so A (B - rate dB) = -rate A A^T dW.
+    """
+    rank = 24  # the widest kernel has so many inputs
+    config = dataclasses.replace(CONFIG, lora=Lora(rank, float(rank), TARGETS))
+    base, batch = jax.tree.map(jnp.asarray, random_params()), random_batch()
+
+    def orthonormal(path: Any, leaf: Any) -> jax.Array:
+        if path[-1].key == "lora_b":
+            return jnp.zeros(leaf.shape)
+        shape = (leaf.shape[0], -1, rank)
+        wide = np.random.default_rng(1).standard_normal(leaf.shape).reshape(shape)
+        q = np.linalg.qr(wide.swapaxes(1, 2))[0].swapaxes(1, 2)
+        return jnp.asarray(q.reshape(leaf.shape), jnp.float32)
+
+    shapes = decoder.abstract_adapters(config)
+    adapters = jax.tree_util.tree_map_with_path(orthonormal, shapes)
+
+    def loss(weights: Any, config: DecoderConfig) -> jax.Array:
+        stats = decoder.completion_stats(
+            weights, batch, config=config, temperature=1.0, chunk_size=64
+        )
+        return -(stats[0] * batch.completion_mask).mean()
+
+    def of_adapters(adapters: Any) -> jax.Array:
+        return loss(decoder.join_weights(base, adapters), config)
+
+    full = jax.jit(jax.grad(lambda weights: loss(weights, CONFIG)))(base)["layers"]
+    low = jax.jit(jax.grad(of_adapters))(adapters)["layers"]
+    rate = 0.1
+    for name, node in low.items():
+        assert float(jnp.abs(node["lora_a"]).max()) == 0
+        a = np.asarray(adapters["layers"][name]["lora_a"]).reshape(2, -1, rank)
+        b = -rate * np.asarray(node["lora_b"]).reshape(2, rank, -1)
+        wanted = -rate * np.asarray(full[name]["kernel"])
+        moved = np.einsum("lnr,lrm->lnm", a, b).reshape(wanted.shape)
+        assert np.abs(wanted).max() > 1e-4
+        np.testing.assert_allclose(moved, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
