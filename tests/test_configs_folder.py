@@ -6,6 +6,7 @@ The models themselves are not needed: shapes follow from the public `config.json
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import json
@@ -19,12 +20,13 @@ import pydantic
 import pytest
 import yaml
 
-from mental_r1_jax.config import STAGE_NAMES, CustomSet, ExperimentConfig
+from mental_r1_jax.config import STAGE_NAMES, CustomSet, ExperimentConfig, LoraConfig
 from mental_r1_jax.data.benchmarks import BENCHMARKS, SYNTHETIC_SPECS, spec_for
 from mental_r1_jax.models import decoder
 from mental_r1_jax.models.decoder import DecoderConfig, parameter_count
 from mental_r1_jax.models.hf_config import decoder_config_from_hf
 from mental_r1_jax.opening.mesh_choice import choose_mesh
+from mental_r1_jax.opening.model_source import wanted_adapters
 from mental_r1_jax.planning.chips import CHIPS
 from mental_r1_jax.planning.known_models import KNOWN_CONFIGS
 from mental_r1_jax.planning.topologies import parse_topology
@@ -79,6 +81,7 @@ HARDWARE = {
     "llama3p2_1b_crpo": ("v5e-8", "v6e-8"),
     "gemma3_270m_crpo": ("v5e-8", "v6e-8"),
     "gemma3_1b_crpo": ("v5e-8", "v6e-8"),
+    "qwen3_8b_lora_crpo": ("v5e-8", "v6e-8"),
     "qwen3_8b_crpo": ("v5p-32", "v5p-64", "v6e-32", "v5e-64"),
     **{f"qwen3_8b_{name}": ("v5p-32", "v5p-64", "v6e-32", "v5e-64") for name in METHODS},
     "qwen3_32b_crpo": ("v5p-128",),
@@ -97,11 +100,12 @@ on_every_recipe_traced = pytest.mark.parametrize(
 
 def decoder_of(config: ExperimentConfig) -> DecoderConfig:
     """The architecture of the recipe's model, without a file."""
-    return decoder_config_from_hf(
+    decoder_config = decoder_config_from_hf(
         KNOWN_CONFIGS.get(config.model.path, TINY),
         compute_dtype=config.model.compute_dtype,
         remat=config.model.remat,
     )
+    return dataclasses.replace(decoder_config, lora=wanted_adapters(config))
 
 
 def shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
@@ -178,10 +182,9 @@ def test_its_update_abstract_evaluates(recipe: Path) -> None:
         baseline_rewards=shape(b) if config.crpo.advantage_baseline == "greedy" else None,
     )
     optimizer = make_optimizer(config.optimizer, 10)
-    params = decoder.abstract_params(model)
-    state = jax.eval_shape(
-        functools.partial(init_state, optimizer=optimizer, crpo=config.crpo), params
-    )
+    frozen = None if model.lora is None else decoder.abstract_params(model)
+    create = functools.partial(init_state, optimizer=optimizer, crpo=config.crpo)
+    state = jax.eval_shape(create, decoder.abstract_trained(model), frozen=frozen)
     step = functools.partial(train_step, config=config, decoder=model, optimizer=optimizer)
     after, metrics, advantages = jax.eval_shape(step, state, batch)
     assert jax.tree.structure(after) == jax.tree.structure(state)
@@ -259,6 +262,7 @@ def test_the_readme_explains_every_key_with_its_default() -> None:
     expected = fields(CustomSet, "data.custom_sets.NAME")
     for name, section in ExperimentConfig.model_fields.items():
         expected |= fields(section.annotation, name)
+    expected |= fields(LoraConfig, "model.lora")
     keys = explained()
     assert keys.keys() == expected.keys()
     for key, field in expected.items():

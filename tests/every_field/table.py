@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mental_r1_jax.config import ExperimentConfig
-from tests.every_field import predictions, probes, programs, verbs
+from tests.every_field import adapters, predictions, probes, programs, verbs
 from tests.every_field.kept import run_kept
 from tests.every_field.lab import Lab
 
@@ -96,6 +96,9 @@ READERS = (probes.posts, probes.traces, verbs.evaluated_posts, verbs.verified_pr
 COUNTING = (probes.number_of_steps, probes.steps_of_the_plan)
 # Parts that lay out devices.
 MESHES = (probes.mesh, probes.mesh_of_cold_start, programs.evaluation_mesh)
+# Low-rank adapters, and what is compiled otherwise with them.
+LORA = {"model.lora.rank": 2}
+ADAPTED = (programs.training_sampler, probes.cold_start_update)
 MINE = "data.custom_sets.Calm"
 # A set with a third label, so that one wrong answer may be nearer than another.
 DEGREES = {f"{MINE}.labels": ["No", "Yes", "Often"], f"{MINE}.ordered": True}
@@ -131,6 +134,12 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
         programs.validation_entropies,
         programs.evaluation_entropies,
         probes.cold_start_update,
+    ),
+    "model.lora.rank": everywhere(3, *ADAPTED, given=LORA),
+    "model.lora.alpha": everywhere(64.0, *ADAPTED, given=LORA),
+    "model.lora.targets": everywhere(["q_proj"], *ADAPTED, given=LORA),
+    "model.lora.base": Field(
+        "{shared}/other", adapters.base_of_start_model, {**LORA, "model.path": "{tmp}/peft"}
     ),
     "data.root": everywhere("{shared}/other_posts", *READERS, verbs.reported),
     "data.sets": everywhere(
@@ -321,6 +330,7 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
     "evaluate.include_text": Field(True, predictions.evaluated),
     "export.checkpoint": Field("latest", probes.exported_weights),
     "export.output_dir": Field("{tmp}/released", probes.exported),
+    "export.format": Field("peft", adapters.released_adapters, LORA),
     "export.dtype": Field("float32", probes.exported_weights),
     "export.max_shard_megabytes": Field(1, probes.exported_weights),
     "export.verify": Field(True, probes.exported),
