@@ -179,9 +179,11 @@ def one_step(
     start = time.perf_counter()
     prompts = random_prompts(run, step)
     seed = as_word(config.run.seed)
-    completions = programs.sample(state.params, prompts, seed, as_word(step))
+    completions = programs.sample(state.weights, prompts, seed, as_word(step))
     traces = traces_of(prompts, completions)
-    of_reference = None if reference is None else programs.score(reference, traces)
+    of_reference = None
+    if reference is not None:
+        of_reference = programs.score(state.beside_frozen(reference), traces)
     jax.block_until_ready(completions)
     sampled = time.perf_counter()
     groups = score_completions(run.model.tokenizer, posts, completions, run.functions, run.reader)

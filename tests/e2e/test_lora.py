@@ -17,6 +17,7 @@ from mental_r1_jax.errors import UserError
 from mental_r1_jax.jobs import evaluate, export, sft, train
 from mental_r1_jax.runs import training_run
 from mental_r1_jax.training.checkpoint import open_checkpoints
+from mental_r1_jax.training.metrics import read_metrics
 from tests.e2e.test_resume import CALLS_A_STEP, run_until
 
 LORA = {"rank": 4, "alpha": 8, "targets": ["q_proj", "v_proj", "down_proj"]}
@@ -72,7 +73,7 @@ def test_from_a_cold_start_of_adapters_to_both_exports(recipe, tmp_path, monkeyp
     )
     train.run(config)
     jax.tree.map(np.testing.assert_array_equal, references[0], of_cold_start)
-    lines = [json.loads(line) for line in (tmp_path / "crpo/metrics.jsonl").open()]
+    lines = read_metrics(tmp_path / "crpo/metrics.jsonl")
     kl = [line["kl"] for line in lines if "kl" in line]
     assert abs(kl[0]) < 1e-5 < abs(kl[1])
     assert max(line.get("sampler_drift/max", 0) for line in lines) < 1e-4

@@ -233,7 +233,7 @@ def cold_start(lab: Lab, config: ExperimentConfig) -> dict[str, Any]:
     def four_steps(config: Any, model: Any, mesh: Any, optimizer: Any, count: int) -> Iterator[Any]:
         caught["optimizer"], caught["num_steps"] = trained_weights(optimizer), count
         yield SimpleNamespace(
-            state=SimpleNamespace(params=None),
+            state=SimpleNamespace(weights=None),
             position={},
             log=SimpleNamespace(
                 flush=lambda: 0.0,
