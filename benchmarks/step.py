@@ -96,7 +96,7 @@ def recipe(options: argparse.Namespace) -> ExperimentConfig:
                 "num_generations": options.group,
                 "max_prompt_length": options.prompt_len,
                 "max_completion_length": options.completion_len,
-                "temperature": 1.0,
+                "temperature": options.temperature,
                 "top_p": options.top_p,
                 "first_cache_length": options.first_cache_length,
                 "halvings": options.halvings,
@@ -342,7 +342,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--completion-len", type=int, default=256, help="C, tokens")
     parser.add_argument("--mean-length", type=float, help="geometric completion lengths, tokens")
     parser.add_argument("--kl-coef", type=float, default=0.01, help="0: no reference policy")
-    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus share")
+    parser.add_argument("--temperature", type=float, default=0.85, help="of sampling")
+    parser.add_argument("--top-p", type=float, default=0.95, help="nucleus share")
     parser.add_argument("--steps", type=int, default=8, help="measured steps, after the first")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--remat", default="layers", choices=("layers", "elementwise", "none"))

@@ -77,8 +77,8 @@ def make_trainer(options: argparse.Namespace, steps: list[float]) -> Any:
         num_generations=options.group,
         max_completion_length=options.completion_len,
         generation_kwargs={"min_new_tokens": options.completion_len},
-        temperature=1.0,
-        top_p=1.0,
+        temperature=options.temperature,
+        top_p=options.top_p,
         top_k=0,
         beta=options.kl_coef,
         gradient_checkpointing=options.checkpointing,
@@ -139,6 +139,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompt-len", type=int, default=384)
     parser.add_argument("--completion-len", type=int, default=256)
     parser.add_argument("--kl-coef", type=float, default=0.01)
+    parser.add_argument("--temperature", type=float, default=0.85)
+    parser.add_argument("--top-p", type=float, default=0.95)
     parser.add_argument("--steps", type=int, default=8, help="measured steps, after the first")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--rows-at-once", type=int, default=0, help="0: all completions")

@@ -1,19 +1,17 @@
 """Drawing one token from logits: temperature, top-k, top-p, one uniform number a token.
 
-The truncation thresholds are found by bisection on the bits of the probabilities instead of a sort:
-non-negative floats order like their bit patterns, so 31 halvings give the exact threshold.
+The threshold of top-p is found by `nucleus.py` in a few passes over the vocabulary, without a sort.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
+
+from mental_r1_jax.rollout.nucleus import nucleus_threshold
 
 _BLOCK = 128
-_BITS_OF_ONE = 0x3F800000  # bit pattern of 1.0, the largest probability
 
 
 def sample_token(
@@ -37,16 +35,29 @@ def sample_token(
     """
     logprobs = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature, axis=-1)
     probs = jnp.exp(logprobs)
-    if top_k is not None and top_k < logits.shape[-1]:
-        probs = _keep(probs, lambda kept: kept.sum(axis=-1) >= top_k)
-    if top_p < 1.0:
-        wanted = top_p * probs.sum(axis=-1)
-        probs = _keep(probs, lambda kept: jnp.where(kept, probs, 0.0).sum(axis=-1) >= wanted)
-    ids = _invert_cumulative(probs, uniform)
+    probs = truncate(probs, top_p=top_p, top_k=top_k)
+    ids, kept_mass = _invert_cumulative(probs, uniform)
     decode_logprobs = _pick(logprobs, ids)
-    truncated = top_p < 1.0 or top_k is not None
-    kept_mass = probs.sum(axis=-1) if truncated else jnp.ones_like(uniform)
+    if top_p >= 1.0 and top_k is None:
+        kept_mass = jnp.ones_like(uniform)
     return ids, decode_logprobs - jnp.log(kept_mass), decode_logprobs
+
+
+def truncate(
+    probs: Float[jax.Array, "B G V"], *, top_p: float, top_k: int | None
+) -> Float[jax.Array, "B G V"]:
+    """Zero all but the `top_k` likeliest tokens, then all but the nucleus of what is left."""
+    if top_k is not None and top_k < probs.shape[-1]:
+        # Where the places are not used, XLA makes a full sort of it on CPU; the barrier keeps them.
+        likeliest, _ = jax.lax.optimization_barrier(jax.lax.top_k(probs, top_k))
+        probs = jnp.where(probs >= likeliest[..., -1:], probs, 0.0)
+    if top_p < 1.0:
+        # The barriers keep XLA from computing the exponentials again in every pass that reads them.
+        probs = jax.lax.optimization_barrier(probs)
+        threshold, _ = nucleus_threshold(probs, top_p)
+        kept = jnp.where(probs >= threshold[..., None], probs, 0.0)
+        probs = jax.lax.optimization_barrier(kept)
+    return probs
 
 
 def greedy_token(
@@ -66,29 +77,10 @@ def _pick(values: Float[jax.Array, "B G V"], ids: Int[jax.Array, "B G"]) -> Floa
     return jnp.take_along_axis(values, ids[..., None], axis=-1)[..., 0]
 
 
-def _keep(
-    probs: Float[jax.Array, "B G V"],
-    enough: Callable[[Bool[jax.Array, "B G V"]], Bool[jax.Array, "B G"]],
-) -> Float[jax.Array, "B G V"]:
-    """Zero all but the likeliest tokens: the smallest such set for which `enough` holds."""
-    bits = jax.lax.bitcast_convert_type(probs, jnp.int32)
-
-    def halve(_: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds  # `enough` holds at `low` and fails at `high`
-        middle = low + (high - low) // 2
-        holds = enough(bits >= middle[..., None])
-        return jnp.where(holds, middle, low), jnp.where(holds, high, middle)
-
-    low = jnp.zeros(probs.shape[:-1], jnp.int32)
-    high = jnp.full(probs.shape[:-1], _BITS_OF_ONE + 2, jnp.int32)
-    threshold, _ = jax.lax.fori_loop(0, 31, halve, (low, high))
-    return jnp.where(bits >= threshold[..., None], probs, 0.0)
-
-
 def _invert_cumulative(
     probs: Float[jax.Array, "B G V"], uniform: Float[jax.Array, "B G"]
-) -> Int[jax.Array, "B G"]:
-    """First token whose cumulative weight exceeds `uniform` times the total.
+) -> tuple[Int[jax.Array, "B G"], Float[jax.Array, "B G"]]:
+    """First token whose cumulative weight exceeds `uniform` times the total, and that total.
 
     Two levels, blocks and tokens inside one block, so that no cumulative sum over V is made.
     """
@@ -100,7 +92,7 @@ def _invert_cumulative(
     inside = jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :]
     before = jnp.where(block > 0, _pick(block_ends, jnp.maximum(block - 1, 0)), 0.0)
     token = _first_above(before[..., None] + jnp.cumsum(inside, axis=-1), target)
-    return block * _BLOCK + token
+    return block * _BLOCK + token, block_ends[..., -1]
 
 
 def _first_above(

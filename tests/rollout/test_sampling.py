@@ -75,13 +75,7 @@ def test_truncation_keeps_what_an_explicit_sort_keeps(top_p, top_k, ties):
     logits = random_logits(0, ties)
     logprobs = jax.nn.log_softmax(jnp.asarray(logits), axis=-1)
     probs = jnp.exp(logprobs)[None]
-    kept = probs
-    if top_k is not None:
-        kept = sampling._keep(kept, lambda bits: bits.sum(-1) >= top_k)
-    if top_p < 1:
-        wanted = top_p * kept.sum(-1)
-        before = kept
-        kept = sampling._keep(before, lambda bits: jnp.where(bits, before, 0).sum(-1) >= wanted)
+    kept = sampling.truncate(probs, top_p=top_p, top_k=top_k)
     for row, left in zip(np.asarray(probs)[0], np.asarray(kept)[0], strict=True):
         admissible = kept_by_sorting(row.astype(np.float64), top_p, top_k)
         assert set(np.flatnonzero(left).tolist()) in admissible
