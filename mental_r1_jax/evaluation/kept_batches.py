@@ -1,8 +1,9 @@
 """Finished batches of an evaluation that is not done, so that an interrupted one can go on.
 
 A batch is kept in the folder of the report, in `unfinished/KEY.json` (mode 0600), until the report
-is written. The key is a digest of everything that its predictions depend on: weights, recipe, prompts
-and labels. What was kept for other weights or other posts has another name, and is never found.
+is written. The key is a digest of everything that its predictions depend on: weights, recipe,
+prompts and labels. What was kept for other weights or other posts has another name, and is never
+found.
 """
 
 from __future__ import annotations
