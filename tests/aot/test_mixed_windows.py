@@ -20,7 +20,8 @@ PROMPT, GROUP, LENGTH = 363, 3, 61
 MIXED = dataclasses.replace(
     CONFIG, num_layers=4, compute_dtype="bfloat16", sliding_windows=(None, None, 64, 64)
 )
-# Gemma 3 in small, with Gemma 2's softcap: (1 local + 1 global) x 2 + 1 local, so a pattern of two and a rest of one.
+# Gemma 3 in small, with Gemma 2's softcap: (1 local + 1 global) x 2 + 1 local are a pattern of two,
+# and a rest of one.
 GEMMA = dataclasses.replace(
     MIXED,
     **{"num_layers": 5, "num_kv_heads": 1, "head_dim": 256, "qk_norm": True, "norm_offset": 1.0},
