@@ -144,7 +144,8 @@ def test_an_impossible_output_is_refused_before_any_work(
 ) -> None:
     job = importlib.import_module(f"mental_r1_jax.jobs.{verb}")
     # What reads the model and the data is not there to be called.
-    monkeypatch.setattr(job, "open_training_run" if verb == "train" else "open_model", None)
+    opens = {"train": "open_training_run", "sft": "open_start_model"}.get(verb, "open_model")
+    monkeypatch.setattr(job, opens, None)
     path = PATHS[kind](tmp_path)
     key = f"{verb}.output_dir" if verb in ("evaluate", "export") else "run.output_dir"
     before = sorted(tmp_path.iterdir())
