@@ -41,18 +41,24 @@ def in_own_process(function: Callable[..., Plan], *arguments: Any) -> Plan:
     Raises:
         UserError: the function's own, or the process died.
     """
-    os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    settings = {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ |= settings  # which the new process takes over
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as pool:
-        try:
+    try:
+        with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as pool:
             return pool.submit(function, *arguments).result()
-        except BrokenProcessPool as error:
-            raise UserError(
-                what="the TPU compiler crashed",
-                expected="a program, or a reason why there is none",
-                got="the compiling process ended by itself; its last words stand above",
-                remedy="try another mesh (mental-r1 plan --sweep) or another version of jax[tpu]",
-            ) from error
+    except BrokenProcessPool as error:
+        raise UserError(
+            what="the TPU compiler crashed",
+            expected="a program, or a reason why there is none",
+            got="the compiling process ended by itself; its last words stand above",
+            remedy="try another mesh (mental-r1 plan --sweep) or another version of jax[tpu]",
+        ) from error
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            os.environ |= {} if value is None else {name: value}
 
 
 def make_plan(

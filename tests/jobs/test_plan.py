@@ -151,6 +151,15 @@ def test_a_crash_of_the_compiler_ends_in_a_message() -> None:
         in_own_process(os._exit, 66)
 
 
+def test_settings_of_the_process_stay_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JAX_ENABLE_COMPILATION_CACHE", raising=False)
+    monkeypatch.setenv("JAX_PLATFORMS", "other")
+    before = dict(os.environ)
+    assert in_own_process(os.getenv, "JAX_ENABLE_COMPILATION_CACHE") == "false"
+    assert in_own_process(os.getenv, "JAX_PLATFORMS") == "cpu"
+    assert dict(os.environ) == before
+
+
 def test_an_error_of_the_user_comes_back_from_the_process() -> None:
     with pytest.raises(UserError, match="cannot read the topology 'v9'"):
         in_own_process(parse_topology, "v9")
