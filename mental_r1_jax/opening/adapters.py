@@ -35,7 +35,7 @@ class BaseSource:
         folder: configuration and tokenizer; weights, too, unless `run_folder` holds them.
         run_folder: the run whose checkpoint holds the weights, or None.
         step: of that checkpoint.
-        fingerprint: of the files of the weights, see `fingerprint`.
+        fingerprint: of the files of the weights, see `files_fingerprint`.
     """
 
     name: str
@@ -71,7 +71,7 @@ def open_base(name: str, step: int | None = None) -> BaseSource:
         )
     if run_folder is None:
         files: list[Path] = sorted(folder.glob("*.safetensors"))
-        return BaseSource(name, folder, None, None, fingerprint(files))
+        return BaseSource(name, folder, None, None, files_fingerprint(files))
     checkpoints = run_folder / "checkpoints"
     if step is None:
         there = checkpoints.iterdir() if checkpoints.is_dir() else ()
@@ -85,10 +85,10 @@ def open_base(name: str, step: int | None = None) -> BaseSource:
             got="none",
             remedy="keep this checkpoint as long as adapters belong to it, or export it first",
         )
-    return BaseSource(name, folder, run_folder, step, fingerprint(files))
+    return BaseSource(name, folder, run_folder, step, files_fingerprint(files))
 
 
-def fingerprint(files: Iterable[Path]) -> str:
+def files_fingerprint(files: Iterable[Path]) -> str:
     """SHA-256 over name, size, beginning and evenly spaced parts of every file.
 
     Training changes nearly every number, so parts are enough to tell models apart, and take no

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -16,8 +15,8 @@ from mental_r1_jax.models.layer import _project
 from mental_r1_jax.models.lora import adapter_rows
 from mental_r1_jax.models.peft_format import TARGETS
 from mental_r1_jax.sharding import make_mesh, param_shardings
-from mental_r1_jax.types import Batch
 from tests.tiny_decoder import CONFIG, random_batch, random_params
+from tests.training.updates import full_logits
 
 ADAPTED = dataclasses.replace(CONFIG, lora=Lora(rank=3, alpha=6.0, targets=TARGETS))
 
@@ -26,19 +25,6 @@ def random_adapters(config: DecoderConfig = ADAPTED, seed: int = 5) -> Any:
     rng = np.random.default_rng(seed)
     draw = lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape, "f4"))  # noqa: E731
     return jax.tree.map(draw, decoder.abstract_adapters(config))
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def logits(params: Any, config: DecoderConfig, batch: Batch) -> jax.Array:
-    hidden = decoder.forward(
-        params,
-        config,
-        batch.prompt_ids,
-        batch.prompt_mask,
-        batch.completion_ids,
-        batch.completion_mask,
-    )
-    return decoder.unembed(params, config, hidden)
 
 
 def test_rows_are_derived_from_the_rows_of_their_targets():
@@ -88,7 +74,9 @@ def test_fresh_adapters_change_no_bit():
     query = np.asarray(fresh["layers"]["query"]["lora_a"])
     assert 0.5 < query.std() * np.sqrt(CONFIG.hidden_size) < 1.5
     adapted = decoder.join_weights(base, fresh)
-    np.testing.assert_array_equal(logits(adapted, ADAPTED, batch), logits(base, CONFIG, batch))
+    np.testing.assert_array_equal(
+        full_logits(adapted, batch, ADAPTED), full_logits(base, batch, CONFIG)
+    )
     decoded, wanted = (
         decoder.decoding_params(weights, config)
         for weights, config in ((adapted, ADAPTED), (base, CONFIG))
@@ -101,9 +89,9 @@ def test_merged_and_unmerged_logits_agree():
     adapted = decoder.join_weights(base, random_adapters())
     merged = decoder.merge_adapters(adapted, ADAPTED)
     assert jax.tree.structure(merged) == jax.tree.structure(base)
-    ours, theirs = logits(adapted, ADAPTED, batch), logits(merged, CONFIG, batch)
+    ours, theirs = full_logits(adapted, batch, ADAPTED), full_logits(merged, batch, CONFIG)
     scale = float(jnp.abs(ours).max())
-    assert float(jnp.abs(ours - logits(base, CONFIG, batch)).max()) > 0.1 * scale
+    assert float(jnp.abs(ours - full_logits(base, batch, CONFIG)).max()) > 0.1 * scale
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * max(1.0, scale))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import typing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +15,11 @@ import numpy as np
 import optax
 import pytest
 
-from mental_r1_jax.config import CrpoConfig, ExperimentConfig
+from mental_r1_jax.config import CrpoConfig, ExperimentConfig, LoraTarget
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.models import peft_format
 from mental_r1_jax.models.tiny import make_tiny_model
-from mental_r1_jax.opening.adapters import fingerprint
+from mental_r1_jax.opening.adapters import files_fingerprint
 from mental_r1_jax.opening.model_source import (
     check_base_model,
     load_weights,
@@ -206,15 +207,19 @@ def test_a_restored_state_has_adapters_alone_until_the_base_is_read(places: Path
     assert set(restored[1].params) == {"layers"}
 
 
+def test_recipes_and_peft_folders_know_the_same_targets() -> None:
+    assert typing.get_args(LoraTarget) == peft_format.TARGETS
+
+
 def test_the_fingerprint_sees_every_file_and_changes_anywhere(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     files = [tmp_path / "a", tmp_path / "b"]
     for file in files:
         file.write_bytes(rng.bytes(3_000_000))
-    whole = fingerprint(files)
-    assert whole == fingerprint(files) and whole != fingerprint(files[:1])
+    whole = files_fingerprint(files)
+    assert whole == files_fingerprint(files) and whole != files_fingerprint(files[:1])
     # Another training changes every number; a tenth of a file is as good as all of it.
     content = bytearray(files[1].read_bytes())
     content[1_500_000:1_800_000] = rng.bytes(300_000)
     files[1].write_bytes(content)
-    assert fingerprint(files) != whole
+    assert files_fingerprint(files) != whole

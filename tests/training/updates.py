@@ -98,18 +98,20 @@ def assert_equal(tree: Any, other: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, tree, other)
 
 
-@jax.jit
-def full_logits(params: Any, batch: Batch | TraceBatch) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="config")
+def full_logits(
+    params: Any, batch: Batch | TraceBatch, config: decoder.DecoderConfig = CONFIG
+) -> jax.Array:
     """Logits over the whole vocabulary; transformers agrees with them, see parity/."""
     hidden = decoder.forward(
         params,
-        CONFIG,
+        config,
         batch.prompt_ids,
         batch.prompt_mask,
         batch.completion_ids,
         batch.completion_mask,
     )
-    return decoder.unembed(params, CONFIG, hidden)
+    return decoder.unembed(params, config, hidden)
 
 
 def numpy_entropies(params: Any, batch: Batch) -> np.ndarray:
