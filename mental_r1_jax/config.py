@@ -1,7 +1,7 @@
 """The whole configuration: frozen sections, validated before anything is compiled or downloaded.
 
 A recipe is a YAML file with one mapping a section; `recipe.py` reads it into an `ExperimentConfig`.
-The section `crpo` is in `objective.py`.
+The section `crpo` is in `objective.py`, `data` in `data_section.py`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from mental_r1_jax.data_section import CustomSet as CustomSet  # for those that read it from here
+from mental_r1_jax.data_section import DataConfig
 from mental_r1_jax.objective import STAGE_NAMES as STAGE_NAMES  # for those that read it from here
 from mental_r1_jax.objective import CrpoConfig
 from mental_r1_jax.section import Fraction, Section
@@ -67,55 +69,6 @@ class ModelConfig(Section):
     remat: Literal["layers", "elementwise", "none"] = "layers"
     logprob_chunk_size: PositiveInt = 512
     lora: LoraConfig | None = None
-
-
-class CustomSet(Section):
-    """A user's own data set: a folder `root/NAME` in the paper's CSV layout.
-
-    Attributes:
-        labels: every label, exactly as the `label` column spells it.
-        question: the user turn before the post, for sets without a `mental_prompt` column.
-        asks_for: what the set is about, for tables and the model card.
-        validation_file: whether the validation split is `val_clean.csv` or `dev_clean.csv`.
-        ordered: whether the labels are degrees of one thing, listed mildest first.
-    """
-
-    labels: Annotated[tuple[str, ...], Field(min_length=2)]
-    question: str | None = None
-    asks_for: str = ""
-    validation_file: Literal["val", "dev"] = "val"
-    ordered: bool = False
-
-
-class DataConfig(Section):
-    """Which labelled posts to train and evaluate on.
-
-    Attributes:
-        root: folder with one sub-folder a set; null means the embedded synthetic posts.
-        sets: names of the sets to mix.
-        custom_sets: specifications of sets that are not among the paper's eight.
-        tfds_dir: where built TensorFlow Datasets live; null means the user's cache folder.
-        on_duplicate: what to do with a text that occurs again, inside or across splits.
-        absurd_post_chars: longer posts are reported as a warning.
-        limit_per_set: use so many training posts of each set, evenly spaced; null means all.
-        label_noise: share of training posts whose label is drawn at random from the set's labels,
-            for rewards and template traces alike; held-out posts keep theirs.
-    """
-
-    root: Path | None = None
-    sets: Annotated[tuple[str, ...], Field(min_length=1)]
-    custom_sets: dict[str, CustomSet] = {}
-    tfds_dir: Path | None = None
-    on_duplicate: Literal["keep", "drop"] = "keep"
-    absurd_post_chars: PositiveInt = 20_000
-    limit_per_set: PositiveInt | None = None
-    label_noise: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-
-    @pydantic.model_validator(mode="after")
-    def _distinct_sets(self) -> DataConfig:
-        if len(set(self.sets)) != len(self.sets):
-            raise ValueError(f"every set may be named once, got sets={list(self.sets)}")
-        return self
 
 
 class RolloutConfig(Section):
