@@ -38,6 +38,12 @@ test: $(VENV)/.installed-test  ## the test suite, without tests marked slow
 test-slow: $(VENV)/.installed-test  ## tests marked slow only
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
+# llama-cpp-python is compiled on the spot, which takes a quarter of an hour.
+.PHONY: check-gguf
+check-gguf: $(VENV)/.installed-test  ## a GGUF file says in llama.cpp what the model says here
+	$(BIN)/python -m pip install -q llama-cpp-python
+	$(BIN)/python -m pytest -q tests/release/test_gguf_llama_cpp.py $(ARGS)
+
 # For the whole hour: make chaos, or shorter: make CHAOS_SECONDS=600 chaos
 CHAOS_SECONDS := 3600
 .PHONY: chaos

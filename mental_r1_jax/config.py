@@ -231,6 +231,8 @@ class ExportConfig(Section):
         format: of a run with adapters: `merged` into its weights, or a `peft` folder of their own.
         dtype: dtype of the written weights.
         max_shard_megabytes: size at which a new safetensors file starts.
+        gguf: write `model-PRECISION.gguf` for llama.cpp, Ollama and LM Studio as well, as `f16` or
+            with 8 bits a weight (`q8_0`); null writes none.
         verify: reload with transformers and compare logits and greedy text (needs torch).
     """
 
@@ -239,7 +241,17 @@ class ExportConfig(Section):
     format: Literal["merged", "peft"] = "merged"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     max_shard_megabytes: PositiveInt = 4000
+    gguf: Literal["f16", "q8_0"] | None = None
     verify: bool = False
+
+    @pydantic.model_validator(mode="after")
+    def _gguf_holds_a_whole_model(self) -> ExportConfig:
+        if self.gguf is not None and self.format == "peft":
+            raise ValueError(
+                "export.gguf is a file of the whole model, and export.format=peft writes adapters "
+                "only; set export.format=merged"
+            )
+        return self
 
 
 class MeshConfig(Section):

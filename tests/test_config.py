@@ -115,6 +115,7 @@ BAD_VALUES = [
     ("export.checkpoint", "-1"),
     ("export.dtype", "float16"),
     ("export.max_shard_megabytes", "0"),
+    ("export.gguf", "q4_k_m"),
     ("mesh.data", "0"),
     ("mesh.fsdp", "0"),
     ("mesh.tensor", "-2"),

@@ -6,9 +6,11 @@ import dataclasses
 from pathlib import Path
 
 from mental_r1_jax.config import ExperimentConfig
+from mental_r1_jax.models.decoder import merge_adapters
 from mental_r1_jax.opening.devices import open_mesh
 from mental_r1_jax.opening.model_source import load_weights, open_model
 from mental_r1_jax.private_files import check_writable
+from mental_r1_jax.release.gguf_file import check_gguf, write_gguf
 from mental_r1_jax.release.hf_folder import (
     check_format,
     check_target,
@@ -32,12 +34,17 @@ def run(config: ExperimentConfig, *, verify: bool = False) -> Path:
         check_writable(folder)
     model = open_model(str(run_folder), config)
     check_format(model, config)
+    if config.export.gguf:
+        check_gguf(model)  # before weights are read
     # Adapters are merged into a float32 base: what is rounded, is rounded once.
     exact = dataclasses.replace(model.decoder, compute_dtype="float32")
     model = dataclasses.replace(model, decoder=exact)
     mesh = open_mesh(config, rows={}, model=model.decoder)
     params = load_weights(model, mesh, which=config.export.checkpoint)
     staging = write_beside(target, params, model, config)
+    if config.export.gguf:
+        file = staging / f"model-{config.export.gguf}.gguf"
+        write_gguf(file, merge_adapters(params, model.decoder), model, config.export.gguf)
     if verify or config.export.verify:
         # Imported here, because it needs the sampler and torch, which an export does not.
         from mental_r1_jax.release.verify import verify_export

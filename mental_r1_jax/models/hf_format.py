@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,6 +185,17 @@ def save_params(
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def hf_tensors(params: PyTree, config: DecoderConfig) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor of a Hugging Face folder by name, float32, one at a time on the host."""
+    for tensor in _tensors(config):
+        yield tensor.hf, _fetch(params, tensor, np.dtype(np.float32))
+
+
+def hf_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a Hugging Face folder, in the order of `hf_tensors`."""
+    return {tensor.hf: tensor.hf_shape for tensor in _tensors(config)}
 
 
 def _tensors(config: DecoderConfig) -> list[_Tensor]:

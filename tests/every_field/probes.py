@@ -294,6 +294,18 @@ def exported_weights(lab: Lab, config: ExperimentConfig) -> Any:
     return {name: content for name, content in files.items() if name.endswith(".safetensors")}
 
 
+def exported_gguf(lab: Lab, config: ExperimentConfig) -> Any:
+    """Which file for llama.cpp is written; the tokenizer here is none that llama.cpp knows."""
+    written: list[Any] = []
+    lab.patch.setattr(export, "check_gguf", lambda model: None)
+    lab.patch.setattr(
+        export, "write_gguf", lambda file, params, model, kind: written.append((file.name, kind))
+    )
+    lab.run_folder()
+    export.run(config)
+    return written
+
+
 def program_cache(lab: Lab, config: ExperimentConfig) -> Any:
     """JAX's settings after the command line has read the recipe."""
     settings: dict[str, Any] = {"jax_compilation_cache_dir": None}

@@ -333,6 +333,7 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
     "export.format": Field("peft", adapters.released_adapters, LORA),
     "export.dtype": Field("float32", probes.exported_weights),
     "export.max_shard_megabytes": Field(1, probes.exported_weights),
+    "export.gguf": Field("f16", probes.exported_gguf),
     "export.verify": Field(True, probes.exported),
     "mesh.data": everywhere(4, *MESHES),  # eight devices: leaves some over, which is refused
     "mesh.fsdp": everywhere(4, *MESHES),

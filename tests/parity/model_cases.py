@@ -161,14 +161,20 @@ GROUP, COMPLETION_LENGTH = 2, 8
 
 def make_hf_model(case: Case) -> Any:
     """Make the transformers model in float32, with weights from a fixed seed."""
-    config = transformers.AutoConfig.for_model(case.family, **{**BASE, **case.fields})
+    return make_weights(transformers.AutoConfig.for_model(case.family, **{**BASE, **case.fields}))
+
+
+def make_weights(config: Any) -> Any:
+    """Make a model of this config, float32, in which every part matters."""
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     rng = np.random.default_rng(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             values = rng.standard_normal(tuple(parameter.shape), dtype=np.float32)
             if "norm" in name:
-                values = 0.2 * values + ("gemma" not in case.family)  # Gemma's norms add the 1
+                values = 0.2 * values + (
+                    "gemma" not in config.model_type
+                )  # Gemma's norms add the 1
             elif parameter.ndim == 2 and "embed" not in name:
                 values = values / np.sqrt(parameter.shape[1], dtype=np.float32)
             else:
