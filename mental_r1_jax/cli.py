@@ -147,16 +147,23 @@ def quiet_writers() -> None:
     """Leave a failed checkpoint to its one error.
 
     Orbax raises it again in our thread. In its own threads it logs the same with a traceback, once
-    a tensor; and tensorstore reports the writes that were still under way to an event loop that is
-    closed by then, which Python prints.
+    a tensor; of several writes that failed asyncio logs all but the first; and tensorstore reports
+    those that were still under way to an event loop that is closed by then, which Python prints.
     """
-    logging.getLogger("absl").addFilter(_is_news)
+    # absl names whoever called it only where it has made its logger itself.
+    importlib.import_module("absl.logging")
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_is_news)
     sys.unraisablehook = _print_unraisable
 
 
 def _is_news(record: logging.LogRecord) -> bool:
     """Whether a record is more than what Orbax raises again."""
-    return "orbax" not in record.pathname or not record.exc_info
+    # asyncio does not know who has started a task, but names where it was defined.
+    of_orbax = "orbax" in record.pathname or (
+        record.name == "asyncio" and "orbax" in record.getMessage()
+    )
+    return not (of_orbax and record.exc_info)
 
 
 def _print_unraisable(found: Any) -> None:
