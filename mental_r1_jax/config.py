@@ -282,6 +282,11 @@ class RunConfig(Section):
         keep_checkpoints: newest checkpoints kept; the best by validation is kept as well.
         eval_every: steps between validations; 0 validates only at the end.
         eval_limit_per_set: validation posts of each set; null means all.
+        patience: end the run after so many validations in a row without a better weighted F1; null
+            makes all steps.
+        max_hours: hours that a session may last, from the opening of the run folder; it stops where
+            a further step, a validation, a checkpoint and an export would no longer fit, and the
+            next one goes on. null sets no limit.
         log_completions_every: steps between completion tables; 0 writes none.
         redact_completions: leave posts out of the completion files and the console.
         tensorboard: write event files.
@@ -300,12 +305,23 @@ class RunConfig(Section):
     keep_checkpoints: PositiveInt = 2
     eval_every: NonNegativeInt = 25
     eval_limit_per_set: PositiveInt | None = None
+    patience: PositiveInt | None = None
+    max_hours: PositiveFloat | None = None
     log_completions_every: NonNegativeInt = 10
     redact_completions: bool = True
     tensorboard: bool = True
     wandb_project: str | None = None
     compilation_cache: Path | Literal["auto"] | None = "auto"
     profile_steps: tuple[PositiveInt, ...] = ()
+
+    @pydantic.model_validator(mode="after")
+    def _patience_has_validations(self) -> RunConfig:
+        if self.patience is not None and self.eval_every == 0:
+            raise ValueError(
+                "run.patience counts validations and run.eval_every=0 makes none before the end; "
+                "set run.eval_every"
+            )
+        return self
 
 
 class ExperimentConfig(Section):

@@ -116,6 +116,8 @@ BAD_VALUES = [
     ("export.dtype", "float16"),
     ("export.max_shard_megabytes", "0"),
     ("export.gguf", "q4_k_m"),
+    ("run.patience", "0"),
+    ("run.max_hours", "0"),
     ("mesh.data", "0"),
     ("mesh.fsdp", "0"),
     ("mesh.tensor", "-2"),

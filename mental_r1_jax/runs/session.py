@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,7 @@ from mental_r1_jax.opening.model_source import (
 from mental_r1_jax.prediction.validation import Validator
 from mental_r1_jax.private_files import check_writable
 from mental_r1_jax.programs.step_programs import abstract_state
+from mental_r1_jax.runs.early_ends import OUT_OF_TIME_STATUS, EarlyEnds, scores_before
 from mental_r1_jax.runs.run_folder import (
     StopSignal,
     check_run_folder,
@@ -67,14 +70,18 @@ class Session:
     stop: StopSignal
     profiler: Profiler
     validator: Validator
+    ends: EarlyEnds
     stopping: bool = False
+    out_of_time: bool = False
+    _step_started: float = 0.0
 
     def steps(self) -> Iterator[int]:
-        """The numbers of the steps to do, until the last one or until a signal asks to stop."""
-        self.stopping = self.stop.reached(self.step)
+        """The numbers of the steps to do, until the last one, a signal, or an early end."""
+        self.stopping = self.stop.reached(self.step) or self.ends.stopped_rising()
         for step in range(self.step + 1, self.num_steps + 1):
             if self.stopping:
                 return
+            self._step_started = time.monotonic()
             yield step
 
     def traced(self, step: int) -> contextlib.AbstractContextManager[None]:
@@ -84,13 +91,22 @@ class Session:
     def validate(self, step: int, params: Any) -> float | None:
         """Mean weighted F1 (0 to 1) of `params` where `step` is due for a validation, else None.
 
-        Due are step 0, every `run.eval_every` steps, and the last one.
+        Due are step 0, every `run.eval_every` steps, and the last one; where the time is up, the
+        step just done is validated as well.
         """
-        every = self.config.run.eval_every
-        if step == self.num_steps > 0 or (every and step % every == 0):
-            self.log.flush()
-            return self.validator.validate(step, params)
-        return None
+        every, ends, started = self.config.run.eval_every, self.ends, time.monotonic()
+        if step > self.step:
+            ends.step_seconds = max(ends.step_seconds, started - self._step_started)
+            self.out_of_time = ends.time_is_up() and step < self.num_steps
+        due = step == self.num_steps > 0 or bool(every and step % every == 0)
+        if not due and not self.out_of_time:
+            return None
+        self.log.flush()
+        score = self.validator.validate(step, params)
+        ends.validation_seconds = max(ends.validation_seconds, time.monotonic() - started)
+        if due:
+            ends.scores[step] = score
+        return score
 
     def save(
         self, step: int, state: TrainState, position: Mapping[str, Any], score: float | None
@@ -104,11 +120,16 @@ class Session:
             score: of the validation after this step, None where there was none.
         """
         # Read once: a later signal is served after the next step, and that one is saved.
-        self.stopping = self.stop.reached(step)
+        asked = self.stop.reached(step)
+        self.stopping = asked or self.out_of_time or self.ends.stopped_rising()
         self.step = step
         if score is not None or self.stopping or step % self.config.run.save_every == 0:
             self.log.flush()
+            started = time.monotonic()
             checkpoint.save(self.checkpoints, step, state, position, score)
+            if self.config.run.max_hours is not None and self.ends.saving_seconds is None:
+                self.checkpoints.wait_until_finished()
+                self.ends.saving_seconds = time.monotonic() - started
 
 
 def check_output(config: ExperimentConfig) -> None:
@@ -157,7 +178,7 @@ def _resumed(
     crpo: CrpoConfig | None,
 ) -> Iterator[Session]:
     """`open_session` in a run folder that is open."""
-    folder = config.run.output_dir
+    folder, began = config.run.output_dir, time.monotonic()
     check_base_model(model, folder)
     if hosts.is_first():
         save_base_model(model, folder)
@@ -183,14 +204,26 @@ def _resumed(
             Profiler(folder, config.run.profile_steps) as profiler,
         ):
             validator = Validator(config, model, mesh, writers, progress)
-            run = (config, num_steps, log, progress, checkpoints, stop, profiler, validator)
+            ends = EarlyEnds(config.run, scores_before(folder, config.run, start[0]), began)
+            run = (config, num_steps, log, progress, checkpoints, stop, profiler, validator, ends)
             session = Session(start[0], start[1], start[2], *run)
             yield session
         checkpoints.wait_until_finished()
+    _end(session)
+
+
+def _end(session: Session) -> None:
+    """Say why a session has ended early, and end with the status that says so."""
+    stop, after = session.stop, f"after step {session.step}"
     if stop.requested:
-        done = f"stopped by {stop.number.name} after step {session.step}"
-        print(f"{done}; run the same command to resume")
-    exit_if_stopped(stop)
+        print(f"stopped by {stop.number.name} {after}; run the same command to resume")
+        exit_if_stopped(stop)
+    if session.ends.stopped_rising() and session.step < session.num_steps:
+        validations = f"{session.config.run.patience} validations"
+        print(f"ended {after}: weighted F1 has not risen for {validations}")
+    elif session.out_of_time:
+        print(f"stopped by run.max_hours {after}; run the same command to resume")
+        sys.exit(OUT_OF_TIME_STATUS)
 
 
 def _open_writers(folder: Path, config: ExperimentConfig, step: int) -> Writers:

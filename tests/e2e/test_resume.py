@@ -78,6 +78,12 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(recipe, tmp_path)
     run_until(config("whole"), train, None)
     run_until(config("parts"), train, CALLS_A_STEP + 5)  # in the middle of step 2
     assert everything(tmp_path / "parts")[0] == 2
+    # The next session has no time for more than a step, and validates what it has made.
+    short = config("parts")
+    short = short.model_copy(update={"run": short.run.model_copy(update={"max_hours": 1e-6})})
+    with pytest.raises(SystemExit) as stopped:
+        train.run(short)
+    assert stopped.value.code == 75 and everything(tmp_path / "parts")[0] == 3
     run_until(config("parts"), train, None)
 
     step, state, progress = everything(tmp_path / "whole")
@@ -95,6 +101,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(recipe, tmp_path)
     } == {3}
     lines, again = (comparable_metrics(tmp_path / name) for name in ("whole", "parts"))
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 4]
+    assert again.pop(3).keys() == lines[4].keys()  # the validation of the session that had no time
     assert_same_metrics(lines, again)
 
     files = [sorted((tmp_path / name / "completions").iterdir()) for name in ("whole", "parts")]

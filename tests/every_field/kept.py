@@ -45,9 +45,14 @@ def run_kept(lab: Lab, config: ExperimentConfig) -> Any:
     scores = {"weighted_f1": 0.5, "macro_f1": 0.5, "well_formed": 1.0}
     lab.patch.setattr(validation, "average_metrics", lambda by_set: scores)
     lab.patch.setitem(sys.modules, "wandb", SimpleNamespace(init=start))
-    train.train(run)
+    status: Any = 0
+    try:
+        train.train(run)
+    except SystemExit as ended:  # with `run.max_hours`
+        status = ended.code
     folder = config.run.output_dir
     steps = sorted(path.name for path in (folder / "checkpoints").iterdir())
     kinds = sorted(path.name for path in folder.iterdir())
     completions = sorted(path.name for path in folder.glob("completions/*"))
-    return str(folder.relative_to(lab.tmp)), steps, kinds, completions, validated, tracked
+    where = str(folder.relative_to(lab.tmp))
+    return where, status, steps, kinds, completions, validated, tracked

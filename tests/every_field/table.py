@@ -363,6 +363,8 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
     "run.keep_checkpoints": Field(1, run_kept, {"run.save_every": 1}),
     "run.eval_every": Field(2, run_kept),
     "run.eval_limit_per_set": Field(3, run_kept),
+    "run.patience": Field(1, run_kept, {"run.eval_every": 1}),
+    "run.max_hours": Field(1e-9, run_kept),
     "run.log_completions_every": Field(1, probes.completion_files),
     "run.redact_completions": Field(
         False, probes.completion_files, {"run.log_completions_every": 1}
