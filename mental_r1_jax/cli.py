@@ -15,6 +15,7 @@ import importlib
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -159,11 +160,12 @@ def quiet_writers() -> None:
 
 def _is_news(record: logging.LogRecord) -> bool:
     """Whether a record is more than what Orbax raises again."""
-    # asyncio does not know who has started a task, but names where it was defined.
-    of_orbax = "orbax" in record.pathname or (
-        record.name == "asyncio" and "orbax" in record.getMessage()
-    )
-    return not (of_orbax and record.exc_info)
+    if not record.exc_info:
+        return True
+    # asyncio does not know who has started a task, but the traceback comes from there.
+    frames = traceback.walk_tb(record.exc_info[2])
+    files = [record.pathname, *(frame.f_code.co_filename for frame, _ in frames)]
+    return not any("orbax" in file for file in files)
 
 
 def _print_unraisable(found: Any) -> None:

@@ -291,6 +291,7 @@ class RunConfig(Section):
         redact_completions: leave posts out of the completion files and the console.
         tensorboard: write event files.
         wandb_project: Weights & Biases project; null sends nothing anywhere.
+        trackio_project: Trackio project, kept on this machine; null keeps none.
         compilation_cache: folder of compiled programs, which later runs start faster with; `auto`
             is one in the user's cache folder, null keeps none.
         profile_steps: steps (from 1) whose profiler traces go to `profile/` in the run folder.
@@ -311,6 +312,7 @@ class RunConfig(Section):
     redact_completions: bool = True
     tensorboard: bool = True
     wandb_project: str | None = None
+    trackio_project: str | None = None
     compilation_cache: Path | Literal["auto"] | None = "auto"
     profile_steps: tuple[PositiveInt, ...] = ()
 

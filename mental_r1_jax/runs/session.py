@@ -235,5 +235,6 @@ def _open_writers(folder: Path, config: ExperimentConfig, step: int) -> Writers:
         folder,
         tensorboard=config.run.tensorboard,
         wandb_project=config.run.wandb_project,
+        trackio_project=config.run.trackio_project,
         config=config.model_dump(mode="json"),
     )

@@ -109,18 +109,10 @@ class WandbWriter:
         try:
             import wandb
         except ImportError:
-            raise UserError(
-                what="run.wandb_project is set but Weights & Biases is not installed",
-                expected="the package `wandb`",
-                got="no such package in this environment",
-                remedy="pip install 'mental-r1-jax[wandb]', or set run.wandb_project=null",
-            ) from None
-        id_file = folder / "wandb_id.txt"
-        if not id_file.exists():
-            id_file.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
+            raise _not_installed("wandb", "Weights & Biases") from None
         self._run = wandb.init(
             project=project,
-            id=id_file.read_text(encoding="utf-8").strip(),
+            id=_kept_id(folder / "wandb_id.txt"),
             resume="allow",
             dir=str(folder),
             config=dict(config),
@@ -135,7 +127,59 @@ class WandbWriter:
         self._run.finish()
 
 
-MetricsWriter = JsonlWriter | TensorboardWriter | WandbWriter
+class TrackioWriter:
+    """Hands metrics and the config to Trackio, on this machine unless its variables say otherwise.
+
+    A resumed run continues the same curve; Trackio keeps what the steps after the checkpoint had
+    said before, beside what they say now.
+    """
+
+    def __init__(self, folder: Path, *, project: str, config: Mapping[str, Any]) -> None:
+        """Start the run, or go on with the one whose name `folder` keeps.
+
+        Raises:
+            UserError: the package is missing.
+        """
+        try:
+            import trackio
+        except ImportError:
+            raise _not_installed("trackio", "Trackio") from None
+        self._run = trackio.init(
+            project=project,
+            name=_kept_id(folder / "trackio_name.txt"),
+            resume="allow",
+            config=dict(config),
+            embed=False,
+            auto_log_gpu=False,
+            auto_log_cpu=False,
+        )
+
+    def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
+        """Log the metrics of one step."""
+        self._run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()
+
+
+def _not_installed(package: str, name: str) -> UserError:
+    return UserError(
+        what=f"run.{package}_project is set but {name} is not installed",
+        expected=f"the package `{package}`",
+        got="no such package in this environment",
+        remedy=f"pip install 'mental-r1-jax[{package}]', or set run.{package}_project=null",
+    )
+
+
+def _kept_id(file: Path) -> str:
+    """The id in `file`; a new one is drawn and kept where there is none."""
+    if not file.exists():
+        file.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
+    return file.read_text(encoding="utf-8").strip()
+
+
+MetricsWriter = JsonlWriter | TensorboardWriter | WandbWriter | TrackioWriter
 
 
 class Writers(contextlib.ExitStack):
@@ -155,23 +199,35 @@ class Writers(contextlib.ExitStack):
 
 
 def open_writers(
-    folder: Path, *, tensorboard: bool, wandb_project: str | None, config: Mapping[str, Any]
+    folder: Path,
+    *,
+    tensorboard: bool,
+    config: Mapping[str, Any],
+    wandb_project: str | None = None,
+    trackio_project: str | None = None,
 ) -> Writers:
     """Open `folder/metrics.jsonl` and the optional trackers.
 
     To resume at a step, call `truncate_after(folder / METRICS_FILE, step)` first.
 
     Args:
-        config: the resolved config; only W&B stores it.
+        tensorboard: whether to write event files.
+        config: the resolved config; only W&B and Trackio store it.
+        wandb_project: Weights & Biases project, or None.
+        trackio_project: Trackio project, or None.
 
     Raises:
         UserError: a tracker is asked for and its package is missing; nothing is left open.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # The tracker that may be refused comes first, so that nothing else is open by then.
     trackers: list[MetricsWriter] = []
-    if wandb_project is not None:
-        trackers.append(WandbWriter(folder, project=wandb_project, config=config))
+    with contextlib.ExitStack() as unless_all_open:
+        # Those that may be refused come first, so that nothing is written then.
+        for project, tracker in ((wandb_project, WandbWriter), (trackio_project, TrackioWriter)):
+            if project is not None:
+                trackers.append(tracker(folder, project=project, config=config))
+                unless_all_open.callback(trackers[-1].close)
+        unless_all_open.pop_all()
     jsonl = JsonlWriter(folder / METRICS_FILE)
     if tensorboard:
         done = last_step(folder / METRICS_FILE)

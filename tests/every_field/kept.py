@@ -44,7 +44,8 @@ def run_kept(lab: Lab, config: ExperimentConfig) -> Any:
     lab.patch.setattr(validation, "evaluate_posts", scored)
     scores = {"weighted_f1": 0.5, "macro_f1": 0.5, "well_formed": 1.0}
     lab.patch.setattr(validation, "average_metrics", lambda by_set: scores)
-    lab.patch.setitem(sys.modules, "wandb", SimpleNamespace(init=start))
+    for package in ("wandb", "trackio"):
+        lab.patch.setitem(sys.modules, package, SimpleNamespace(init=start))
     status: Any = 0
     try:
         train.train(run)

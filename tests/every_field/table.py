@@ -371,6 +371,7 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
     ),
     "run.tensorboard": Field(False, run_kept),
     "run.wandb_project": Field("demo", run_kept),
+    "run.trackio_project": Field("demo", run_kept),
     "run.compilation_cache": Field("{tmp}/programs", probes.program_cache),
     "run.profile_steps": Field([2, 3], run_kept),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import logging
 import os
 import subprocess
 import sys
@@ -131,6 +132,21 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written_is_one_line(tmp_path: P
     assert done.returncode == 2
     assert "File too large" in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert not (folder / "1").exists()
+
+
+@pytest.mark.parametrize("logger", ["absl", "asyncio"])
+@pytest.mark.parametrize("file", ["site-packages/orbax/checkpoint/path.py", "mine.py"])
+def test_only_what_orbax_raises_again_is_not_logged(logger: str, file: str) -> None:
+    """asyncio tells of a write that failed after another one, with the traceback of its thread."""
+    try:
+        exec(compile("raise OSError(28, 'No space left on device')", file, "exec"))
+    except OSError as error:
+        trace = error.with_traceback(error.__traceback__.tb_next)
+    exc_info = (OSError, trace, trace.__traceback__)
+    never = "Future exception was never retrieved"
+    record = logging.LogRecord(logger, logging.ERROR, "events.py", 1, never, (), exc_info)
+    assert cli._is_news(record) is (file == "mine.py")
+    assert cli._is_news(logging.LogRecord(logger, logging.ERROR, file, 1, never, (), None))
 
 
 def test_other_errors_keep_their_traceback(monkeypatch) -> None:

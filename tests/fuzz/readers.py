@@ -132,7 +132,7 @@ def read_metrics_file(folder: Path, content: bytes) -> None:
     file = folder / "metrics.jsonl"
     file.write_bytes(content)
     truncate_after(file, 0)
-    with open_writers(folder, tensorboard=False, wandb_project=None, config={}) as writers:
+    with open_writers(folder, tensorboard=False, config={}) as writers:
         writers.write(1, {"loss": 0.5})
     lines = read_metrics(file)
     assert lines[-1] == {"step": 1, "loss": 0.5}

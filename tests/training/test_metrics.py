@@ -3,6 +3,7 @@ import math
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from mental_r1_jax.training import metrics as m
 
 
 def open_jsonl(folder):
-    return m.open_writers(folder, tensorboard=False, wandb_project=None, config={})
+    return m.open_writers(folder, tensorboard=False, config={})
 
 
 def steps(path):
@@ -174,7 +175,7 @@ def test_tensorboard_files_hold_the_scalars_and_disown_what_was_cut(tmp_path):
         return events
 
     def run(numbers):
-        with m.open_writers(tmp_path, tensorboard=True, wandb_project=None, config={}) as writers:
+        with m.open_writers(tmp_path, tensorboard=True, config={}) as writers:
             for step in numbers:
                 writers.write(step, {"reward": step / 2})
 
@@ -199,34 +200,59 @@ def test_tensorboard_files_hold_the_scalars_and_disown_what_was_cut(tmp_path):
     assert starts[-1] == 3
 
 
-def test_missing_wandb_is_a_clear_error_and_leaves_nothing_open(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"wandb.*pip install"):
-        m.open_writers(tmp_path, tensorboard=True, wandb_project="p", config={})
-    assert list(tmp_path.iterdir()) == []
+TRACKERS = {"wandb": "id", "trackio": "name"}  # what each calls the run
 
 
-def test_wandb_gets_config_and_metrics_and_resumes_the_same_run(tmp_path, monkeypatch):
-    inits, logs = [], []
+class TrackedRun:
+    """What a tracker's `init` returns; `told` collects what it hears."""
 
-    class Run:
-        def log(self, metrics, step):
-            logs.append((step, metrics))
+    def __init__(self, told: list[Any]) -> None:
+        self.told = told
 
-        def finish(self):
-            logs.append("finished")
+    def log(self, metrics: Any, step: int) -> None:
+        self.told.append((step, metrics))
 
-    fake = types.ModuleType("wandb")
-    fake.init = lambda **options: inits.append(options) or Run()
-    monkeypatch.setitem(sys.modules, "wandb", fake)
+    def finish(self) -> None:
+        self.told.append("finished")
+
+
+def fake_tracker(monkeypatch: Any, package: str) -> tuple[list[dict[str, Any]], list[Any]]:
+    """What `init` was given, and what the runs were told."""
+    inits: list[dict[str, Any]] = []
+    told: list[Any] = []
+    fake = types.ModuleType(package)
+    fake.init = lambda **options: inits.append(options) or TrackedRun(told)
+    monkeypatch.setitem(sys.modules, package, fake)
+    return inits, told
+
+
+@pytest.mark.parametrize("package", TRACKERS)
+def test_a_missing_tracker_is_a_clear_error_and_leaves_nothing_open(tmp_path, monkeypatch, package):
+    """Also where another tracker was opened before it."""
+    told = []
+    for other in set(TRACKERS) - {package}:
+        _, told = fake_tracker(monkeypatch, other)
+    monkeypatch.setitem(sys.modules, package, None)
+    projects = {f"{name}_project": "p" for name in TRACKERS}
+    with pytest.raises(UserError, match=rf"{package}.*pip install"):
+        m.open_writers(tmp_path, tensorboard=True, config={}, **projects)
+    assert told == ["finished"] * (package == "trackio")
+    assert not (tmp_path / m.METRICS_FILE).exists()
+
+
+@pytest.mark.parametrize("package", TRACKERS)
+def test_a_tracker_gets_config_and_metrics_and_resumes_the_same_run(tmp_path, monkeypatch, package):
+    inits, told = fake_tracker(monkeypatch, package)
     for step in (1, 2):
         with m.open_writers(
-            tmp_path, tensorboard=False, wandb_project="p", config={"seed": 1}
+            tmp_path, tensorboard=False, config={"seed": 1}, **{f"{package}_project": "p"}
         ) as writers:
             writers.write(step, {"reward": 0.5})
-    assert [init["id"] for init in inits] == [inits[0]["id"]] * 2
+    name = TRACKERS[package]
+    assert [init[name] for init in inits] == [inits[0][name]] * 2 and len(inits[0][name]) == 12
     assert inits[0]["project"] == "p" and inits[0]["config"] == {"seed": 1}
-    assert logs == [(1, {"reward": 0.5}), "finished", (2, {"reward": 0.5}), "finished"]
+    assert {init["resume"] for init in inits} == {"allow"}
+    assert told == [(1, {"reward": 0.5}), "finished", (2, {"reward": 0.5}), "finished"]
 
 
 def test_trackers_are_imported_only_when_asked_for():
@@ -235,9 +261,9 @@ def test_trackers_are_imported_only_when_asked_for():
 
     code = (
         "import sys, pathlib, tempfile; from mental_r1_jax.training import metrics as m\n"
-        "m.open_writers(pathlib.Path(tempfile.mkdtemp()), tensorboard=False, wandb_project=None,"
+        "m.open_writers(pathlib.Path(tempfile.mkdtemp()), tensorboard=False,"
         " config={}).close()\n"
-        "print('loaded:', *sorted({'tensorboardX', 'wandb'} & set(sys.modules)))"
+        "print('loaded:', *sorted({'tensorboardX', 'wandb', 'trackio'} & set(sys.modules)))"
     )
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
