@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -121,10 +122,21 @@ class SmallDisk:
 
     def fill(self, left: int) -> None:
         """Take all room but `left` bytes."""
-        free = os.statvfs(self.folder)
-        size = free.f_bavail * free.f_frsize - left
         with self._ballast.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(size, 1))
+            while (size := self._room() - left) > 0:
+                try:
+                    os.posix_fallocate(file.fileno(), 0, size)
+                except OSError as error:
+                    if error.errno != errno.ENOSPC:
+                        raise
+                else:
+                    return
+                # The run has written meanwhile, so that less is left to take.
+
+    def _room(self) -> int:
+        """Bytes that are free."""
+        free = os.statvfs(self.folder)
+        return free.f_bavail * free.f_frsize
 
     def free(self) -> None:
         """Give the room back."""
