@@ -38,7 +38,7 @@ test: $(VENV)/.installed-test  ## the test suite, without tests marked slow
 test-slow: $(VENV)/.installed-test  ## tests marked slow only
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
-# llama-cpp-python is compiled on the spot, which takes a quarter of an hour.
+# llama-cpp-python is compiled on the spot, which takes many minutes.
 .PHONY: check-gguf
 check-gguf: $(VENV)/.installed-test  ## a GGUF file says in llama.cpp what the model says here
 	$(BIN)/python -m pip install -q llama-cpp-python

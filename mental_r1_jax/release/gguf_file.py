@@ -128,7 +128,7 @@ def write_gguf(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for hf_name, array in hf_format.hf_tensors(params, model.decoder):
-            array = _in_llama_order(hf_name, array, model.decoder, architecture)
+            array = _as_llama_cpp(hf_name, array, model.decoder, architecture)
             if kinds[hf_name] == gguf.GGMLQuantizationType.F16:
                 _check_half(hf_name, array)
             writer.write_tensor_data(gguf.quants.quantize(array, kinds[hf_name]))
@@ -222,7 +222,7 @@ def _names(config: DecoderConfig, architecture: str, gguf: ModuleType) -> Callab
     return name_of
 
 
-def _in_llama_order(
+def _as_llama_cpp(
     hf_name: str, array: np.ndarray, config: DecoderConfig, architecture: str
 ) -> np.ndarray:
     """The numbers of a tensor as llama.cpp expects them.

@@ -24,7 +24,8 @@ class EarlyEnds:
         run: the recipe's section, with `max_hours` and `patience`.
         scores: weighted F1 by step of the validations that were due, earlier sessions included.
         started: when the session began, seconds of the monotonic clock.
-        step_seconds: the longest step so far.
+        step_seconds: the longest step so far. The first one compiles, so a session may stop earlier
+            than it had to.
         validation_seconds: the longest validation so far.
         saving_seconds: of the first checkpoint, which is waited for where there is a limit.
     """

@@ -97,26 +97,12 @@ class TensorboardWriter:
         self._writer.close()
 
 
-class WandbWriter:
-    """Sends metrics and the config to Weights & Biases; a resumed run continues the same curve."""
+class TrackerWriter:
+    """Hands metrics to a run of Weights & Biases or Trackio, which have the same methods."""
 
-    def __init__(self, folder: Path, *, project: str, config: Mapping[str, Any]) -> None:
-        """Start the run, or go on with the one whose id `folder` keeps.
-
-        Raises:
-            UserError: the package is missing.
-        """
-        try:
-            import wandb
-        except ImportError:
-            raise _not_installed("wandb", "Weights & Biases") from None
-        self._run = wandb.init(
-            project=project,
-            id=_kept_id(folder / "wandb_id.txt"),
-            resume="allow",
-            dir=str(folder),
-            config=dict(config),
-        )
+    def __init__(self, run: Any) -> None:
+        """Own `run` from now on."""
+        self._run = run
 
     def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
         """Log the metrics of one step."""
@@ -127,24 +113,37 @@ class WandbWriter:
         self._run.finish()
 
 
-class TrackioWriter:
-    """Hands metrics and the config to Trackio, on this machine unless its variables say otherwise.
+def open_wandb(folder: Path, project: str, config: Mapping[str, Any]) -> TrackerWriter:
+    """Start a run of Weights & Biases, or go on with the one whose id `folder` keeps.
 
-    A resumed run continues the same curve; Trackio keeps what the steps after the checkpoint had
-    said before, beside what they say now.
+    Raises:
+        UserError: the package is missing.
     """
+    try:
+        import wandb
+    except ImportError:
+        raise _not_installed("wandb", "Weights & Biases") from None
+    run_id = _kept_id(folder / "wandb_id.txt")
+    return TrackerWriter(
+        wandb.init(project=project, id=run_id, resume="allow", dir=str(folder), config=dict(config))
+    )
 
-    def __init__(self, folder: Path, *, project: str, config: Mapping[str, Any]) -> None:
-        """Start the run, or go on with the one whose name `folder` keeps.
 
-        Raises:
-            UserError: the package is missing.
-        """
-        try:
-            import trackio
-        except ImportError:
-            raise _not_installed("trackio", "Trackio") from None
-        self._run = trackio.init(
+def open_trackio(folder: Path, project: str, config: Mapping[str, Any]) -> TrackerWriter:
+    """Start a run of Trackio, or go on with the one whose name `folder` keeps.
+
+    It stays on this machine unless Trackio's variables say otherwise. Of steps after the checkpoint
+    that is resumed from, Trackio keeps what they had said before, beside what they say now.
+
+    Raises:
+        UserError: the package is missing.
+    """
+    try:
+        import trackio
+    except ImportError:
+        raise _not_installed("trackio", "Trackio") from None
+    return TrackerWriter(
+        trackio.init(
             project=project,
             name=_kept_id(folder / "trackio_name.txt"),
             resume="allow",
@@ -153,14 +152,7 @@ class TrackioWriter:
             auto_log_gpu=False,
             auto_log_cpu=False,
         )
-
-    def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
-        """Log the metrics of one step."""
-        self._run.log(dict(metrics), step=step)
-
-    def close(self) -> None:
-        """Finish the run."""
-        self._run.finish()
+    )
 
 
 def _not_installed(package: str, name: str) -> UserError:
@@ -179,7 +171,7 @@ def _kept_id(file: Path) -> str:
     return file.read_text(encoding="utf-8").strip()
 
 
-MetricsWriter = JsonlWriter | TensorboardWriter | WandbWriter | TrackioWriter
+MetricsWriter = JsonlWriter | TensorboardWriter | TrackerWriter
 
 
 class Writers(contextlib.ExitStack):
@@ -223,9 +215,9 @@ def open_writers(
     trackers: list[MetricsWriter] = []
     with contextlib.ExitStack() as unless_all_open:
         # Those that may be refused come first, so that nothing is written then.
-        for project, tracker in ((wandb_project, WandbWriter), (trackio_project, TrackioWriter)):
+        for project, opened in ((wandb_project, open_wandb), (trackio_project, open_trackio)):
             if project is not None:
-                trackers.append(tracker(folder, project=project, config=config))
+                trackers.append(opened(folder, project, config))
                 unless_all_open.callback(trackers[-1].close)
         unless_all_open.pop_all()
     jsonl = JsonlWriter(folder / METRICS_FILE)

@@ -62,6 +62,10 @@ class Case:
 
 ROPE = {"rope_type": "default", "rope_theta": 500_000.0}
 LONG = Case("llama", "llama", LLAMA3, "llama-bpe", {"rope_parameters": LLAMA3_ROPE})
+SCALED = {
+    "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
 GEMMA = {
     **{"head_dim": 32, "query_pre_attn_scalar": 32, "tie_word_embeddings": True},
     **{"num_hidden_layers": 6, "sliding_window": 8},
@@ -74,6 +78,9 @@ CASES = (
     Case("llama", "llama", "bytes", "gpt-2", {"num_key_value_heads": 4}),
     Case("gemma3_text", "gemma3", "spaces", "default", GEMMA),
 )
+# Llama 2's tokenizer puts a space before a text; Gemma 3 from 4B on stretches its rotary angles.
+PREFIXED = Case("llama", "llama", "prefixed spaces", "default", {"tie_word_embeddings": False})
+STRETCHED = Case("gemma3_text", "gemma3", "spaces", "default", {**GEMMA, "rope_parameters": SCALED})
 NEMO = Case("qwen3", "qwen3", r"\p{L}+|\P{L}+", "unknown")
 _BASE = {
     **{"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2},
@@ -100,7 +107,7 @@ def open_folder(folder: Path) -> ModelSource:
 
 
 def _tokenizer(case: Case) -> PreTrainedTokenizerFast:
-    if case.split == "spaces":
+    if case.split.endswith("spaces"):
         bpe = _sentencepiece(case)
     else:
         bpe = Tokenizer(models.BPE())
@@ -139,6 +146,9 @@ def _sentencepiece(case: Case) -> Tokenizer:
     whole = models.BPE(vocabulary, merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True)
     bpe = Tokenizer(whole)
     bpe.normalizer, bpe.pre_tokenizer = spaces
+    if case.split.startswith("prefixed"):
+        bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces[0]])
+        bpe.pre_tokenizer = None
     bpe.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     )

@@ -1,7 +1,7 @@
 """The GGUF file in llama.cpp itself: the same tokens of a text, and the same greedy tokens.
 
-llama-cpp-python is compiled when it is installed, which takes a quarter of an hour, so these tests
-run by `make check-gguf`, which installs it, and skip elsewhere.
+llama-cpp-python is compiled when it is installed, which takes many minutes, so these tests run by
+`make check-gguf`, which installs it, and skip elsewhere.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ from mental_r1_jax.release.gguf_file import write_gguf
 from mental_r1_jax.rollout.collect import pad_prompts
 from mental_r1_jax.rollout.sampler import sample_completions, step_key
 from mental_r1_jax.text.prompts import RenderedPrompt, render_prompt
-from tests.release.gguf_models import CASES, LONG, Case, make_folder, open_folder
+from tests.release.gguf_models import (
+    CASES,
+    LONG,
+    PREFIXED,
+    STRETCHED,
+    Case,
+    make_folder,
+    open_folder,
+)
 from tests.rollout.settings import make_settings
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="make check-gguf installs llama-cpp-python")
@@ -77,7 +85,9 @@ def theirs_greedy(
     raise AssertionError("generate has no end of its own")
 
 
-@pytest.mark.parametrize("case", (*CASES, LONG), ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", (*CASES, LONG, PREFIXED, STRETCHED), ids=lambda case: f"{case.name} {case.split[:10]}"
+)
 def test_tokens_and_greedy_text_of_tiny_models(case: Case, tmp_path: Path) -> None:
     folder = make_folder(case, tmp_path / "model")
     file, params = write(folder, tmp_path)
