@@ -20,6 +20,8 @@ class CustomSet(Section):
         asks_for: what the set is about, for tables and the model card.
         validation_file: whether the validation split is `val_clean.csv` or `dev_clean.csv`.
         ordered: whether the labels are degrees of one thing, listed mildest first.
+        positive_labels: the labels that a clinical reader wants to find; none means all but the
+            mildest of an ordered set, and no such labels otherwise.
     """
 
     labels: Annotated[tuple[str, ...], Field(min_length=2)]
@@ -27,6 +29,7 @@ class CustomSet(Section):
     asks_for: str = ""
     validation_file: Literal["val", "dev"] = "val"
     ordered: bool = False
+    positive_labels: tuple[str, ...] = ()
 
 
 class DataConfig(Section):

@@ -38,9 +38,12 @@ class BenchmarkSpec:
             means that the files must have one.
         validation_file: the validation split is `{validation_file}_clean.csv`.
         ordered: the labels are degrees of one thing, mildest first.
+        positive_labels: the labels of a writer whom a clinical reader would want to find; empty
+            where none are named.
 
     Raises:
-        UserError: the name cannot be a folder, or the labels cannot be told apart.
+        UserError: the name cannot be a folder, the labels cannot be told apart, or the positive
+            ones are not some, but not all, of them.
     """
 
     name: str
@@ -49,6 +52,7 @@ class BenchmarkSpec:
     question: str | None
     validation_file: Literal["val", "dev"] = "val"
     ordered: bool = False
+    positive_labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check name and labels."""
@@ -60,6 +64,15 @@ class BenchmarkSpec:
                 "Rename the set and its folder.",
             )
         _check_labels(self.name, self.labels)
+        _check_positive(self.name, self.labels, self.positive_labels)
+
+
+def any_risk(labels: Sequence[str]) -> tuple[str, ...]:
+    """Return the positive labels of an ordered set that names none: all but the mildest.
+
+    This is the "any risk" of the CLPsych 2019 shared task, which puts no risk against the rest.
+    """
+    return tuple(labels[1:])
 
 
 def question_text(asks: str, labels: Sequence[str]) -> str:
@@ -90,6 +103,8 @@ def spec_for(name: str, custom_sets: Mapping[str, CustomSet] | None = None) -> B
             question=question,
             validation_file=description.validation_file,
             ordered=description.ordered,
+            positive_labels=description.positive_labels
+            or (any_risk(description.labels) if description.ordered else ()),
         )
     for specs in (BENCHMARKS, SYNTHETIC_SPECS):
         if name in specs:
@@ -126,6 +141,18 @@ def _check_labels(name: str, labels: Sequence[str]) -> None:
         )
 
 
+def _check_positive(name: str, labels: Sequence[str], positive: Sequence[str]) -> None:
+    """Raise unless the positive labels are some of the labels, each once, and not all."""
+    known = set(positive) <= set(labels) and len(set(positive)) == len(positive)
+    if not known or len(positive) == len(labels):
+        raise UserError(
+            f"The positive labels of the data set {name!r} do not part its labels",
+            f"some of {list(labels)}, each once, and not all of them",
+            f"{list(positive)}",
+            "Correct positive_labels, or leave it out.",
+        )
+
+
 def _spec(
     name: str,
     asks_for: str,
@@ -134,9 +161,10 @@ def _spec(
     validation_file: Literal["val", "dev"] = "val",
     ordered: bool = False,
 ) -> BenchmarkSpec:
-    """A spec whose question is `asks` with the labels listed."""
+    """A spec whose question is `asks` with the labels listed; positive: "Yes", or any risk."""
     question = question_text(asks, labels)
-    return BenchmarkSpec(name, asks_for, labels, question, validation_file, ordered)
+    positive = any_risk(labels) if ordered else tuple(x for x in labels if x == "Yes")
+    return BenchmarkSpec(name, asks_for, labels, question, validation_file, ordered, positive)
 
 
 def _by_name(*specs: BenchmarkSpec) -> Mapping[str, BenchmarkSpec]:

@@ -20,6 +20,7 @@ class Example:
         text: the post; left out of `repr`, so that no traceback repeats it.
         label: the gold label.
         question: the user turn before the post.
+        group: whom or what the post belongs to, where the file says so: a writer, an age band.
     """
 
     set_name: str
@@ -28,6 +29,7 @@ class Example:
     text: str = field(repr=False)
     label: str
     question: str = field(repr=False)
+    group: str | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 A set is one `BuilderConfig` of one builder, and its records lie in
 
-    TFDS_DIR / labelled_posts / SET_NAME / 1.0.N
+    TFDS_DIR / labelled_posts / SET_NAME / 1.1.N
 
 where N is the beginning of the set's content hash as a number. A set built from other files,
 labels or options has another version, so a stale build is never taken for the current one. TFDS
@@ -32,7 +32,7 @@ from mental_r1_jax.data.records import CheckedSet, Example
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.private_files import close_to_others
 
-_FORMAT_VERSION = "1.0"  # of the record's fields
+_FORMAT_VERSION = "1.1"  # of the record's fields
 _HASH_DIGITS = 12
 
 
@@ -68,6 +68,8 @@ class LabelledPosts(tfds.core.GeneratorBasedBuilder):
                     "text": tfds.features.Text(),
                     "label": tfds.features.Text(),
                     "question": tfds.features.Text(),
+                    # A record has every field: None is no element, a string is one.
+                    "group": tfds.features.Sequence(tfds.features.Text()),
                 }
             ),
             disable_shuffling=True,  # records keep the order of the file
@@ -86,6 +88,7 @@ class LabelledPosts(tfds.core.GeneratorBasedBuilder):
                     "text": example.text,
                     "label": example.label,
                     "question": example.question,
+                    "group": _elements(example.group),
                 },
             )
 
@@ -124,6 +127,7 @@ class PostSource(Sequence[Example]):
             text=record["text"].decode("utf-8"),
             label=record["label"].decode("utf-8"),
             question=record["question"].decode("utf-8"),
+            group=_optional(record["group"]),
         )
 
 
@@ -196,6 +200,16 @@ def _write_records(checked: CheckedSet, tfds_dir: Path) -> None:
                     try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP
                 ),
             )
+
+
+def _elements(text: str | None) -> list[str]:
+    """An optional text as a sequence of none or one."""
+    return [] if text is None else [text]
+
+
+def _optional(elements: Sequence[bytes]) -> str | None:
+    """What `_elements` was given."""
+    return elements[0].decode("utf-8") if len(elements) else None
 
 
 def _version(content_hash: str) -> str:

@@ -43,6 +43,32 @@ def test_levels_are_ordered_and_kinds_are_not() -> None:
     assert spec_for("Mine", custom).ordered
 
 
+def test_positive_labels_are_yes_or_any_risk() -> None:
+    """The paper's table, typed in: "No" and the mildest label are what remains."""
+    assert {name: spec.positive_labels for name, spec in BENCHMARKS.items()} == {
+        **dict.fromkeys(("DATD", "SDCNL", "Dreaddit", "FIG"), ("Yes",)),
+        "RSD": ("Ideation", "Behavior", "Attempt"),
+        "DepSeverity": ("Mild", "Moderate", "Severe"),
+        "LT-EDI": ("Moderately depressed", "Severely depressed"),
+        "LID": ("[2-3]", "[3-4]", "[4-5]"),
+    }
+    assert SYNTHETIC_SPECS["Stressor-Synthetic"].positive_labels == ()
+    low = ("low", "middle", "high")
+    custom = {
+        "Kinds": CustomSet(labels=low),
+        "Levels": CustomSet(labels=low, ordered=True),
+        "Named": CustomSet(labels=low, ordered=True, positive_labels=("high",)),
+    }
+    got = {name: spec_for(name, custom).positive_labels for name in custom}
+    assert got == {"Kinds": (), "Levels": ("middle", "high"), "Named": ("high",)}
+
+
+@pytest.mark.parametrize("positive", [("yes",), ("Yes", "Yes"), ("Yes", "No")])
+def test_positive_labels_part_the_labels(positive: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match="do not part its labels"):
+        BenchmarkSpec("X", "", YES_NO, "Q", positive_labels=positive)
+
+
 @pytest.mark.parametrize("spec", [*BENCHMARKS.values(), *SYNTHETIC_SPECS.values()])
 def test_question_lists_every_label_and_ends_open(spec: BenchmarkSpec) -> None:
     assert spec.question is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import subprocess
@@ -41,6 +42,19 @@ def test_built_set_holds_the_posts_in_order(tmp_path: Path, checked: CheckedSet)
             source[11]
 
 
+def test_groups_come_back_and_none_stays_none(tmp_path: Path, checked: CheckedSet) -> None:
+    """An empty name is a group, too, and is not taken for none."""
+    groups = ("tea drinkers", None, "", "café ☕")
+    train = tuple(
+        dataclasses.replace(example, group=group)
+        for example, group in zip(checked.examples["train"], groups, strict=False)
+    )
+    grouped = dataclasses.replace(checked, examples={**checked.examples, "train": train})
+    posts = open_set(build_set(grouped, tmp_path / "tfds"), "train")
+    assert tuple(posts) == train
+    assert [post.group for post in posts] == [*groups]
+
+
 def test_built_set_is_reused_and_a_changed_one_is_not(tmp_path: Path, checked: CheckedSet) -> None:
     tfds_dir = tmp_path / "tfds"
     first = build_set(checked, tfds_dir)
@@ -75,7 +89,8 @@ def build_and_die(checked: CheckedSet, tfds_dir: Path) -> None:
         for index, example in enumerate(checked.examples[split]):
             if split == "validation" and index == 5:
                 os._exit(9)
-            yield index, {k: getattr(example, k) for k in ("row", "text", "label", "question")}
+            record = {k: getattr(example, k) for k in ("row", "text", "label", "question")}
+            yield index, {**record, "group": []}
 
     tfds_builder.LabelledPosts._generate_examples = dying
     build_set(checked, tfds_dir)

@@ -57,7 +57,7 @@ def problems(lab: Lab, config: ExperimentConfig) -> Any:
 def set_labels(lab: Lab, config: ExperimentConfig) -> Any:
     """What a set accepts and asks."""
     spec = loading.set_spec(config.data, "Calm")
-    return spec.labels, spec.question, problems(lab, config)
+    return spec.labels, spec.question, spec.positive_labels, problems(lab, config)
 
 
 def patch_sampler(lab: Lab, tokenizer: Tokenizer, text: str = toys.COMPLETIONS[0]) -> None:

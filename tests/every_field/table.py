@@ -168,6 +168,7 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
         probes.reward,
         {**DEGREES, f"{MINE}.ordered": False, "rewards.answer_scale": "ordinal"},
     ),
+    f"{MINE}.positive_labels": Field(["Yes"], probes.set_labels),
     "data.tfds_dir": everywhere("{tmp}/elsewhere", probes.posts, verbs.reported),
     "data.on_duplicate": everywhere(
         "drop", probes.posts, probes.traces, verbs.reported, probes.exported
