@@ -73,6 +73,7 @@ def write_evaluation(
     include_text: bool,
     title: str,
     context: Mapping[str, str],
+    sections: Sequence[str] = (),
 ) -> None:
     """Write the three files into `folder`, which is made if missing; older ones are replaced.
 
@@ -82,6 +83,7 @@ def write_evaluation(
         include_text: add posts, completions and raw answers to `predictions.csv`.
         title: heading of the report.
         context: facts shown on top of the report, such as model, split and decoding.
+        sections: further parts of the report, see `report_page`.
     """
     make_private_folder(folder)
     document = json.dumps(metrics_document(metrics), indent=2, allow_nan=False, ensure_ascii=False)
@@ -89,7 +91,7 @@ def write_evaluation(
     table = _predictions_csv(predictions, include_text=include_text)
     # Broken UTF-8 of a completion is kept as lone surrogates, which only "replace" can write.
     write_private(folder / PREDICTIONS_FILE, table.encode("utf-8", errors="replace"))
-    _write(folder / REPORT_FILE, report_page(metrics, title=title, context=context))
+    _write(folder / REPORT_FILE, report_page(metrics, title=title, context=context, sections=sections))
 
 
 def console_table(metrics: Mapping[str, SetMetrics]) -> Table:

@@ -69,9 +69,17 @@ MEASURES = (
 
 
 def report_page(
-    metrics: Mapping[str, SetMetrics], *, title: str, context: Mapping[str, str]
+    metrics: Mapping[str, SetMetrics],
+    *,
+    title: str,
+    context: Mapping[str, str],
+    sections: Sequence[str] = (),
 ) -> str:
-    """The whole page; every given string is escaped."""
+    """The whole page; every given string is escaped.
+
+    Args:
+        sections: further parts of the page, as HTML that is escaped already.
+    """
     facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in context.items())
     measures = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in MEASURES)
     body = [
@@ -90,6 +98,7 @@ def report_page(
         '<p class="soft">Rows are true labels, columns the answers; shade is the share of the row. '
         "Right answers are outlined.</p>",
         *(_set_card(name, one) for name, one in metrics.items()),
+        *sections,
         "<h2>Measures</h2>",
         f'<div class="card"><dl class="facts">{measures}</dl></div>',
     ]
