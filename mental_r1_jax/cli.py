@@ -45,6 +45,11 @@ class Verb:
     of_study: bool = False
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers between commas."""
+    return tuple(int(word) for word in text.split(","))
+
+
 VERBS = {
     "data": Verb("check and build the data sets, and print what is in them", compiles=False),
     "sft": Verb("supervised cold start on traces", stops_between_steps=True),
@@ -84,7 +89,17 @@ VERBS = {
     ),
     "study": Verb(
         "run methods x seeds x varied keys of a study file, and compare them",
-        {"--dry-run": "print the cells and their predicted time, and stop"},
+        {
+            "--dry-run": "print the cells and their predicted time, and stop",
+            "--seeds": {"type": _numbers, "help": "run these only, as in --seeds 0,1"},
+            "--join": {
+                "type": Path,
+                "metavar": "CELLS",
+                "action": "append",
+                "default": [],
+                "help": "a cells.jsonl of another part of the study; its cells are done",
+            },
+        },
         compiles=False,
         of_study=True,
     ),

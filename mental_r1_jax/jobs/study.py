@@ -3,16 +3,16 @@
 1. Every cell's recipe is resolved and validated before anything runs.
 2. Cells run as processes of this package, shared cold starts once; what is done is skipped.
 3. A failed task is named with its log; what does not need it goes on.
-4. `study.json` and `study.html` compare the cells that are finished.
+4. `cells.jsonl` has the finished cells, `study.json` and `study.html` compare them with each other
+   and with those of other parts of the study.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -20,61 +20,105 @@ import yaml
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.study.cells import Plan, Task, plan_study
 from mental_r1_jax.study.page import study_page
+from mental_r1_jax.study.parts import CELLS_FILE, cells_text, join_cells
+from mental_r1_jax.study.reading import CellResult, read_cell
 from mental_r1_jax.study.results import study_document
-from mental_r1_jax.study.running import Outcome, is_done, log_file, run_tasks, seconds_by_kind
+from mental_r1_jax.study.running import (
+    Outcome,
+    is_done,
+    log_file,
+    run_tasks,
+    seconds_by_kind,
+    write_whole,
+)
 from mental_r1_jax.study.schema import Study
 
 STUDY_FILE, NUMBERS_FILE, PAGE_FILE = "study.yaml", "study.json", "study.html"
 
 
-def run(config: Study, *, dry_run: bool = False) -> None:
+def run(
+    config: Study,
+    *,
+    dry_run: bool = False,
+    seeds: Sequence[int] | None = None,
+    join: Sequence[Path] = (),
+) -> None:
     """Run, or resume, a study; with `dry_run` only print its tasks and their predicted time.
 
     Ends the process with status 1 where a task failed, 143 where a signal asked to stop.
 
+    Args:
+        seeds: run the cells of these seeds only.
+        join: files of cells that other parts of the study have made; they are not run here.
+
     Raises:
-        UserError: a cell's recipe is wrong, or the folder holds something else.
+        UserError: a cell's recipe is wrong, a file cannot be joined, the study lacks one of
+            `seeds`, or its folder holds something else.
     """
     plan, folder = plan_study(config), config.output_dir
+    joined = join_cells(join, plan, folder)
+    tasks = _tasks_to_run(config, plan, seeds, joined)
     _check_folder(folder)
     if dry_run:
-        print(describe(config, plan))
+        print(describe(config, plan, tasks))
         return
     folder.mkdir(parents=True, exist_ok=True)
     document = config.model_dump(mode="json")
     text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
     (folder / STUDY_FILE).write_text(text, encoding="utf-8")
-    outcome = run_tasks(plan.tasks, folder, processes=config.processes)
-    write_results(config, plan)
+    outcome = run_tasks(tasks, folder, processes=config.processes)
+    write_results(config, plan, joined)
     _end(outcome, folder)
 
 
-def write_results(study: Study, plan: Plan) -> None:
-    """Write `study.json` and `study.html` of the finished cells, if there are any."""
+def _tasks_to_run(
+    study: Study, plan: Plan, seeds: Sequence[int] | None, joined: Mapping[str, CellResult]
+) -> dict[str, Task]:
+    """The tasks behind the cells of `seeds` that are not joined, in order."""
+    unknown = sorted(set(seeds or ()) - set(study.seeds))
+    if unknown:
+        raise UserError(
+            what=f"the study has no seed {', '.join(map(str, unknown))}",
+            expected=f"some of {', '.join(map(str, study.seeds))}",
+            got=f"--seeds {','.join(map(str, seeds or ()))}",
+            remedy="name seeds of the study, or add them to its file",
+        )
+    chosen = [c for c in plan.cells if c.name not in joined and (not seeds or c.seed in seeds)]
+    needed = {name for cell in chosen for name in cell.tasks}
+    return {name: task for name, task in plan.tasks.items() if name in needed}
+
+
+def write_results(study: Study, plan: Plan, joined: Mapping[str, CellResult]) -> None:
+    """Write `cells.jsonl`, `study.json` and `study.html` of the finished cells, if there are any.
+
+    Args:
+        joined: cells of other parts, by name; one that is finished here, too, is taken from here.
+    """
     folder = study.output_dir
-    finished = [cell for cell in plan.cells if is_done(folder, plan.tasks[cell.tasks[-1]])]
-    if not finished:
+    own = [cell for cell in plan.cells if is_done(folder, plan.tasks[cell.tasks[-1]])]
+    by_name = {**joined, **{cell.name: read_cell(cell) for cell in own}}
+    results = [by_name[cell.name] for cell in plan.cells if cell.name in by_name]
+    if not results:
         return
-    missing = [cell.name for cell in plan.cells if cell not in finished]
-    document = study_document(study, finished, missing)
+    missing = [cell.name for cell in plan.cells if cell.name not in by_name]
+    document = study_document(study, results, missing)
     text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False)
     page = study_page(document, title=f"Study: {folder.name}")
-    for name, content in ((NUMBERS_FILE, text + "\n"), (PAGE_FILE, page)):
-        staging = folder / f"{name}.tmp"
-        staging.write_text(content, encoding="utf-8")
-        os.replace(staging, folder / name)
+    cells = cells_text(plan, folder, results)
+    for name, content in ((CELLS_FILE, cells), (NUMBERS_FILE, text + "\n"), (PAGE_FILE, page)):
+        write_whole(folder / name, content)
         print(f"written: {folder / name}")
 
 
-def describe(study: Study, plan: Plan) -> str:
+def describe(study: Study, plan: Plan, tasks: Mapping[str, Task]) -> str:
     """The tasks, which of them are done, and how long the others take as far as is known."""
     seconds = seconds_by_kind(study.output_dir, plan.tasks)
-    todo = {n: task for n, task in plan.tasks.items() if not is_done(study.output_dir, task)}
+    todo = {name: task for name, task in tasks.items() if not is_done(study.output_dir, task)}
     lines = [
-        f"{len(plan.cells)} cells ({len(study.seeds)} seeds), {len(plan.tasks)} tasks, "
-        f"{len(plan.tasks) - len(todo)} of them done"
+        f"{len(plan.cells)} cells ({len(study.seeds)} seeds), {len(tasks)} tasks, "
+        f"{len(tasks) - len(todo)} of them done"
     ]
-    for name, task in plan.tasks.items():
+    for name, task in tasks.items():
         known = _minutes(seconds.get(task.kind))
         lines.append(f"  {name}: {known if name in todo else 'done'}")
     lines.append(_total(todo, seconds, study.processes))

@@ -60,6 +60,7 @@ class CellResult:
         stage_entropies: mean entropy by stage on the evaluated posts, None where a stage is absent.
         curves: metric -> values by training step, beside `step`; None where not finite.
         validation: the same for the validations during training.
+        answers: data set -> (row, label, answer) of each post; an unreadable answer is "".
     """
 
     cell: Cell
@@ -68,10 +69,11 @@ class CellResult:
     stage_entropies: dict[str, float | None]
     curves: dict[str, list[float | None]]
     validation: dict[str, list[float | None]]
+    answers: dict[str, tuple[tuple[int, str, str], ...]]
 
 
 def read_cell(cell: Cell) -> CellResult:
-    """Read evaluation and, where something was trained, the metrics of its steps."""
+    """Read an evaluation and, where something was trained, the metrics of its steps."""
     document = json.loads((cell.evaluation / "metrics.json").read_text(encoding="utf-8"))
     average, sets = document["average"], document["sets"]
     scores = {name: float(average[theirs]) for name, theirs in EVALUATED.items()}
@@ -94,24 +96,26 @@ def read_cell(cell: Cell) -> CellResult:
         stage_entropies=_mean_over_sets([one["stage_entropies"] for one in sets.values()]),
         curves=_columns(steps, CURVES),
         validation=_columns(validated, [f"{_VALIDATION}{n}" for n in ("weighted_f1", "macro_f1")]),
+        answers=_read_predictions(cell.evaluation / "predictions.csv"),
     )
 
 
-def read_answers(cells: Sequence[Cell]) -> dict[str, Answers]:
+def code_answers(results: Sequence[CellResult]) -> dict[str, Answers]:
     """Answers of every cell, its labels coded alike; by the name of the cell.
 
     Raises:
         UserError: two cells did not answer the same posts, so that they cannot be paired.
     """
-    rows = {cell.name: _read_predictions(cell.evaluation / "predictions.csv") for cell in cells}
     labels: dict[str, list[str]] = {}
-    for by_set in rows.values():
-        for name, lines in by_set.items():
-            named = {line["label"] for line in lines} | {line["prediction"] for line in lines}
+    for result in results:
+        for name, lines in result.answers.items():
+            named = {label for _, *both in lines for label in both}
             labels[name] = sorted(named.union(labels.get(name, [])) - {""})
     answers: dict[str, Answers] = {
-        cell: {name: _coded(lines, labels[name]) for name, lines in sorted(by_set.items())}
-        for cell, by_set in rows.items()
+        result.cell.name: {
+            name: _coded(lines, labels[name]) for name, lines in sorted(result.answers.items())
+        }
+        for result in results
     }
     first = next(iter(answers.values()), {})
     for cell, one in answers.items():
@@ -129,24 +133,25 @@ def _posts(answers: Answers) -> dict[str, tuple[tuple[int, str], ...]]:
     return {name: one.posts for name, one in answers.items()}
 
 
-def _coded(lines: Sequence[dict[str, str]], labels: Sequence[str]) -> SetAnswers:
-    """Labels as codes; an empty prediction is an unreadable one."""
+def _coded(lines: Sequence[tuple[int, str, str]], labels: Sequence[str]) -> SetAnswers:
+    """Labels as codes; an empty answer is an unreadable one."""
     code = {label: i for i, label in enumerate(labels)} | {"": len(labels)}
     return SetAnswers(
-        posts=tuple((int(line["row"]), line["label"]) for line in lines),
-        truth=np.array([code[line["label"]] for line in lines]),
-        guess=np.array([code[line["prediction"]] for line in lines]),
+        posts=tuple((row, label) for row, label, _ in lines),
+        truth=np.array([code[label] for _, label, _ in lines]),
+        guess=np.array([code[answer] for _, _, answer in lines]),
         num_labels=len(labels),
     )
 
 
-def _read_predictions(file: Path) -> dict[str, list[dict[str, str]]]:
-    """The lines of a `predictions.csv` by set."""
-    by_set: dict[str, list[dict[str, str]]] = {}
+def _read_predictions(file: Path) -> dict[str, tuple[tuple[int, str, str], ...]]:
+    """Row, label and answer of the lines of a `predictions.csv`, by set."""
+    by_set: dict[str, list[tuple[int, str, str]]] = {}
     with file.open(encoding="utf-8", newline="") as lines:
         for line in csv.DictReader(lines):
-            by_set.setdefault(line["set_name"], []).append(line)
-    return by_set
+            answer = int(line["row"]), line["label"], line["prediction"]
+            by_set.setdefault(line["set_name"], []).append(answer)
+    return {name: tuple(answers) for name, answers in by_set.items()}
 
 
 def _read_lines(file: Path) -> list[dict[str, Any]]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from mental_r1_jax.study.cells import Arm, Cell, arms_of
-from mental_r1_jax.study.reading import SCORES, CellResult, read_answers, read_cell
+from mental_r1_jax.study.cells import Arm, arms_of
+from mental_r1_jax.study.reading import SCORES, CellResult, code_answers
 from mental_r1_jax.study.schema import Study
 from mental_r1_jax.study.statistics import (
     BOOTSTRAPPED,
@@ -26,17 +26,16 @@ Resampled = Mapping[str, Mapping[str, np.ndarray]]
 
 
 def study_document(
-    study: Study, finished: Sequence[Cell], missing: Sequence[str]
+    study: Study, results: Sequence[CellResult], missing: Sequence[str]
 ) -> dict[str, Any]:
     """The content of `study.json`, in JSON types.
 
     Args:
         study: the study.
-        finished: cells whose evaluation is there.
+        results: of the finished cells.
         missing: names of the other cells.
     """
-    results = [read_cell(cell) for cell in finished]
-    resampled = _resample(study, finished)
+    resampled = _resample(study, results)
     arms = arms_of(study)
     summaries = {arm.name: _summary(arm, results) for arm in arms}
     for arm in arms:
@@ -52,9 +51,9 @@ def study_document(
     }
 
 
-def _resample(study: Study, finished: Sequence[Cell]) -> Resampled:
+def _resample(study: Study, results: Sequence[CellResult]) -> Resampled:
     """Cell -> score -> its value in each resample of the posts, drawn once for all cells."""
-    answers = read_answers(finished)
+    answers = code_answers(results)
     if not answers:
         return {}
     draws = draw_posts(next(iter(answers.values())), study.bootstrap_samples, seed=0)

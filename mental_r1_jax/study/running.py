@@ -136,7 +136,7 @@ def _start(task: Task, folder: Path, command: Sequence[str]) -> _Running:
     recipe, log = folder / "recipes" / f"{task.name}.yaml", log_file(folder, task.name)
     for file in (recipe, log):
         file.parent.mkdir(parents=True, exist_ok=True)
-    _write(recipe, dump_config(task.config))
+    write_whole(recipe, dump_config(task.config))
     arguments = [*command, task.verb, str(recipe), *task.options]
     output = log.open("ab")
     output.write(f"$ {' '.join(arguments)}\n".encode())
@@ -160,7 +160,7 @@ def _finish(one: _Running, folder: Path) -> str | None:
     record = {"recipe_sha256": _digest(one.task), "seconds": time.monotonic() - one.started}
     file = _record_file(folder, one.task)
     file.parent.mkdir(parents=True, exist_ok=True)
-    _write(file, json.dumps(record) + "\n")
+    write_whole(file, json.dumps(record) + "\n")
     return None
 
 
@@ -203,7 +203,7 @@ def _read_record(folder: Path, task: Task) -> dict[str, Any] | None:
     return record
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Write the whole file or nothing."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")

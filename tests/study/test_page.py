@@ -10,6 +10,7 @@ import pytest
 from mental_r1_jax.study.cells import plan_study
 from mental_r1_jax.study.charts import Difference, Line, difference_chart, panel, ticks
 from mental_r1_jax.study.page import study_page
+from mental_r1_jax.study.reading import read_cell
 from mental_r1_jax.study.results import study_document
 from mental_r1_jax.study.schema import load_study
 from tests.study.fakes import write_study
@@ -24,7 +25,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     for i, cell in enumerate(cells):
         guesses = RIGHT if cell.arm.method == "crpo" else ONE_WRONG
         write_cell(cell, TRUTH, guesses, [0.1 * i, 0.2 * i, 0.5 + 0.1 * i])
-    return study_page(study_document(study, cells, ["a cell"]), title="<b>mine</b> & yours")
+    return study_page(
+        study_document(study, [read_cell(cell) for cell in cells], ["a cell"]),
+        title="<b>mine</b> & yours",
+    )
 
 
 def drawings(page: str) -> list[ElementTree.Element]:

@@ -10,7 +10,7 @@ import pytest
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.jobs import study as job
 from mental_r1_jax.study.cells import Cell, plan_study
-from mental_r1_jax.study.reading import read_answers, read_cell
+from mental_r1_jax.study.reading import CellResult, code_answers, read_cell
 from mental_r1_jax.study.results import study_document
 from mental_r1_jax.study.schema import Study, load_study
 from tests.study.fakes import write_study
@@ -59,6 +59,10 @@ def write_all(study: Study) -> list[Cell]:
     return list(by_name.values())
 
 
+def read_all(study: Study) -> list[CellResult]:
+    return [read_cell(cell) for cell in write_all(study)]
+
+
 def test_a_cell_is_read_as_it_was_written(study: Study) -> None:
     cell = next(one for one in write_all(study) if one.name == "grpo-seed1")
     result = read_cell(cell)
@@ -79,7 +83,7 @@ def test_a_cell_is_read_as_it_was_written(study: Study) -> None:
 
 
 def test_summaries_and_paired_differences_by_hand(study: Study) -> None:
-    document = study_document(study, write_all(study), [])
+    document = study_document(study, read_all(study), [])
     grpo = document["arms"]["grpo"]
     assert "difference" not in grpo
     score = grpo["scores"]["weighted_f1"]
@@ -104,7 +108,7 @@ def test_summaries_and_paired_differences_by_hand(study: Study) -> None:
 
 def test_the_spread_over_a_varied_key_by_hand(study: Study) -> None:
     """Means 1 and 11/15: range 4/15, standard deviation 4/15 / sqrt(2)."""
-    rows = study_document(study, write_all(study), [])["sensitivity"]
+    rows = study_document(study, read_all(study), [])["sensitivity"]
     row = next(one for one in rows if one["score"] == "weighted_f1")
     assert (row["key"], row["method"]) == ("crpo.stage_entropy_scale", "crpo")
     assert row["values"] == [0.001, 0.01]
@@ -114,7 +118,7 @@ def test_the_spread_over_a_varied_key_by_hand(study: Study) -> None:
 
 
 def test_differences_are_over_the_seeds_that_both_have(study: Study) -> None:
-    finished = [cell for cell in write_all(study) if cell.name != "grpo-seed1"]
+    finished = [one for one in read_all(study) if one.cell.name != "grpo-seed1"]
     document = study_document(study, finished, ["grpo-seed1"])
     difference = document["arms"]["crpo-stage_entropy_scale-0.01"]["difference"]
     assert difference["seeds"] == [0]
@@ -127,7 +131,7 @@ def test_cells_that_answered_other_posts_cannot_be_paired(study: Study) -> None:
     finished = write_all(study)
     write_answers(finished[2].evaluation, {"S": ["No"] * 4}, RIGHT)
     with pytest.raises(UserError, match="answered different posts"):
-        read_answers(finished)
+        code_answers([read_cell(cell) for cell in finished])
 
 
 def test_numbers_that_are_not_finite_are_gaps(study: Study) -> None:
@@ -140,7 +144,7 @@ def test_numbers_that_are_not_finite_are_gaps(study: Study) -> None:
     result = read_cell(cell)
     assert result.curves["reward"][-1] is None
     assert "reward" not in result.scores
-    json.dumps(study_document(study, [cell], []), allow_nan=False)
+    json.dumps(study_document(study, [result], []), allow_nan=False)
 
 
 def test_results_of_what_is_finished_are_written(
@@ -148,7 +152,7 @@ def test_results_of_what_is_finished_are_written(
 ) -> None:
     finished = {f"evaluate-{cell.name}" for cell in write_all(study)[:4]}
     monkeypatch.setattr(job, "is_done", lambda folder, task: task.name in finished)
-    job.write_results(study, plan_study(study))
+    job.write_results(study, plan_study(study), {})
     document = json.loads((study.output_dir / "study.json").read_text(encoding="utf-8"))
     assert len(document["cells"]) == 4 and len(document["missing"]) == 2
     assert (study.output_dir / "study.html").is_file()

@@ -129,7 +129,7 @@ def test_predicted_time_counts_what_is_left_over_the_processes(tmp_path: Path) -
     (folder / "records").mkdir(parents=True)
     record = {"recipe_sha256": running._digest(first), "seconds": 240.0}
     (folder / "records" / f"{first.name}.json").write_text(json.dumps(record), encoding="utf-8")
-    text = job.describe(study, plan)
+    text = job.describe(study, plan, plan.tasks)
     assert "cold_start-seed0: done" in text
     assert "cold_start-seed1: about 4.0 min" in text
     assert "left: about 2.0 min with 2 process(es)" in text

@@ -1,0 +1,135 @@
+"""Finished cells as one file, so that a study can be made in parts, on several machines.
+
+`cells.jsonl` has a line for each finished cell: its scores, curves and answers (labels only, never
+a post), and a digest of the recipes behind it. Another start of the same study takes such cells for
+done (`--join`), wherever they were made, and compares them with its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pydantic
+from pydantic import FiniteFloat, NonNegativeInt
+
+from mental_r1_jax.config import Section
+from mental_r1_jax.errors import UserError
+from mental_r1_jax.study.cells import Cell, Plan
+from mental_r1_jax.study.reading import CellResult
+
+CELLS_FILE = "cells.jsonl"
+
+_Curves = dict[str, list[FiniteFloat | None]]
+_Answer = tuple[NonNegativeInt, str, str]
+
+
+class _Line(Section):
+    """A line of the file; see `CellResult` for the numbers."""
+
+    name: str
+    recipes_sha256: str
+    scores: dict[str, FiniteFloat]
+    sets: dict[str, dict[str, int | FiniteFloat]]
+    stage_entropies: dict[str, FiniteFloat | None]
+    curves: _Curves
+    validation: _Curves
+    answers: dict[str, tuple[_Answer, ...]]
+
+
+def cells_text(plan: Plan, study_folder: Path, results: Iterable[CellResult]) -> str:
+    """The content of `cells.jsonl`."""
+    lines = []
+    for one in results:
+        line = _Line(
+            name=one.cell.name,
+            recipes_sha256=recipes_digest(plan, study_folder, one.cell),
+            scores=one.scores,
+            sets=one.sets,
+            stage_entropies=one.stage_entropies,
+            curves=one.curves,
+            validation=one.validation,
+            answers={name: tuple(answers) for name, answers in one.answers.items()},
+        )
+        lines.append(json.dumps(line.model_dump(mode="json"), ensure_ascii=False) + "\n")
+    return "".join(lines)
+
+
+def join_cells(files: Sequence[Path], plan: Plan, study_folder: Path) -> dict[str, CellResult]:
+    """Read the cells of other parts of this study, by name.
+
+    Raises:
+        UserError: a file is not there or is no such file; a cell is none of this study, was made by
+            other recipes, or comes twice with different numbers.
+    """
+    cells = {cell.name: cell for cell in plan.cells}
+    found: dict[str, CellResult] = {}
+    for file in files:
+        for number, line in enumerate(_read(file), start=1):
+            place, cell = f"{file}, line {number}", cells.get(line.name)
+            if cell is None:
+                raise _refused(place, "a cell of this study", f"the cell {line.name}")
+            if line.recipes_sha256 != recipes_digest(plan, study_folder, cell):
+                raise _refused(place, "the recipes of this study", f"others behind {line.name}")
+            result = _result(cell, line)
+            if found.setdefault(line.name, result) != result:
+                raise _refused(place, "every cell once", f"{line.name} again, with other numbers")
+    return found
+
+
+def recipes_digest(plan: Plan, study_folder: Path, cell: Cell) -> str:
+    """SHA-256 (hex) over the verbs and recipes behind a cell.
+
+    The folder of the study is left out, so that it may differ between parts, and so are defaults,
+    so that a later version with more keys still joins what an earlier one has made.
+    """
+    texts = []
+    for task in (plan.tasks[name] for name in cell.tasks):
+        recipe = task.config.model_dump(mode="json", exclude_defaults=True)
+        text = json.dumps(_without(recipe, str(study_folder)), sort_keys=True)
+        texts.append("\n".join([task.verb, *task.options, text]))
+    return hashlib.sha256("\n\n".join(texts).encode()).hexdigest()
+
+
+def _without(value: Any, folder: str) -> Any:
+    """`value` of a recipe, its paths in `folder` told from there."""
+    if isinstance(value, dict):
+        return {key: _without(one, folder) for key, one in value.items()}
+    if isinstance(value, str) and (value == folder or value.startswith(folder + os.sep)):
+        return value.removeprefix(folder)
+    return value
+
+
+def _result(cell: Cell, line: _Line) -> CellResult:
+    fields: Mapping[str, Any] = line.model_dump(exclude={"name", "recipes_sha256"})
+    return CellResult(cell=cell, **fields)
+
+
+def _read(file: Path) -> list[_Line]:
+    """The lines of a `cells.jsonl`."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise _refused(str(file), f"a {CELLS_FILE} of the same study", str(error)) from None
+    read = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            read.append(_Line.model_validate_json(line))
+        except pydantic.ValidationError as error:
+            problem = error.errors(include_input=False, include_url=False)[0]
+            got = f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+            raise _refused(f"{file}, line {number}", "a finished cell", got) from None
+    return read
+
+
+def _refused(place: str, expected: str, got: str) -> UserError:
+    return UserError(
+        what=f"{place} cannot be joined",
+        expected=expected,
+        got=got,
+        remedy="run all parts with the same study file and recipe; nothing was changed",
+    )
