@@ -11,6 +11,7 @@ import contextlib
 import functools
 import os
 import pickle
+import re
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,6 +27,9 @@ from mental_r1_jax.errors import UserError, mistake_of_surroundings
 
 # Seconds without a sign of life after which a process counts as dead, and the others end.
 DEAD_AFTER_SECONDS = 50
+
+# How XLA begins the words of an error of devices and of exchanges between them.
+_DEVICE_ERROR = re.compile("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
 
 # All three, or none.
 VARIABLES = ("MENTAL_R1_COORDINATOR", "MENTAL_R1_NUM_PROCESSES", "MENTAL_R1_PROCESS_ID")
@@ -45,22 +49,26 @@ def joined(*, stops_between_steps: bool) -> Iterator[None]:
     join(stops_between_steps=stops_between_steps)
     try:
         yield
-    except (UserError, jax.errors.JaxRuntimeError) as error:
-        if jax.process_count() == 1:
-            raise
-        if not isinstance(error, UserError):
-            error = _lost(error)
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        os._exit(2)
     except Exception as error:
         if jax.process_count() == 1:
             raise
-        if mistake := mistake_of_surroundings(error):
+        if mistake := _mistake(error):
             print(f"error: {mistake}", file=sys.stderr, flush=True)
             os._exit(2)
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
+
+
+def _mistake(error: Exception) -> UserError | None:
+    """What to say of an error that is no fault of the program; None for others."""
+    if isinstance(error, UserError):
+        return error
+    # An exchange that another process has left fails with a plain ValueError.
+    of_devices = isinstance(error, ValueError) and _DEVICE_ERROR.match(str(error))
+    if of_devices or isinstance(error, jax.errors.JaxRuntimeError):
+        return _lost(error)
+    return mistake_of_surroundings(error)
 
 
 def _lost(error: Exception) -> UserError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import jax
@@ -93,3 +94,30 @@ def test_an_error_of_a_single_process_is_left_alone(monkeypatch: pytest.MonkeyPa
         raise ZeroDivisionError
     with pytest.raises(UserError), hosts.joined(stops_between_steps=False):
         raise UserError(what="a", expected="b", got="c", remedy="d")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        # What jax raises where another process has ended within an exchange.
+        (ValueError("UNKNOWN: Gloo AllGather failed: Connection reset"), 2, "cannot go on"),
+        (jax.errors.JaxRuntimeError("INTERNAL: a device is gone"), 2, "cannot go on"),
+        (OSError(28, "No space left on device"), 2, "make room"),
+        (ValueError("a mistake of ours"), 1, "Traceback"),
+    ],
+)
+def test_of_several_processes_one_says_why_it_ends_and_ends_at_once(
+    error: Exception,
+    status: int,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(hosts, "join", lambda **_: None)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(hosts.os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as ended, hosts.joined(stops_between_steps=True):
+        raise error
+    said = capsys.readouterr().err
+    assert ended.value.code == status
+    assert words in said and ("Traceback" in said) == (status == 1)
