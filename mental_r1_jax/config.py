@@ -153,10 +153,18 @@ class RewardsConfig(Section):
     timeout_s: PositiveFloat | None = None
 
 
+# Adafactor keeps row and column means of matrices whose smaller side has at least so many entries.
+FACTORED_FROM = 128
+
+
 class OptimizerConfig(Section):
-    """AdamW with gradient clipping and a decaying learning rate.
+    """The optimizer, with gradient clipping and a decaying learning rate.
 
     Attributes:
+        name: `adamw`, or `adafactor`: of a matrix only row and column means of the squared gradient
+            are kept, and no first moment, so it takes hardly any memory. `beta1`, `beta2` and
+            `epsilon` are for `adamw`.
+        first_moment: of `adamw`: `bfloat16` halves the memory of the first moment.
         learning_rate: peak rate.
         schedule: decay to zero over the run (`linear`, `cosine`) or no decay (`constant`).
         warmup_steps: updates of linear warm-up from zero.
@@ -167,6 +175,8 @@ class OptimizerConfig(Section):
         max_grad_norm: gradients are scaled down to this global norm.
     """
 
+    name: Literal["adamw", "adafactor"] = "adamw"
+    first_moment: Literal["float32", "bfloat16"] = "float32"
     learning_rate: PositiveFloat = 5e-6
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: NonNegativeInt = 0

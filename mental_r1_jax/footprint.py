@@ -15,14 +15,11 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from mental_r1_jax.config import ExperimentConfig
+from mental_r1_jax.config import FACTORED_FROM, ExperimentConfig, OptimizerConfig
 from mental_r1_jax.models import decoder
 from mental_r1_jax.models.decoder import DecoderConfig
 
 GIB = 2**30
-
-# Float32 arrays of training that are as large as the weights: AdamW's moments, and gradients.
-MOMENTS, GRADIENTS = 2, 1
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class Footprint:
     Attributes:
         weights: master weights, float32; where adapters are trained, they and the frozen weights
             in the compute dtype.
-        moments: the two of AdamW, float32, of what is trained.
+        moments: the optimizer's, of what is trained; those of Adafactor as if it were unsharded.
         gradients: one for each trained weight while an update runs, float32.
         reference: frozen start model in the compute dtype; 0 where the KL penalty is off, and with
             adapters, whose frozen weights are the reference.
@@ -72,8 +69,8 @@ def footprint(config: ExperimentConfig, model: DecoderConfig, mesh: Mesh) -> Foo
     head, decoding_head = head_bytes(config, model, sizes)
     return Footprint(
         weights=trained + frozen,
-        moments=MOMENTS * trained,
-        gradients=GRADIENTS * trained,
+        moments=_moments(config.optimizer, model, trained),
+        gradients=trained,
         reference=shard_bytes(rounded) if config.crpo.kl_coef > 0 and not frozen else 0.0,
         decoding_weights=shard_bytes(rounded, without="fsdp"),
         cache=sum(cache_bytes(config, model, sizes)),
@@ -110,13 +107,32 @@ def head_bytes(
     )
 
 
-def bytes_per_parameter(model: DecoderConfig) -> tuple[float, int]:
+def moment_bytes(optimizer: OptimizerConfig) -> float:
+    """Bytes of a parameter's moments; of Adafactor 0, as they are a row and a column a matrix."""
+    if optimizer.name == "adafactor":
+        return 0.0
+    return 8.0 if optimizer.first_moment == "float32" else 6.0
+
+
+def _moments(optimizer: OptimizerConfig, model: DecoderConfig, trained: float) -> float:
+    """Bytes of the moments beside so many bytes of trained float32 weights on a device."""
+    if optimizer.name == "adamw":
+        return moment_bytes(optimizer) / 4 * trained
+    total = 0
+    for leaf in jax.tree.leaves(decoder.abstract_trained(model)):
+        *_, smaller, larger = (1, *sorted(leaf.shape))
+        factored = smaller >= FACTORED_FROM
+        total += leaf.size // larger + leaf.size // smaller if factored else leaf.size
+    return 4.0 * total
+
+
+def bytes_per_parameter(model: DecoderConfig, optimizer: OptimizerConfig) -> tuple[float, int]:
     """Bytes of one parameter: (in training, reference included; of the copy for decoding).
 
     The first are sharded over `fsdp` and `tensor`, the second over `tensor` only. Where adapters
     are trained, a parameter is frozen, and its share of the adapters stands beside it.
     """
-    trained, copy = 4.0 * (1 + MOMENTS + GRADIENTS), model.dtype.itemsize
+    trained, copy = 4.0 + moment_bytes(optimizer) + 4.0, model.dtype.itemsize
     if model.lora is not None:
         trained *= decoder.adapter_count(model) / decoder.parameter_count(model)
     return trained + copy, copy

@@ -92,6 +92,8 @@ BAD_VALUES = [
     ("crpo.entropy_bonus_step", "-1"),
     ("crpo.entropy_bonus_max", "0"),
     ("crpo.num_iterations", "0"),
+    ("optimizer.name", "sgd"),
+    ("optimizer.first_moment", "float16"),
     ("optimizer.learning_rate", "0"),
     ("optimizer.learning_rate", "fast"),
     ("optimizer.schedule", "step"),

@@ -144,6 +144,7 @@ def test_its_batches_divide_over_its_mesh(recipe: Path) -> None:
             model,
             slice_.chips,
             CHIPS[slice_.generation].memory,
+            config.optimizer,
             fsdp=config.mesh.fsdp,
             tensor=config.mesh.tensor,
         )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mental_r1_jax import sharding
+from mental_r1_jax.config import OptimizerConfig
 from mental_r1_jax.console.overview import memory_rows
 from mental_r1_jax.footprint import GIB, bytes_per_parameter, cache_bytes, footprint, shard_bytes
 from mental_r1_jax.models import decoder
@@ -90,12 +91,41 @@ def test_the_head_by_hand() -> None:
 def test_bytes_of_a_parameter_are_those_of_the_footprint() -> None:
     """The choice of a mesh counts as the footprint does, but for norms, which stay float32."""
     found = footprint(CONFIG, MODEL, sharding.make_mesh(8, 1, 1))
-    training, decoding = (size * parameter_count(MODEL) for size in bytes_per_parameter(MODEL))
+    training, decoding = (
+        size * parameter_count(MODEL) for size in bytes_per_parameter(MODEL, CONFIG.optimizer)
+    )
     held = found.weights + found.moments + found.gradients + found.reference
     assert training == pytest.approx(held, rel=0.01)
     assert decoding == pytest.approx(found.decoding_weights, rel=0.03)
-    assert bytes_per_parameter(MODEL) == (18, 2)
-    assert bytes_per_parameter(dataclasses.replace(MODEL, compute_dtype="float32")) == (20, 4)
+    assert bytes_per_parameter(MODEL, CONFIG.optimizer) == (18, 2)
+    single = dataclasses.replace(MODEL, compute_dtype="float32")
+    assert bytes_per_parameter(single, CONFIG.optimizer) == (20, 4)
+    assert bytes_per_parameter(MODEL, OptimizerConfig(first_moment="bfloat16")) == (16, 2)
+    assert bytes_per_parameter(MODEL, OptimizerConfig(name="adafactor")) == (10, 2)
+
+
+@pytest.mark.parametrize(
+    ("keys", "sizes"),
+    [
+        (["optimizer.first_moment=bfloat16"], (2, 2, 2)),
+        # Matrices of 160 x 192 are factored, those of 16 x 160 are not.
+        (["optimizer.name=adafactor"], (8, 1, 1)),
+    ],
+)
+def test_moments_are_those_that_the_optimizer_makes(
+    keys: list[str], sizes: tuple[int, int, int]
+) -> None:
+    wide = dataclasses.replace(MODEL, hidden_size=160, intermediate_size=192)
+    mesh = sharding.make_mesh(*sizes)
+    config = parse_config(RECIPE, keys, source="test")
+    optimizer = make_optimizer(config.optimizer, 1)
+    state = jax.eval_shape(optimizer.init, decoder.abstract_trained(wide))
+    where = state_shardings(wide, optimizer, mesh).opt_state
+    placed = jax.tree.map(
+        lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), state, where
+    )
+    # Beside the moments a state has counters, and placeholders of one entry.
+    assert footprint(config, wide, mesh).moments == pytest.approx(shard_bytes(placed), abs=200)
 
 
 def test_bytes_of_a_device_are_those_of_its_shards() -> None:

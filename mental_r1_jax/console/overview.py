@@ -19,7 +19,7 @@ from mental_r1_jax.recipe import dump_config
 # Field of `Footprint` -> how the table calls it.
 ARRAYS = {
     "weights": "float32 weights",
-    "moments": "AdamW moments",
+    "moments": "optimizer moments",
     "gradients": "gradients",
     "reference": "reference weights",
     "decoding_weights": "weights for decoding",

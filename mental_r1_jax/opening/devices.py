@@ -56,7 +56,9 @@ def chosen_mesh(
         memory: bytes of one device, None where it does not tell.
     """
     sizes, in_slice = config.mesh, len(devices) // sharding.count_slices(devices)
-    choice = choose_mesh(model, in_slice, memory, fsdp=sizes.fsdp, tensor=sizes.tensor)
+    choice = choose_mesh(
+        model, in_slice, memory, config.optimizer, fsdp=sizes.fsdp, tensor=sizes.tensor
+    )
     return sharding.make_mesh(sizes.data, choice.fsdp, choice.tensor, devices), choice.reason
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mental_r1_jax.config import OptimizerConfig
 from mental_r1_jax.footprint import GIB, bytes_per_parameter
 from mental_r1_jax.models.decoder import DecoderConfig, parameter_count
 
@@ -25,6 +26,7 @@ def choose_mesh(
     model: DecoderConfig,
     devices: int,
     memory: float | None,
+    optimizer: OptimizerConfig,
     *,
     fsdp: int | None = None,
     tensor: int | None = None,
@@ -38,6 +40,7 @@ def choose_mesh(
         model: its parameters set the size; `tensor` divides its key/value heads.
         devices: number of devices in one slice; both axes lie inside it.
         memory: bytes of one device, or None where the platform does not tell.
+        optimizer: whose moments are counted.
         fsdp: size that the recipe gives, or None.
         tensor: size that the recipe gives, or None.
     """
@@ -46,7 +49,8 @@ def choose_mesh(
         free = [name for name, size in (("fsdp", fsdp), ("tensor", tensor)) if size is None]
         why = [f"{name}=1: this platform does not tell its memory" for name in free]
         return MeshChoice(fsdp or 1, tensor or 1, "; ".join(given + why))
-    training, decoding = (size * parameter_count(model) for size in bytes_per_parameter(model))
+    each = bytes_per_parameter(model, optimizer)
+    training, decoding = (size * parameter_count(model) for size in each)
     reasons = given
     if tensor is None:
         sizes = [t for t in _divisors(devices // (fsdp or 1)) if model.num_kv_heads % t == 0]

@@ -54,6 +54,10 @@ def changes(plan: Plan) -> Iterator[tuple[str, ExperimentConfig]]:
     while prompts % (micro * shards) == 0:
         yield changed("run", micro_batches=micro)
         micro *= 2
+    if config.optimizer.name == "adamw":
+        if config.optimizer.first_moment == "float32":
+            yield changed("optimizer", first_moment="bfloat16")
+        yield changed("optimizer", name="adafactor")
     for fsdp, tensor in _more_sharded(plan):
         yield changed("mesh", data=None, fsdp=fsdp, tensor=tensor)
     half = prompts // 2

@@ -12,11 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mental_r1_jax.config import ExperimentConfig
-from mental_r1_jax.footprint import cache_bytes
+from mental_r1_jax.footprint import cache_bytes, moment_bytes
 from mental_r1_jax.models.decoder import DecoderConfig, adapter_count, parameter_count
-
-# Bytes that AdamW moves for a parameter: reads weight, gradient and two moments, writes three.
-_OPTIMIZER_BYTES = 28
 
 
 @dataclass(frozen=True)
@@ -135,7 +132,9 @@ def phase_memory_traffic(work: Workload) -> dict[str, float]:
     one_layer = work.tokens / work.row_shards * model.hidden_size * model.dtype.itemsize
     inputs = model.num_layers * one_layer
     trained = count if model.lora is None else adapter_count(model)
-    optimizer = _OPTIMIZER_BYTES * trained / (mesh["fsdp"] * mesh["tensor"])
+    # An update reads weight, gradient and moments, and writes weight and moments.
+    moved = 12 + 2 * moment_bytes(work.config.optimizer)
+    optimizer = moved * trained / (mesh["fsdp"] * mesh["tensor"])
     steps = rollout.max_completion_length
     once = {
         "rollout": weights + steps * (weights + prompts + completions / 2),

@@ -35,6 +35,7 @@ from mental_r1_jax.rl.entropy_control import EntropyControl, EntropyWeights
 from mental_r1_jax.rl.loss_terms import top_entropy_mask
 from mental_r1_jax.rl.losses import Denominators, crpo_loss, loss_denominators
 from mental_r1_jax.rl.masking import Metric, Sum, SumWeight, masked_sum, max_over, mean_over
+from mental_r1_jax.training.optimizer import moment_sharding
 from mental_r1_jax.types import Batch, TraceBatch
 
 Metrics = dict[str, Metric]
@@ -371,10 +372,12 @@ def state_shardings(
     """Where each part of a `TrainState` lives: moments as their weights, all else replicated."""
     params = network.trained_shardings(config, mesh)
     everywhere = sharding.replicated(mesh)
+    trained = network.abstract_trained(config)
     opt_state = optax.tree_utils.tree_map_params(
         optimizer,
-        lambda _, where: where,
-        jax.eval_shape(optimizer.init, network.abstract_trained(config)),
+        moment_sharding,
+        jax.eval_shape(optimizer.init, trained),
+        trained,
         params,
         transform_non_params=lambda _: everywhere,
     )

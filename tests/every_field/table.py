@@ -60,8 +60,10 @@ EXPLICIT = {
 
 
 def _optimizer_fields(section: str, probe: Callable[..., Any]) -> dict[str, Field]:
-    """The same eight keys for training and for the cold start."""
+    """The same ten keys for training and for the cold start."""
     return {
+        f"{section}.name": Field("adafactor", probe),
+        f"{section}.first_moment": Field("bfloat16", probe, {f"{section}.learning_rate": 0.1}),
         f"{section}.learning_rate": Field(0.25, probe),
         f"{section}.schedule": Field("cosine", probe),
         f"{section}.warmup_steps": Field(2, probe),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mental_r1_jax import sharding
+from mental_r1_jax.config import OptimizerConfig
 from mental_r1_jax.footprint import Footprint
 from mental_r1_jax.models import decoder
 from mental_r1_jax.opening.mesh_choice import choose_mesh
@@ -179,6 +180,6 @@ def test_the_mesh_is_the_smallest_that_fits(
 ) -> None:
     """7.2e9 parameters: 14.5 GB to decode with, and 130 GB of weights, moments and gradients."""
     room = CHIPS[chip].memory if chip else None
-    choice = choose_mesh(model, devices, room, **given)
+    choice = choose_mesh(model, devices, room, OptimizerConfig(), **given)
     assert (choice.fsdp, choice.tensor) == expected
     assert f"fsdp={expected[0]}" in choice.reason and f"tensor={expected[1]}" in choice.reason

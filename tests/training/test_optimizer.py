@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+from mental_r1_jax import sharding
 from mental_r1_jax.config import OptimizerConfig
-from mental_r1_jax.training.optimizer import make_optimizer, make_schedule
+from mental_r1_jax.training.optimizer import make_optimizer, make_schedule, moment_sharding
 from tests.tiny_decoder import random_params
 
 
@@ -117,3 +119,93 @@ def test_updates_are_those_of_pytorchs_adamw_with_clipping():
         adamw.step()
     for name in start:
         np.testing.assert_allclose(params[name], theirs[name].detach().numpy(), atol=2e-6)
+
+
+def test_updates_are_those_of_transformers_adafactor():
+    torch = pytest.importorskip("torch", reason="compares with PyTorch")
+    from transformers.optimization import Adafactor
+
+    rng = np.random.default_rng(1)
+    # One matrix that is factored, one that is too small for it, and a vector.
+    start = {
+        "kernel": rng.standard_normal((128, 160)).astype("f4"),
+        "embedding": rng.standard_normal((40, 8)).astype("f4"),
+        "scale": rng.standard_normal(6).astype("f4"),
+    }
+    config = OptimizerConfig(
+        name="adafactor", learning_rate=0.05, schedule="constant", max_grad_norm=1e6
+    )
+    optimizer = make_optimizer(config, 5)
+    params = jax.tree.map(jnp.asarray, start)
+    state = optimizer.init(params)
+    # transformers factors every matrix, so the small one is given to it as a vector.
+    theirs = {
+        name: torch.nn.Parameter(
+            torch.from_numpy(x.copy()).reshape(x.shape if x.size > 320 else -1)
+        )
+        for name, x in start.items()
+    }
+    reference = Adafactor(
+        theirs.values(),
+        lr=0.05,
+        eps=(1e-30, 1e-3),
+        clip_threshold=1.0,
+        decay_rate=-0.8,
+        scale_parameter=False,
+        relative_step=False,
+    )
+    for _ in range(5):
+        gradient = {k: rng.standard_normal(x.shape).astype("f4") for k, x in start.items()}
+        updates, state = optimizer.update(jax.tree.map(jnp.asarray, gradient), state, params)
+        params = optax.apply_updates(params, updates)
+        for name, parameter in theirs.items():
+            parameter.grad = torch.from_numpy(gradient[name]).reshape(parameter.shape)
+        reference.step()
+    for name, x in start.items():
+        expected = theirs[name].detach().numpy().reshape(x.shape)
+        np.testing.assert_allclose(params[name], expected, atol=3e-5)
+
+
+def test_adafactor_decays_matrices_by_the_learning_rate():
+    params = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
+    config = OptimizerConfig(
+        name="adafactor", learning_rate=0.1, weight_decay=0.5, schedule="constant"
+    )
+    optimizer = make_optimizer(config, 10)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -0.05 * np.ones((4, 4)), rtol=1e-6)
+    np.testing.assert_array_equal(updates["bias"], np.zeros(4))
+
+
+def test_a_first_moment_in_bfloat16_is_rounded_and_nothing_else():
+    gradient = {"kernel": jnp.full((2, 2), 0.3)}
+    states = {}
+    for kind in ("float32", "bfloat16"):
+        optimizer = make_optimizer(OptimizerConfig(first_moment=kind, max_grad_norm=10.0), 10)
+        states[kind] = optimizer.update(gradient, optimizer.init(gradient), gradient)[1]
+    full, short = (optax.tree_utils.tree_get(states[kind], "mu") for kind in states)
+    assert short["kernel"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(short["kernel"], full["kernel"].astype(jnp.bfloat16))
+    seconds = [optax.tree_utils.tree_get(states[kind], "nu")["kernel"] for kind in states]
+    np.testing.assert_array_equal(*seconds)
+
+
+@pytest.mark.parametrize(
+    ("shape", "weight", "spec", "expected"),
+    [
+        ((4, 8), (4, 8), ("fsdp", "tensor"), ("fsdp", "tensor")),
+        ((4,), (4, 8), ("fsdp", "tensor"), ("fsdp",)),
+        ((8,), (4, 8), ("fsdp", "tensor"), ("tensor",)),
+        ((2, 8), (2, 4, 8), (None, "fsdp"), (None, None)),
+        ((1,), (4, 8), ("fsdp", "tensor"), ()),
+    ],
+)
+def test_a_mean_over_an_axis_keeps_the_places_of_the_others(shape, weight, spec, expected):
+    mesh = sharding.make_mesh(2, 2, 2)
+    found = moment_sharding(
+        jax.ShapeDtypeStruct(shape, jnp.float32),
+        jax.ShapeDtypeStruct(weight, jnp.float32),
+        NamedSharding(mesh, PartitionSpec(*spec)),
+    )
+    assert found.spec == PartitionSpec(*expected)
