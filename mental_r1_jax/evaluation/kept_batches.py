@@ -72,6 +72,7 @@ class KeptBatches:
                 row=post.row,
                 label=post.label,
                 text=post.text,
+                group=post.group,
                 stage_entropies=tuple(answer["entropies"]),
                 **{name: answer[name] for name in _FIELDS},
             )

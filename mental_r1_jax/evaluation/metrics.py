@@ -47,6 +47,9 @@ class Prediction:
         stage_entropies: mean entropy (nats) of each stage's tokens; None where it is missing.
         completion: what the model wrote.
         text: the post.
+        group: whom or what the post belongs to, where the set says so.
+        probabilities: of each label of the set, in its order (`evaluate.confidence` says whence);
+            None where they were not asked for, or no sample was readable.
     """
 
     set_name: str
@@ -60,6 +63,8 @@ class Prediction:
     stage_entropies: tuple[float | None, ...]
     completion: str
     text: str
+    group: str | None = None
+    probabilities: tuple[float, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

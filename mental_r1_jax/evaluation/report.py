@@ -17,6 +17,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -74,6 +75,7 @@ def write_evaluation(
     title: str,
     context: Mapping[str, str],
     sections: Sequence[str] = (),
+    further: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Write the three files into `folder`, which is made if missing; older ones are replaced.
 
@@ -84,10 +86,14 @@ def write_evaluation(
         title: heading of the report.
         context: facts shown on top of the report, such as model, split and decoding.
         sections: further parts of the report, see `report_page`.
+        further: set -> keys that `metrics.json` has of it beside those of `SetMetrics`.
     """
     make_private_folder(folder)
-    document = json.dumps(metrics_document(metrics), indent=2, allow_nan=False, ensure_ascii=False)
-    _write(folder / METRICS_FILE, document + "\n")
+    document = metrics_document(metrics)
+    for name, keys in (further or {}).items():
+        document["sets"][name] |= keys
+    text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)
+    _write(folder / METRICS_FILE, text + "\n")
     table = _predictions_csv(predictions, include_text=include_text)
     # Broken UTF-8 of a completion is kept as lone surrogates, which only "replace" can write.
     write_private(folder / PREDICTIONS_FILE, table.encode("utf-8", errors="replace"))

@@ -27,12 +27,13 @@ from mental_r1_jax import hosts
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.console.overview import print_only_labels
 from mental_r1_jax.console.progress import open_console
+from mental_r1_jax.evaluation.clinical_report import clinical_section, clinical_table
 from mental_r1_jax.evaluation.kept_batches import KeptBatches
 from mental_r1_jax.evaluation.report import check_report_folder, console_table, write_evaluation
 from mental_r1_jax.models.fingerprint import fingerprint
 from mental_r1_jax.opening.devices import open_mesh
 from mental_r1_jax.opening.model_source import load_weights, open_model, public_name
-from mental_r1_jax.prediction.held_out import evaluate_posts, held_out_posts
+from mental_r1_jax.prediction.held_out import clinical_documents, evaluate_posts, held_out_posts
 from mental_r1_jax.prediction.predictor import make_predictor
 from mental_r1_jax.private_files import check_writable, make_private_folder
 from mental_r1_jax.runs.run_lock import run_lock
@@ -74,6 +75,7 @@ def _evaluate(config: ExperimentConfig, name: str, folder: Path) -> Path:
         metrics, predictions = evaluate_posts(
             predictor, params, posts, on_batch=report_progress, keep=keep
         )
+        clinical = clinical_documents(config, predictions)
         if hosts.is_first():
             write_evaluation(
                 folder,
@@ -82,9 +84,12 @@ def _evaluate(config: ExperimentConfig, name: str, folder: Path) -> Path:
                 include_text=config.evaluate.include_text,
                 title=f"{public_name(name)}: {config.evaluate.split} split",
                 context=_context(config, name),
+                sections=[clinical_section(clinical)],
+                further=clinical,
             )
             keep.remove()
     console.print(console_table(metrics))
+    console.print(clinical_table(clinical))
     console.print(f"report: {folder / 'report.html'}", markup=False)
     return folder
 

@@ -9,6 +9,7 @@ from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.data.benchmarks import Split
 from mental_r1_jax.data.loading import load_examples, set_spec, spread
 from mental_r1_jax.data.records import Example
+from mental_r1_jax.evaluation.clinical import LabelFacts, clinical_document
 from mental_r1_jax.evaluation.kept_batches import KeptBatches
 from mental_r1_jax.evaluation.metrics import Prediction, SetMetrics, set_metrics
 from mental_r1_jax.prediction.predictor import Predictor, predict
@@ -51,3 +52,19 @@ def evaluate_posts(
         for name in posts
     }
     return metrics, predictions
+
+
+def clinical_documents(
+    config: ExperimentConfig, predictions: Sequence[Prediction]
+) -> dict[str, dict[str, Any]]:
+    """Set -> its clinical numbers, as JSON types; sets in the order of the recipe."""
+    documents = {}
+    for name in config.data.sets:
+        spec = set_spec(config.data, name)
+        documents[name] = clinical_document(
+            [p for p in predictions if p.set_name == name],
+            LabelFacts(spec.labels, spec.positive_labels, spec.ordered),
+            samples=config.evaluate.bootstrap_samples,
+            seed=config.run.seed,
+        )
+    return documents

@@ -241,4 +241,5 @@ def _prediction(
         stage_entropies=stages,
         completion=completion.text,
         text=post.text,
+        group=post.group,
     )
