@@ -36,6 +36,8 @@ class Verb:
         stops_between_steps: see `hosts.joined`; None: the verb runs in one process only.
         compiles: whether JAX compiles anything for it, so that the program cache is opened.
         of_study: whether it is given a study file instead of a recipe.
+        of_recipe: whether it is given a recipe and overrides; otherwise `options` has all there is,
+            and the job's `run` takes nothing else.
     """
 
     description: str
@@ -43,6 +45,7 @@ class Verb:
     stops_between_steps: bool | None = None
     compiles: bool = True
     of_study: bool = False
+    of_recipe: bool = True
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -60,6 +63,20 @@ VERBS = {
     ),
     "evaluate": Verb(
         "weighted F1 and more on held-out posts, with a report", stops_between_steps=False
+    ),
+    "board": Verb(
+        "compare runs on one page: figures, what differs, curves overlaid",
+        {
+            "runs": {"metavar": "RUN", "type": Path, "nargs": "+", "help": "a run folder"},
+            "--output": {
+                "metavar": "PAGE",
+                "type": Path,
+                "default": Path("board.html"),
+                "help": "the page to write (board.html)",
+            },
+        },
+        compiles=False,
+        of_recipe=False,
     ),
     "export": Verb(
         "write the Hugging Face folder of a run",
@@ -121,7 +138,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = [argument for argument in late if argument.startswith("-")]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    options.overrides += late
+    if late and not VERBS[options.verb].of_recipe:
+        parser.error(f"unrecognized arguments: {' '.join(late)}")
+    if late:
+        options.overrides += late
     try:
         _run(**vars(options))
     except Exception as error:
@@ -139,14 +159,15 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, verb in VERBS.items():
         command = commands.add_parser(name, help=verb.description, description=verb.description)
-        given = "a study file" if verb.of_study else "a YAML recipe, or the folder of a run"
-        command.add_argument("config", help=given)
-        command.add_argument(
-            "overrides",
-            nargs="*",
-            metavar="section.key=value",
-            help="values that replace those of the recipe",
-        )
+        if verb.of_recipe:
+            given = "a study file" if verb.of_study else "a YAML recipe, or the folder of a run"
+            command.add_argument("config", help=given)
+            command.add_argument(
+                "overrides",
+                nargs="*",
+                metavar="section.key=value",
+                help="values that replace those of the recipe",
+            )
         for flag, settings in verb.options.items():
             switch = {"action": "store_true", "help": settings}
             command.add_argument(flag, **(switch if isinstance(settings, str) else settings))
@@ -200,8 +221,11 @@ def collect_garbage_rarely() -> None:
     gc.set_threshold(100_000)
 
 
-def _run(verb: str, config: str, overrides: Sequence[str], **given: Any) -> None:
+def _run(verb: str, config: str = "", overrides: Sequence[str] = (), **given: Any) -> None:
     """Hand over to the verb's job; imported here, so that `--help` needs no JAX."""
+    if not VERBS[verb].of_recipe:
+        importlib.import_module(f"mental_r1_jax.jobs.{verb}").run(**given)
+        return
     if VERBS[verb].of_study:
         study = load_study(config, overrides)
         importlib.import_module(f"mental_r1_jax.jobs.{verb}").run(study, **given)

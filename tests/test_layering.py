@@ -70,7 +70,8 @@ ALLOWED: dict[str, set[str]] = {
     "jobs": {
         *("__init__", "errors", "config", "types", "text", "data", "models", "hosts"),
         *("rollout", "training", "evaluation", "programs", "console", "opening", "prediction"),
-        *("runs", "release", "planning", "study", "private_files", "sharding"),
+        *("runs", "release", "planning", "study", "private_files", "sharding", "recipe"),
+        "json_files",
     },
     "cli": {"errors", "recipe", "programs", "hosts", "study", "jobs"},
     "__main__": {"cli"},

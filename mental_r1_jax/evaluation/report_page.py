@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from mental_r1_jax.config import STAGE_NAMES
+from mental_r1_jax.evaluation import charts
 from mental_r1_jax.evaluation.metrics import UNREADABLE, SetMetrics, average_metrics
 
 STYLE = """
@@ -106,11 +107,11 @@ def report_page(
 
 
 def html_page(title: str, body: Iterable[str], style: str = "") -> str:
-    """A page of its own around `body`, empty parts left out; `style` is added to `STYLE`."""
+    """A page of its own around `body`, empty parts left out; `style` is added to ours."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head>\n<body><main>\n"
+        f"<title>{escape(title)}</title><style>{STYLE}{charts.STYLE}{style}</style></head>\n<body><main>\n"
         + "\n".join(part for part in body if part)
         + "\n</main></body></html>\n"
     )

@@ -30,6 +30,7 @@ from mental_r1_jax.console.progress import open_console
 from mental_r1_jax.evaluation.clinical_report import clinical_section, clinical_table
 from mental_r1_jax.evaluation.kept_batches import KeptBatches
 from mental_r1_jax.evaluation.report import check_report_folder, console_table, write_evaluation
+from mental_r1_jax.evaluation.training_curves import training_section
 from mental_r1_jax.models.fingerprint import fingerprint
 from mental_r1_jax.opening.devices import open_mesh
 from mental_r1_jax.opening.model_source import load_weights, open_model, public_name
@@ -37,6 +38,7 @@ from mental_r1_jax.prediction.held_out import clinical_documents, evaluate_posts
 from mental_r1_jax.prediction.predictor import make_predictor
 from mental_r1_jax.private_files import check_writable, make_private_folder
 from mental_r1_jax.runs.run_lock import run_lock
+from mental_r1_jax.training.metrics import METRICS_FILE, read_sound_metrics
 
 
 def run(config: ExperimentConfig) -> Path:
@@ -84,7 +86,11 @@ def _evaluate(config: ExperimentConfig, name: str, folder: Path) -> Path:
                 include_text=config.evaluate.include_text,
                 title=f"{public_name(name)}: {config.evaluate.split} split",
                 context=_context(config, name),
-                sections=[clinical_section(clinical)],
+                sections=[
+                    clinical_section(clinical),
+                    calibration_section(clinical),
+                    _training_part(model.run_folder),
+                ],
                 further=clinical,
             )
             keep.remove()
@@ -92,6 +98,14 @@ def _evaluate(config: ExperimentConfig, name: str, folder: Path) -> Path:
     console.print(clinical_table(clinical))
     console.print(f"report: {folder / 'report.html'}", markup=False)
     return folder
+
+
+def _training_part(run_folder: Path | None) -> str:
+    """The training curves of the model's run; empty where it has none, as an exported model."""
+    if run_folder is None or not (run_folder / METRICS_FILE).is_file():
+        return ""
+    lines, notes = read_sound_metrics(run_folder / METRICS_FILE)
+    return training_section(lines, notes)
 
 
 def _identity(config: ExperimentConfig, params: Any, mesh: Mesh) -> str:

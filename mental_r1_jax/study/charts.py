@@ -1,45 +1,19 @@
-"""Charts of a study as inline SVG: differences, curves and sensitivity; no scripts."""
+"""Charts of a study as inline SVG: differences to the baseline and sensitivity; no scripts."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-# Stages from early to late, as a ramp that reads in light and dark.
-STAGE_COLOURS = ("--s1", "--s2", "--s3", "--s4", "--s5")
+from mental_r1_jax.evaluation import charts
+
 STYLE = """
-:root{--s1:#8a3ffc;--s2:#2f6fde;--s3:#0e8a7d;--s4:#b7791f;--s5:#c2334d;--grey:#9aa4b5}
-@media(prefers-color-scheme:dark){:root{--s1:#b58cff;--s2:#6ea2ff;--s3:#4fc3b4;--s4:#e0ac55;
---s5:#ff7b8f;--grey:#66708a}}
-.panels{display:grid;gap:.75rem;grid-template-columns:repeat(auto-fill,minmax(290px,1fr))}
-.panels.large{grid-template-columns:repeat(auto-fill,minmax(430px,1fr))}
-.panels .card{margin:0}.panels svg{min-width:240px}
-.line{fill:none;stroke:var(--blue);stroke-width:2;stroke-linejoin:round}
-.line.grey{stroke:var(--grey)}.band{fill:var(--blue);opacity:.18}
 .dot{fill:var(--blue);opacity:.45}.zero{stroke:var(--soft);stroke-dasharray:4 4}
-.thin{stroke:var(--blue);stroke-width:1.5}.legend{margin:0 0 .6rem}
-.legend span{display:inline-block;margin-right:1.1rem;white-space:nowrap}
-.legend i{display:inline-block;width:1.4em;height:.25em;vertical-align:middle;margin-right:.4em}
+.thin{stroke:var(--blue);stroke-width:1.5}
 th.arm{white-space:normal}td small{color:var(--soft);display:block}
 """
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of a panel: points, and optionally a band around it.
-
-    Attributes:
-        points: (x, y), ascending in x.
-        band: (x, low, high) of the band; empty for none.
-        colour: CSS variable of its colour.
-    """
-
-    points: Sequence[tuple[float, float]]
-    band: Sequence[tuple[float, float, float]] = ()
-    colour: str = "--blue"
 
 
 @dataclass(frozen=True)
@@ -63,53 +37,6 @@ class SensitivePoint:
     by_seed: Sequence[float]
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers (1, 2 or 5 times a power of ten apart) from `low` to `high`."""
-    if not high > low:
-        return [low]
-    rough = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
-    first = math.ceil(low / step - 1e-9)
-    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def legend(entries: Sequence[tuple[str, str]]) -> str:
-    """(name, CSS variable) as coloured strokes with their names."""
-    items = (
-        f'<span><i style="background:var({colour})"></i>{escape(name)}</span>'
-        for name, colour in entries
-    )
-    return f'<p class="legend">{"".join(items)}</p>'
-
-
-def panel(
-    title: str, lines: Sequence[Line], x_range: tuple[float, float], y_range: tuple[float, float]
-) -> str:
-    """A card with lines over steps; panels of one grid share their ranges."""
-    width, height, left, top, bottom = 300, 180, 40, 8, 24
-    x = _scale(x_range, left, width - 8)
-    y = _scale(y_range, height - bottom, top)
-    parts = [
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title, quote=True)}">'
-    ]
-    for tick in ticks(*y_range, 4):
-        parts.append(
-            f'<line class="rule" x1="{left}" x2="{width - 8}" y1="{y(tick):.1f}" '
-            f'y2="{y(tick):.1f}"/>'
-            f'<text class="soft" x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">'
-            f"{tick:g}</text>"
-        )
-    for tick in ticks(*x_range, 4):
-        parts.append(
-            f'<text class="soft" x="{x(tick):.1f}" y="{height - 6}" text-anchor="middle">'
-            f"{tick:g}</text>"
-        )
-    for line in lines:
-        parts.append(_line(line, x, y))
-    return f'<div class="card"><h3>{escape(title)}</h3>{"".join(parts)}</svg></div>'
-
-
 def difference_chart(rows: Sequence[Difference], unit: str) -> str:
     """One row an arm: mean, thick interval over seeds and posts, thin one over seeds, the seeds."""
     left, width, top, pitch = 300, 900, 12, 38
@@ -119,12 +46,12 @@ def difference_chart(rows: Sequence[Difference], unit: str) -> str:
         ends += [row.mean, *row.by_seed, *(row.over_seeds_and_posts or ())]
     span = max(ends) - min(ends) or 1.0
     low, high = min(ends) - 0.15 * span, max(ends) + 0.15 * span
-    x = _scale((low, high), left, width - 70)
+    x = charts.scale((low, high), left, width - 70)
     parts = [
         f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" '
         'aria-label="differences to the baseline, paired by seed">'
     ]
-    for tick in ticks(low, high, 6):
+    for tick in charts.ticks(low, high, 6):
         kind = "zero" if abs(tick) < 1e-9 * span else "rule"
         parts.append(
             f'<line class="{kind}" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{top}" '
@@ -147,18 +74,19 @@ def sensitivity_chart(title: str, points: Sequence[SensitivePoint], unit: str) -
     ends = [end for p in points for end in (p.mean, *p.by_seed, *(p.interval or ()))]
     span = max(ends) - min(ends) or 1.0
     y_range = (min(ends) - 0.08 * span, max(ends) + 0.08 * span)
-    y = _scale(y_range, height - bottom, top)
+    y = charts.scale(y_range, height - bottom, top)
     pitch = (width - left - 10) / len(points)
     at = [left + pitch * (i + 0.5) for i in range(len(points))]
     label = escape(f"{title}: {unit} over the values", quote=True)
     parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">']
-    for tick in ticks(*y_range):
+    for tick in charts.ticks(*y_range):
         parts.append(
             f'<line class="rule" x1="{left}" x2="{width - 10}" y1="{y(tick):.1f}" '
             f'y2="{y(tick):.1f}"/><text class="soft" x="{left - 6}" y="{y(tick) + 4:.1f}" '
             f'text-anchor="end">{tick:g}</text>'
         )
-    parts.append(_line(Line([(i, p.mean) for i, p in enumerate(points)]), lambda i: at[int(i)], y))
+    means = charts.Line([(i, p.mean) for i, p in enumerate(points)])
+    parts.append(charts.stroke(means, lambda i: at[int(i)], y))
     for x, point in zip(at, points, strict=True):
         if point.interval is not None:
             low, high = (y(end) for end in point.interval)
@@ -208,29 +136,6 @@ def _difference_row(
         f'<text x="{width - 58}" y="{y + 4:.1f}">{_signed(row.mean, "+.1f")}</text>'
     )
     return "".join(parts)
-
-
-def _line(line: Line, x: Callable[[float], float], y: Callable[[float], float]) -> str:
-    """Band and line."""
-    parts = []
-    if line.band:
-        edge = [(a, high) for a, _, high in line.band]
-        edge += [(a, low) for a, low, _ in reversed(line.band)]
-        corners = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in edge)
-        parts.append(f'<polygon class="band" points="{corners}"/>')
-    points = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in line.points)
-    if points:
-        parts.append(
-            f'<polyline class="line" style="stroke:var({line.colour})" points="{points}"/>'
-        )
-    return "".join(parts)
-
-
-def _scale(values: tuple[float, float], start: float, end: float) -> Callable[[float], float]:
-    """The linear map from `values` to pixels."""
-    low, high = values
-    length = (high - low) or 1.0
-    return lambda value: start + (value - low) / length * (end - start)
 
 
 def _signed(value: float, form: str = "+g") -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -10,16 +10,22 @@ from typing import Any
 import numpy as np
 
 from mental_r1_jax.config import STAGE_NAMES
+from mental_r1_jax.evaluation.charts import (
+    BEHIND,
+    PLAIN,
+    Line,
+    Look,
+    common_ranges,
+    legend,
+    look,
+    panel,
+)
 from mental_r1_jax.evaluation.report_page import RESPONSIBLE_USE, html_page, percent, table_head
 from mental_r1_jax.study.charts import (
-    STAGE_COLOURS,
     STYLE,
     Difference,
-    Line,
     SensitivePoint,
     difference_chart,
-    legend,
-    panel,
     sensitivity_chart,
 )
 
@@ -62,8 +68,8 @@ def study_page(document: Document, *, title: str) -> str:
         *_differences(arms),
         *_section(
             "Learning curves: reward",
-            "Mean over seeds, with the band from the lowest to the highest seed; the grey line is "
-            "the baseline. Steps of training.",
+            "Mean over seeds, with the band from the lowest to the highest seed; the baseline is "
+            "dashed and grey. Steps of training.",
             _curve_panels(document, "curves", "reward"),
         ),
         *_section(
@@ -166,7 +172,7 @@ def _curves(document: Document, arm: str, group: str, name: str) -> list[dict[in
     return [curve for curve in found if curve]
 
 
-def _mean_line(curves: Sequence[Mapping[int, float]], *, factor: float, colour: str) -> Line:
+def _mean_line(curves: Sequence[Mapping[int, float]], *, factor: float, look: Look) -> Line:
     """Mean over seeds with a band from lowest to highest, both in bins of steps."""
     steps = sorted(set.intersection(*(set(curve) for curve in curves)))
     points, band = [], []
@@ -175,7 +181,7 @@ def _mean_line(curves: Sequence[Mapping[int, float]], *, factor: float, colour: 
         at = float(np.mean(share))
         points.append((at, float(np.mean(values))))
         band.append((at, min(values), max(values)))
-    return Line(points, band if len(curves) > 1 else (), colour)
+    return Line(points, band if len(curves) > 1 else (), look)
 
 
 def _curve_panels(document: Document, group: str, name: str, factor: float = 1.0) -> str:
@@ -184,12 +190,12 @@ def _curve_panels(document: Document, group: str, name: str, factor: float = 1.0
     for arm in document["arms"]:
         curves = _curves(document, arm, group, name)
         if curves and max(len(curve) for curve in curves) > 1:
-            lines[arm] = _mean_line(curves, factor=factor, colour="--blue")
+            lines[arm] = _mean_line(curves, factor=factor, look=PLAIN)
     panels = []
-    ranges = _ranges(lines.values())
+    ranges = common_ranges(lines.values())
     for arm, line in lines.items():
         behind = lines.get(document["arms"][arm]["baseline"])
-        grey = [] if behind is None else [Line(behind.points, (), "--grey")]
+        grey = [] if behind is None else [Line(behind.points, (), BEHIND, "baseline")]
         label = document["arms"][arm]["label"]
         panels.append(panel(label, [*grey, line] if behind is not line else [line], *ranges))
     return f'<div class="panels">{"".join(panels)}</div>' if panels else ""
@@ -198,19 +204,18 @@ def _curve_panels(document: Document, group: str, name: str, factor: float = 1.0
 def _stage_panels(document: Document) -> str:
     """A panel for every arm with its five stage entropies."""
     by_arm: dict[str, list[Line]] = {}
+    key = [Line((), (), look(i), name.replace("_", " ")) for i, name in enumerate(STAGE_NAMES)]
     for arm in document["arms"]:
-        for stage, colour in zip(STAGE_NAMES, STAGE_COLOURS, strict=True):
+        for stage, entry in zip(STAGE_NAMES, key, strict=True):
             curves = _curves(document, arm, "curves", f"entropy/stage/{stage}")
             if curves and max(len(curve) for curve in curves) > 1:
-                line = _mean_line(curves, factor=1.0, colour=colour)
-                by_arm.setdefault(arm, []).append(Line(line.points, (), colour))
+                line = _mean_line(curves, factor=1.0, look=entry.look)
+                by_arm.setdefault(arm, []).append(Line(line.points, (), entry.look, entry.name))
     if not by_arm:
         return ""
-    ranges = _ranges([line for lines in by_arm.values() for line in lines])
+    ranges = common_ranges([line for lines in by_arm.values() for line in lines])
     panels = [panel(document["arms"][arm]["label"], by_arm[arm], *ranges) for arm in by_arm]
-    names = [stage.replace("_", " ") for stage in STAGE_NAMES]
-    key = legend(list(zip(names, STAGE_COLOURS, strict=True)))
-    return f'{key}<div class="panels">{"".join(panels)}</div>'
+    return f'{legend(key)}<div class="panels">{"".join(panels)}</div>'
 
 
 def _sensitivity_cards(document: Document) -> str:
@@ -235,17 +240,6 @@ def _sensitivity_cards(document: Document) -> str:
         title = f"{row['method']}{fixed}: range {100 * row['range']:.1f}"
         cards.append(sensitivity_chart(title, points, row["key"]))
     return f'<div class="panels large">{"".join(cards)}</div>' if cards else ""
-
-
-def _ranges(lines: Iterable[Line]) -> tuple[tuple[float, float], tuple[float, float]]:
-    """The common ranges of all panels of a section."""
-    xs, ys = [0.0], []
-    for line in lines:
-        xs += [x for x, _ in line.points]
-        ys += [y for _, y in line.points] + [y for _, *ends in line.band for y in ends]
-    low, high = (min(ys), max(ys)) if ys else (0.0, 1.0)
-    margin = 0.05 * (high - low) or 0.5
-    return (min(xs), max(xs)), (low - margin, high + margin)
 
 
 def _hundredfold(interval: Sequence[float] | None) -> list[float] | None:

@@ -14,6 +14,12 @@ import numpy as np
 
 from mental_r1_jax.config import STAGE_NAMES
 from mental_r1_jax.errors import UserError
+from mental_r1_jax.evaluation.run_metrics import (
+    MetricLine,
+    final_reward,
+    training_seconds,
+    training_steps,
+)
 from mental_r1_jax.study.cells import Cell
 from mental_r1_jax.study.statistics import Answers, SetAnswers
 
@@ -45,8 +51,6 @@ CURVES = (
     *(f"entropy_target/stage/{stage}" for stage in STAGE_NAMES),
 )
 _VALIDATION = "eval/average/"
-# The mean reward is that of the last tenth of the steps.
-_LAST_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -79,12 +83,10 @@ def read_cell(cell: Cell) -> CellResult:
     scores = {name: float(average[theirs]) for name, theirs in EVALUATED.items()}
     trained = cell.evaluation.is_relative_to(cell.run)
     lines = _read_lines(cell.run / "metrics.jsonl") if trained else []
-    steps = [line for line in lines if "loss" in line]
-    if steps:
-        scores["seconds"] = sum(line["time/step"] for line in steps)
-        last = steps[-max(1, round(_LAST_SHARE * len(steps))) :]
-        if all("reward" in line for line in last):
-            scores["reward"] = float(np.mean([line["reward"] for line in last]))
+    steps = training_steps(lines)
+    for name, number in (("seconds", training_seconds(steps)), ("reward", final_reward(steps))):
+        if number is not None:
+            scores[name] = number
     validated = [line for line in lines if f"{_VALIDATION}weighted_f1" in line]
     return CellResult(
         cell=cell,
@@ -162,9 +164,7 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _columns(
-    lines: Sequence[dict[str, float]], names: Sequence[str]
-) -> dict[str, list[float | None]]:
+def _columns(lines: Sequence[MetricLine], names: Sequence[str]) -> dict[str, list[float | None]]:
     """The named metrics as lists beside `step`; those that no line has are left out."""
     there = [name for name in names if any(name in line for line in lines)]
     columns: dict[str, list[float | None]] = {}

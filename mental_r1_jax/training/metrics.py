@@ -260,6 +260,31 @@ def read_metrics(path: Path) -> list[dict[str, float | int]]:
     return [_decode(line, path, number) for number, line in enumerate(lines, start=1)]
 
 
+def read_sound_metrics(path: Path) -> tuple[list[dict[str, float | int]], list[str]]:
+    """The lines of `metrics.jsonl` that can be read, and what is to be said about the others.
+
+    For pages about a run, which may still be at work or have been damaged. Nothing is raised: a
+    file that is missing or cannot be read gives no lines and one sentence.
+    """
+    if not path.is_file():
+        return [], [f"there is no {path.name}"]
+    try:
+        text = path.read_bytes().decode("utf-8", errors="replace")
+    except OSError as error:
+        return [], [f"{path.name} cannot be read: {error.strerror}"]
+    lines, damaged = [], []
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            lines.append(_decode(line, path, number))
+        except UserError:
+            damaged.append(number)
+    if not damaged:
+        return lines, [] if lines else [f"{path.name} is empty"]
+    total = len(lines) + len(damaged)
+    left_out = f"{len(damaged)} of {total} lines cannot be read and are left out"
+    return lines, [f"{path.name}: {left_out}, the first is line {damaged[0]}"]
+
+
 def last_step(path: Path) -> int | None:
     """The largest step in `metrics.jsonl`, or None when it holds none."""
     if not path.exists():

@@ -106,6 +106,8 @@ def test_from_cold_start_to_a_released_folder(recipe, tmp_path):
         "predictions.csv",
         "report.html",
     }
+    page = (report / "report.html").read_text()
+    assert "<h2>Training curves</h2>" in page and "<h3>Stage entropies</h3>" in page
 
     folder = export.run(config)
     assert folder == tmp_path / "crpo" / "hf"

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from mental_r1_jax.study.cells import plan_study
-from mental_r1_jax.study.charts import Difference, Line, difference_chart, panel, ticks
+from mental_r1_jax.study.charts import Difference, difference_chart
 from mental_r1_jax.study.page import study_page
 from mental_r1_jax.study.reading import read_cell
 from mental_r1_jax.study.results import study_document
@@ -48,7 +48,7 @@ def test_every_part_is_there(page: str) -> None:
     ]
     assert "Not finished: a cell." in page
     # Two charts of differences, a panel an arm in three grids, one card of sensitivity.
-    assert len(drawings(page)) == 2 + 3 * 3 + 1
+    assert page.count('role="img"') == 2 + 3 * 3 + 1
     assert page.count("crpo, stage_entropy_scale=0.001") >= 5
 
 
@@ -64,28 +64,9 @@ def test_every_number_of_a_drawing_is_inside_it(page: str) -> None:
                 assert -0.1 <= x <= width + 0.1 and -0.1 <= y <= height + 0.1
 
 
-def test_a_line_goes_through_its_points() -> None:
-    """x from 0..10 to 40..292 pixels, y from 0..1 to 156..8 (upwards)."""
-    text = panel("a", [Line([(0, 0.0), (5, 0.5), (10, 1.0)])], (0.0, 10.0), (0.0, 1.0))
-    assert 'points="40.0,156.0 166.0,82.0 292.0,8.0"' in text
-
-
 def test_an_interval_that_leaves_the_frame_is_cut_at_its_edge() -> None:
     """The frame goes from -0.15 to 1.15; a t interval over two seeds is far wider."""
     text = difference_chart([Difference("a", 0.5, (-50, 50), (0, 1), (0, 1))], "points")
     thin = ElementTree.fromstring(text).find(".//line[@class='thin']")
     assert thin is not None
     assert (thin.attrib["x1"], thin.attrib["x2"]) == ("300.0", "830.0")
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [
-        (0.0, 1.0, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
-        (-7.0, 12.0, [-5, 0, 5, 10]),
-        (0.003, 0.008, [0.003, 0.004, 0.005, 0.006, 0.007, 0.008]),
-        (2.0, 2.0, [2.0]),
-    ],
-)
-def test_ticks_are_round_numbers(low: float, high: float, expected: list[float]) -> None:
-    assert ticks(low, high) == pytest.approx(expected)

@@ -1,0 +1,125 @@
+"""Training curves of a run: reward, validation, stage entropies, KL and lengths over its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from mental_r1_jax.config import STAGE_NAMES
+from mental_r1_jax.evaluation.charts import (
+    LARGE,
+    Line,
+    common_ranges,
+    look,
+    panel,
+    series,
+    thinned,
+)
+from mental_r1_jax.evaluation.run_metrics import MetricLine
+
+# A curve is drawn with at most so many points, each the mean over its share of the steps.
+MOST_POINTS = 120
+
+
+@dataclass(frozen=True)
+class Curves:
+    """A panel of curves.
+
+    Attributes:
+        title: its heading.
+        unit: the name of the y axis.
+        metrics: metric of `metrics.jsonl` -> what its line is called.
+        factor: from the metric to the unit.
+    """
+
+    title: str
+    unit: str
+    metrics: dict[str, str]
+    factor: float = 1.0
+
+
+PANELS = (
+    Curves("Reward", "reward", {"reward": "mean of a step"}),
+    Curves("Loss of the cold start", "nats a token", {"loss": "loss"}),
+    Curves(
+        "Validation F1",
+        "F1 in %",
+        {"eval/average/weighted_f1": "weighted", "eval/average/macro_f1": "macro"},
+        100.0,
+    ),
+    Curves(
+        "Share of completions",
+        "%",
+        {
+            "accuracy": "right",
+            "well_formed": "well formed",
+            "completions/clipped_ratio": "cut at the length limit",
+        },
+        100.0,
+    ),
+    Curves(
+        "Stage entropies",
+        "nats a token",
+        {f"entropy/stage/{name}": name.replace("_", " ") for name in STAGE_NAMES},
+    ),
+    Curves("KL to the start model", "nats a token", {"kl": "KL"}),
+    Curves(
+        "Completion length",
+        "tokens",
+        {
+            "completions/mean_length": "mean",
+            "completions/min_length": "shortest",
+            "completions/max_length": "longest",
+        },
+    ),
+)
+_EXPLANATION = (
+    f"From the run's own metrics, over its training steps. A curve has at most {MOST_POINTS} "
+    "points, each the mean of neighbouring steps, and a gap where a value is not finite. CRPO "
+    "wants early stages to explore (high entropy) and late stages to decide (low)."
+)
+
+
+def curves_of(lines: Sequence[MetricLine], curves: Curves) -> list[Line]:
+    """A line for each metric of the panel that has a number at two steps or more."""
+    drawn = []
+    for number, (metric, name) in enumerate(curves.metrics.items()):
+        points = thinned(series(lines, metric, curves.factor), MOST_POINTS)
+        if sum(y is not None for _, y in points) > 1:
+            drawn.append(Line(points, (), look(number), name))
+    return drawn
+
+
+def training_section(lines: Sequence[MetricLine], notes: Sequence[str] = ()) -> str:
+    """The part of a report with a run's training curves; empty where there is nothing to show.
+
+    Args:
+        lines: of the run's `metrics.jsonl`, in order.
+        notes: what could not be read of them.
+    """
+    supervised = not any("reward" in line for line in lines)
+    panels = []
+    for curves in PANELS:
+        # The loss of reinforcement learning is no measure of progress; that of a cold start is.
+        if "loss" in curves.metrics and not supervised:
+            continue
+        drawn = curves_of(lines, curves)
+        if drawn:
+            panels.append(
+                panel(
+                    curves.title,
+                    drawn,
+                    *common_ranges(drawn),
+                    frame=LARGE,
+                    x_name="step",
+                    y_name=curves.unit,
+                    with_legend=len(drawn) > 1,
+                )
+            )
+    said = "".join(f'<p class="card note">{escape(note)}</p>' for note in notes)
+    if not panels and not said:
+        return ""
+    explained = f'<p class="soft">{_EXPLANATION}</p>' if panels else ""
+    grid = f'<div class="panels large">{"".join(panels)}</div>' if panels else ""
+    return f"<h2>Training curves</h2>{explained}{said}{grid}"
