@@ -268,3 +268,22 @@ def test_trackers_are_imported_only_when_asked_for():
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "loaded:"
+
+
+def test_sound_lines_of_a_damaged_file_are_read_and_the_others_are_counted(tmp_path):
+    path = tmp_path / m.METRICS_FILE
+    assert m.read_sound_metrics(path) == ([], ["there is no metrics.jsonl"])
+    with open_jsonl(tmp_path) as writers:
+        writers.write(1, {"reward": 0.5})
+        writers.write(2, {"reward": math.inf})
+    whole = [{"step": 1, "reward": 0.5}, {"step": 2, "reward": math.inf}]
+    assert m.read_sound_metrics(path) == (whole, [])
+    before = path.read_bytes()
+    path.write_bytes(b"\xff\n" + before + b'{"reward": 1}\n{"step": 3, "rew')
+    lines, notes = m.read_sound_metrics(path)
+    assert lines == whole
+    assert notes == [
+        "metrics.jsonl: 3 of 5 lines cannot be read and are left out, the first is line 1"
+    ]
+    path.write_bytes(b"")
+    assert m.read_sound_metrics(path) == ([], ["metrics.jsonl is empty"])
