@@ -1,5 +1,7 @@
 """The command line: `mental-r1 VERB CONFIG.yaml [section.key=value ...]`, one verb a job.
 
+`push` takes no recipe, for what an exported folder is does not depend on one.
+
 Exit status: 0 success, 1 a study with failed cells, 2 a user's mistake (one message, no traceback);
 143, 130 and 129 ended by SIGTERM, Ctrl-C and SIGHUP, `sft` and `train` after the step at work is
 done and saved.
@@ -82,6 +84,20 @@ VERBS = {
         "write the Hugging Face folder of a run",
         {"--verify": "reload with transformers (needs torch) and compare logits and text"},
     ),
+    "push": Verb(
+        "upload an exported folder to the Hugging Face hub; private unless --public",
+        {
+            "folder": {"metavar": "EXPORT_FOLDER", "type": Path, "help": "what `export` wrote"},
+            "hub_id": {"metavar": "HUB_ID", "help": "owner/name"},
+            "--public": "make a new repository that everybody may read",
+            "--revision": {"default": "main", "metavar": "BRANCH", "help": "made if not there"},
+            "--replace": "replace what the branch holds; it remains in the history",
+            "--no-gguf": "leave out the file for llama.cpp",
+            "--dry-run": "check, list the files with their sizes, and send nothing",
+        },
+        compiles=False,
+        of_recipe=False,
+    ),
     "plan": Verb(
         "memory, traffic, time and cost on a TPU topology, from any machine",
         {
@@ -135,12 +151,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     # argparse does not take overrides that stand after an option; they come back as unknown.
     options, late = parser.parse_known_args(arguments)
-    unknown = [argument for argument in late if argument.startswith("-")]
+    overridden = VERBS[options.verb].of_recipe
+    unknown = [argument for argument in late if argument.startswith("-") or not overridden]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    if late and not VERBS[options.verb].of_recipe:
-        parser.error(f"unrecognized arguments: {' '.join(late)}")
-    if late:
+    if overridden:
         options.overrides += late
     try:
         _run(**vars(options))

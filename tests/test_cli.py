@@ -86,7 +86,11 @@ def test_every_option_is_an_argument_of_its_job(verb: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["fly", "x.yaml"], ["train"], ["train", "x.yaml", "--wings"]]
+    "arguments",
+    [
+        *([], ["fly", "x.yaml"], ["train"], ["train", "x.yaml", "--wings"]),
+        *(["push", "hf"], ["push", "hf", "me/model", "run.seed=3"]),
+    ],
 )
 def test_a_wrong_command_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -38,7 +38,7 @@ export JAX_PLATFORMS=cpu
 mental_r1 export "$folder" "run.output_dir=$folder" "data.root=$output/data" \
   mesh.data=1 mesh.fsdp=1 mesh.tensor=1 "${ARGUMENTS[@]:1}" "${verify[@]}"
 if [[ -n ${TPU_PUSH:-} ]]; then
-  private=(--private)
-  [[ -z ${TPU_PUBLIC:-} ]] || private=()
-  run hf upload "$TPU_PUSH" "$folder/hf" . "${private[@]}" --commit-message "Export of run $name"
+  public=()
+  [[ -z ${TPU_PUBLIC:-} ]] || public=(--public)
+  mental_r1 push "$folder/hf" "$TPU_PUSH" "${public[@]}"
 fi

@@ -10,6 +10,7 @@ from mental_r1_jax.models.decoder import merge_adapters
 from mental_r1_jax.opening.devices import open_mesh
 from mental_r1_jax.opening.model_source import load_weights, open_model
 from mental_r1_jax.private_files import check_writable
+from mental_r1_jax.release.export_manifest import write_manifest
 from mental_r1_jax.release.gguf_file import check_gguf, write_gguf
 from mental_r1_jax.release.hf_folder import (
     check_format,
@@ -50,6 +51,7 @@ def run(config: ExperimentConfig, *, verify: bool = False) -> Path:
         from mental_r1_jax.release.verify import verify_export
 
         verify_export(staging, model, config)
+    write_manifest(staging)
     put_in_place(staging, target)
     print(f"exported to {target}")
     return target

@@ -27,9 +27,8 @@ from mental_r1_jax.opening.model_source import (
     origin_of,
     public_name,
 )
+from mental_r1_jax.release.export_manifest import CARD, MARKER, write_marker
 from mental_r1_jax.release.model_card import model_card
-
-MARKER = "mental_r1_export.json"
 
 
 def check_target(target: Path) -> None:
@@ -67,8 +66,7 @@ def write_beside(target: Path, params: Any, model: ModelSource, config: Experime
     staging = staging_of(target)
     _remove_ours(staging)
     staging.mkdir()
-    made_by = {"made_by": "mental-r1 export", "version": mental_r1_jax.__version__}
-    _write_json(staging / MARKER, made_by)  # first, so that what a kill leaves is known as ours
+    write_marker(staging)  # first, so that what a kill leaves is known as ours
     copy_model_files(model.folder, staging)
     if config.export.format == "peft":
         _write_peft(params, model, staging)
@@ -81,8 +79,8 @@ def write_beside(target: Path, params: Any, model: ModelSource, config: Experime
             max_shard_bytes=config.export.max_shard_megabytes * 10**6,
         )
         write_configs(model, staging, config)
-    (staging / "README.md").write_text(card_of(config), encoding="utf-8")
-    _write_json(staging / MARKER, made_by)  # the start model may have had one of its own
+    (staging / CARD).write_text(card_of(config), encoding="utf-8")
+    write_marker(staging)  # the start model may have had one of its own
     return staging
 
 

@@ -48,7 +48,7 @@ def test_the_whole_path_with_a_preemption_runs_in_order_and_resumes(
         *("cp", "ssh start.sh"),
         *("delete", "create", *set_up, "ssh start.sh"),
         *("ls", "cat", "ssh", "cat"),
-        *("rsync", "rsync", "mental-r1 export", "hf upload", "delete"),
+        *("rsync", "rsync", "mental-r1 export", "mental-r1 push", "delete"),
     ]
     first, second = [c for c in laptop.calls("gcloud") if c[3:4] == ["create"]]
     assert first == second and "--spot" in first, "the same request again"
@@ -124,10 +124,9 @@ def test_only_weights_and_no_posts_are_pulled_for_export(laptop: Laptop, tmp_pat
         [
             *("export", str(folder), f"run.output_dir={folder}", f"data.root={output}/data"),
             *("mesh.data=1", "mesh.fsdp=1", "mesh.tensor=1", "export.dtype=float32", "--verify"),
-        ]
+        ],
+        ["push", f"{folder}/hf", "me/model"],  # private, for it does not say otherwise
     ]
-    (upload,) = laptop.calls("hf")
-    assert upload[:5] == ["upload", "me/model", f"{folder}/hf", ".", "--private"]
 
 
 def wait_for(laptop: Laptop, state: str) -> None:
