@@ -17,7 +17,7 @@ from mental_r1_jax.data_section import CustomSet as CustomSet  # for those that 
 from mental_r1_jax.data_section import DataConfig
 from mental_r1_jax.objective import STAGE_NAMES as STAGE_NAMES  # for those that read it from here
 from mental_r1_jax.objective import CrpoConfig
-from mental_r1_jax.section import Fraction, Section
+from mental_r1_jax.section import Fraction, LocalName, LocalPath, Section, refuse_address
 
 # How an answer is read; `text/answers.py` has the rules.
 AnswerMatch = Literal["prefix", "exact", "lenient"]
@@ -42,7 +42,7 @@ class LoraConfig(Section):
     rank: PositiveInt = 16
     alpha: PositiveFloat = 32.0
     targets: Annotated[tuple[LoraTarget, ...], Field(min_length=1)] = typing.get_args(LoraTarget)
-    base: str | None = None
+    base: LocalName | None = None
 
     @pydantic.model_validator(mode="after")
     def _distinct_targets(self) -> LoraConfig:
@@ -64,7 +64,7 @@ class ModelConfig(Section):
         lora: train low-rank adapters beside frozen weights; null trains the weights themselves.
     """
 
-    path: str
+    path: LocalName
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     remat: Literal["layers", "elementwise", "none"] = "layers"
     logprob_chunk_size: PositiveInt = 512
@@ -200,7 +200,7 @@ class SftConfig(Section):
         optimizer: the keys of the section `optimizer`, for the cold start.
     """
 
-    traces: Path | None = None
+    traces: LocalPath | None = None
     traces_per_set: PositiveInt | None = None
     label_noise: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     batch_size: PositiveInt = 16
@@ -222,8 +222,8 @@ class EvaluateConfig(Section):
         include_text: write posts and completions into `predictions.csv`.
     """
 
-    model: str | None = None
-    output_dir: Path | None = None
+    model: LocalName | None = None
+    output_dir: LocalPath | None = None
     split: Literal["validation", "test"] = "test"
     limit_per_set: PositiveInt | None = None
     batch_size: PositiveInt = 32
@@ -247,7 +247,7 @@ class ExportConfig(Section):
     """
 
     checkpoint: Literal["best", "latest"] | NonNegativeInt = "best"
-    output_dir: Path | None = None
+    output_dir: LocalPath | None = None
     format: Literal["merged", "peft"] = "merged"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     max_shard_megabytes: PositiveInt = 4000
@@ -307,7 +307,7 @@ class RunConfig(Section):
         profile_steps: steps (from 1) whose profiler traces go to `profile/` in the run folder.
     """
 
-    output_dir: Path
+    output_dir: LocalPath
     seed: NonNegativeInt = 0
     num_steps: PositiveInt | None = None
     num_epochs: PositiveFloat = 1.0
@@ -323,7 +323,9 @@ class RunConfig(Section):
     tensorboard: bool = True
     wandb_project: str | None = None
     trackio_project: str | None = None
-    compilation_cache: Path | Literal["auto"] | None = "auto"
+    compilation_cache: Annotated[
+        Path | Literal["auto"] | None, pydantic.BeforeValidator(refuse_address)
+    ] = "auto"
     profile_steps: tuple[PositiveInt, ...] = ()
 
     @pydantic.model_validator(mode="after")

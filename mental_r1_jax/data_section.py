@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import pydantic
 from pydantic import Field, PositiveInt
 
-from mental_r1_jax.section import Section
+from mental_r1_jax.section import LocalPath, Section
 
 
 class CustomSet(Section):
@@ -47,10 +46,10 @@ class DataConfig(Section):
             for rewards and template traces alike; held-out posts keep theirs.
     """
 
-    root: Path | None = None
+    root: LocalPath | None = None
     sets: Annotated[tuple[str, ...], Field(min_length=1)]
     custom_sets: dict[str, CustomSet] = {}
-    tfds_dir: Path | None = None
+    tfds_dir: LocalPath | None = None
     on_duplicate: Literal["keep", "drop"] = "keep"
     absurd_post_chars: PositiveInt = 20_000
     limit_per_set: PositiveInt | None = None

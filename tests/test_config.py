@@ -154,6 +154,31 @@ def test_every_number_has_a_bad_value_in_the_table() -> None:
                 assert f"{section}.{name}" in tested
 
 
+PATHS = [
+    *("model.path", "model.lora.base", "evaluate.model"),  # or a name on the hub
+    *(
+        f"{section}.{name}"
+        for section, field in ExperimentConfig.model_fields.items()
+        for name, inner in field.annotation.model_fields.items()
+        if "Path" in str(inner.annotation)
+    ),
+]
+
+
+@pytest.mark.parametrize("key", PATHS)
+@pytest.mark.parametrize("address", ["gs://bucket/runs/first", "file:///tmp/x", " S3://b/x"])
+def test_an_address_is_not_taken_for_a_folder_of_that_name(key: str, address: str) -> None:
+    text = message(f"{key}={address}")
+    assert f"{key}: {address.strip()!r} is an address" in text
+    assert ("mount the bucket" in text) == ("file" not in address)
+
+
+def test_paths_with_a_colon_and_names_on_the_hub_are_no_addresses() -> None:
+    paths = ["run.output_dir=a:b//c", "model.path=Qwen/Qwen3-8B", "data.root=/mnt/gs/x"]
+    config = parse_config(MINIMAL, paths, source="test")
+    assert (str(config.run.output_dir), config.model.path) == ("a:b/c", "Qwen/Qwen3-8B")
+
+
 def test_empty_groups_cannot_stand_in_the_spread_of_a_batch() -> None:
     text = message("rollout.keep_groups=reward", "crpo.scale_rewards=batch")
     assert "scale_rewards=batch" in text and "keep_groups=reward" in text

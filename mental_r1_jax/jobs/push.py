@@ -44,4 +44,4 @@ def run(
         return
     print(f"{total} to {shown}", flush=True)
     address = push_files(files, to, f"Export of mental-r1-jax {export.version}")
-    print(f"pushed to {address}: every file arrived with its digest")
+    print(f"on the hub: {address} holds every file, compared by its digest")

@@ -219,7 +219,10 @@ def _clear_errors(to: Destination, token: str) -> Iterator[None]:
     """What the hub, its library or the network object to, as one message without the token."""
     try:
         yield
-    except (HTTPError, OSError, ValueError, RuntimeError) as error:
+    except (HTTPError, OSError, ValueError, RuntimeError) as raised:
+        # Uploads in threads wrap what has stopped them.
+        wrapped = raised.__cause__ if isinstance(raised, RuntimeError) else None
+        error = wrapped if isinstance(wrapped, Exception) else raised
         what, remedy = _explained(error)
         lines = str(error).replace(token, "***").split("\n")
         got = "; ".join(line.strip() for line in lines if line.strip())[:300]
@@ -227,8 +230,8 @@ def _clear_errors(to: Destination, token: str) -> Iterator[None]:
             what=f"cannot push to {to.hub_id}: {what}",
             expected="",
             got=f"{type(error).__name__}: {got}",
-            remedy=f"{remedy}; files that have arrived are not sent again",
-        ) from error
+            remedy=remedy,
+        ) from raised
 
 
 def _explained(error: Exception) -> tuple[str, str]:
@@ -255,5 +258,5 @@ def _explained(error: Exception) -> tuple[str, str]:
     if status is not None:
         return "the hub refused it", "read what it says, and push again"
     if isinstance(error, HTTPError):
-        return "the hub does not answer", "check network and HF_ENDPOINT, and push again"
-    return "the upload failed", "read what it says, and push again"
+        return "the hub does not answer", "check network and HF_ENDPOINT; then push again"
+    return "the upload failed", "push again; large files that have arrived are not sent again"

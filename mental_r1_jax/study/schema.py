@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from mental_r1_jax.config import Section
+from mental_r1_jax.config import LocalPath, Section
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.recipe import describe_problem, parse_override, parse_yaml, recipe_text
 
@@ -90,8 +90,8 @@ class Study(Section):
         bootstrap_samples: resamples of posts and seeds behind the intervals of the differences.
     """
 
-    output_dir: Path
-    recipe: Path
+    output_dir: LocalPath
+    recipe: LocalPath
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
     methods: Annotated[dict[str, Method], Field(min_length=1)]
     baseline: str

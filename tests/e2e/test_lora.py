@@ -15,6 +15,7 @@ import pytest
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.jobs import evaluate, export, sft, train
+from mental_r1_jax.release.export_manifest import read_export
 from mental_r1_jax.runs import training_run
 from mental_r1_jax.training.checkpoint import open_checkpoints
 from mental_r1_jax.training.metrics import read_metrics
@@ -84,6 +85,7 @@ def test_from_a_cold_start_of_adapters_to_both_exports(recipe, tmp_path, monkeyp
     assert not (merged / "adapter_config.json").exists() and (merged / "config.json").is_file()
     assert not (adapters / "config.json").exists()
     assert json.loads((adapters / "adapter_config.json").read_text())["r"] == 4
+    assert read_export(merged).base is None and read_export(adapters).base == base
     # Both answer alike, and the PEFT folder is a start model as good as the run.
     reports = []
     for folder in (merged, adapters):

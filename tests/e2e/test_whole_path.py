@@ -19,6 +19,7 @@ from mental_r1_jax.jobs import evaluate, export, sft, train
 from mental_r1_jax.opening.devices import open_mesh
 from mental_r1_jax.opening.model_source import load_weights, open_model
 from mental_r1_jax.prediction.predictor import make_predictor, predict
+from mental_r1_jax.release.export_manifest import read_export
 from mental_r1_jax.rollout.collect import render_prompts
 from mental_r1_jax.runs import training_run
 from mental_r1_jax.training.metrics import read_metrics
@@ -112,6 +113,8 @@ def test_from_cold_start_to_a_released_folder(recipe, tmp_path):
     folder = export.run(config)
     assert folder == tmp_path / "crpo" / "hf"
     assert not (tmp_path / "crpo" / ".hf.partial").exists()
+    # As `push` looks at it before it sends anything: whole, and nothing but a model.
+    assert {file.path for file in read_export(folder).files} == set(folder.iterdir())
     card = (folder / "README.md").read_text()
     assert all(name in card for name in config.data.sets)
     posts = list(load_examples(config, "test").values())[0]

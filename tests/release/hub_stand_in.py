@@ -186,7 +186,7 @@ class _Handler(BaseHTTPRequestHandler):
         if action == "tree":
             return [self._entry(*file) for file in repository.branches[branch].items()]
         if action == "commit":
-            return self._commit(repository, branch, [json.loads(x) for x in body.splitlines()])
+            return self._commit(hub_id, branch, [json.loads(x) for x in body.splitlines()])
         commit = repository.commit_id(branch)
         return {"id": hub_id, "private": repository.private, "sha": commit, "tags": []}
 
@@ -198,7 +198,8 @@ class _Handler(BaseHTTPRequestHandler):
             entry["lfs"] = {"oid": digest, "size": len(content), "pointerSize": 130}
         return entry
 
-    def _commit(self, repository: Repository, branch: str, lines: list[dict[str, Any]]) -> Any:
+    def _commit(self, hub_id: str, branch: str, lines: list[dict[str, Any]]) -> Any:
+        repository = self.server.repositories[hub_id]
         header, *operations = lines
         parent = header["value"].get("parentCommit")
         if parent is not None and parent != repository.commit_id(branch):
@@ -216,4 +217,4 @@ class _Handler(BaseHTTPRequestHandler):
             files[value["path"]] = content[:-1] if self.server.spoils else content
         repository.commits[branch] += 1
         commit = repository.commit_id(branch)
-        return {"commitUrl": f"{self.server.url}/commit/{commit}", "commitOid": commit}
+        return {"commitUrl": f"{self.server.url}/{hub_id}/commit/{commit}", "commitOid": commit}
