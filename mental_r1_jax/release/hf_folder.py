@@ -144,6 +144,7 @@ def write_configs(model: ModelSource, folder: Path, config: ExperimentConfig) ->
     hf_config: dict[str, Any] = dict(model.hf_config)
     hf_config.pop("torch_dtype", None)
     hf_config.pop("auto_map", None)
+    hf_config.pop("_name_or_path", None)  # where it was once loaded from, on somebody's machine
     hf_config["dtype"] = config.export.dtype
     if model.hf_config["model_type"] != read_json_object(folder / "config.json").get("model_type"):
         # Of a model of images and text only the text part is trained: the folder is a text model.

@@ -105,7 +105,7 @@ def push_files(files: tuple[ExportedFile, ...], to: Destination, message: str) -
     with _clear_errors(to, token):
         branch = _open_branch(api, to, files)
         there = branch.digests if branch else {}
-        if branch is None or not _holds_all(there, files) or there.keys() - _names(files):
+        if not _holds_just(there, files):
             left_over = sorted(there.keys() - _names(files))
             operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
                 *(CommitOperationDelete(path_in_repo=name) for name in left_over),
@@ -120,12 +120,14 @@ def push_files(files: tuple[ExportedFile, ...], to: Destination, message: str) -
                 parent_commit=branch.commit if branch else None,
             )
         arrived = _digests(api, to)
-    if not _holds_all(arrived, files):
-        missing = sorted(file.name for file in files if not _same(arrived, file))
+    if not _holds_just(arrived, files):
+        missing = [file.name for file in files if not _same(arrived, file)]
+        others = sorted(arrived.keys() - _names(files))
         raise UserError(
-            what=f"{to.hub_id} does not hold what was sent",
-            expected="every file with the digest that it has here",
-            got=f"another or none for {', '.join(missing)}",
+            what=f"{to.hub_id} does not hold just what was sent",
+            expected="every file with the digest that it has here, and no other",
+            got=f"not as they are here, or not there: {', '.join(missing) or 'none'}; others: "
+            f"{', '.join(others) or 'none'}",
             remedy="look at the repository, at a .gitignore in it first, and push again",
         )
     where = "" if to.revision == _MAIN else f"/tree/{to.revision}"
@@ -155,8 +157,7 @@ def _open_branch(
         api.create_branch(to.hub_id, branch=to.revision)
         return _Branch(str(repository.sha), _digests(api, to))
     digests = _digests(api, to)
-    same = _holds_all(digests, files) and digests.keys() == _names(files)
-    if digests and not same and not to.replace:
+    if digests and not _holds_just(digests, files) and not to.replace:
         raise UserError(
             what=f"{to.hub_id} holds something else on its branch {to.revision!r}",
             expected="a repository that is new or empty, or holds just this export",
@@ -197,8 +198,8 @@ def _digests(api: huggingface_hub.HfApi, to: Destination) -> dict[str, str]:
     }
 
 
-def _holds_all(digests: Mapping[str, str], files: tuple[ExportedFile, ...]) -> bool:
-    return all(_same(digests, file) for file in files)
+def _holds_just(digests: Mapping[str, str], files: tuple[ExportedFile, ...]) -> bool:
+    return digests.keys() == _names(files) and all(_same(digests, file) for file in files)
 
 
 def _same(digests: Mapping[str, str], file: ExportedFile) -> bool:
@@ -207,7 +208,8 @@ def _same(digests: Mapping[str, str], file: ExportedFile) -> bool:
     if found is None or len(found) == len(file.sha256):
         return found == file.sha256
     content = file.path.read_bytes()
-    return found == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    unchanged = hashlib.sha256(content).hexdigest() == file.sha256
+    return unchanged and found == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def _names(files: tuple[ExportedFile, ...]) -> set[str]:

@@ -42,6 +42,8 @@ class Hub(ThreadingHTTPServer):
         large: uploaded LFS objects, by SHA-256.
         requests: method, path and body of every request that it has answered.
         spoils: whether it keeps other bytes than those it was sent.
+        intrudes: whether somebody else commits just before every commit.
+        fails: whether it breaks down at every commit.
     """
 
     daemon_threads = True
@@ -51,7 +53,7 @@ class Hub(ThreadingHTTPServer):
         self.repositories: dict[str, Repository] = {}
         self.large: dict[str, bytes] = {}
         self.requests: list[tuple[str, str, bytes]] = []
-        self.spoils = False
+        self.spoils = self.intrudes = self.fails = False
 
     @property
     def url(self) -> str:
@@ -201,6 +203,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _commit(self, hub_id: str, branch: str, lines: list[dict[str, Any]]) -> Any:
         repository = self.server.repositories[hub_id]
         header, *operations = lines
+        if self.server.fails:
+            raise _Refused(500, "Internal error")
+        repository.commits[branch] += self.server.intrudes
         parent = header["value"].get("parentCommit")
         if parent is not None and parent != repository.commit_id(branch):
             raise _Refused(412, "A commit has happened since")

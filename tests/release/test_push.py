@@ -289,8 +289,30 @@ def test_no_network(
     assert "HF_HUB_OFFLINE" in refused(capsys, export, "me/model")
 
 
+def test_a_push_is_repeated_without_sending_weights_again(
+    hub: Hub, export: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.fails = True
+    assert "the hub refused it" in refused(capsys, export, "me/model")
+    assert len(hub.large) == 3 and held(hub) == {}
+    hub.fails = False
+    hub.requests.clear()
+    assert push(export, "me/model") == 0
+    assert held(hub) == content(export)
+    assert not any(change.startswith("PUT") for change in hub.changes())
+
+
+def test_somebody_else_s_commit_in_between_is_not_buried(
+    hub: Hub, export: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.has("me/model")
+    hub.intrudes = True
+    assert "somebody else has pushed" in refused(capsys, export, "me/model")
+    assert held(hub) == {}
+
+
 def test_what_arrived_otherwise_is_noticed(
     hub: Hub, export: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub.spoils = True
-    assert "does not hold what was sent" in refused(capsys, export, "me/model")
+    assert "does not hold just what was sent" in refused(capsys, export, "me/model")
