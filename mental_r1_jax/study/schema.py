@@ -91,7 +91,7 @@ class Study(Section):
     """
 
     output_dir: LocalPath
-    recipe: LocalPath
+    recipe: Path
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
     methods: Annotated[dict[str, Method], Field(min_length=1)]
     baseline: str

@@ -40,7 +40,7 @@ def test_dotted_names_of_a_method_are_keys_of_the_recipe(tmp_path: Path) -> None
         ("{verb: none}", "{run.seed: 3}", "methods.cold: run.seed is set by the study"),
         ("  cold:", "  a b/c:", "becomes a folder"),
         ("[0.001, 0.01]", "[]", "methods.crpo.vary"),
-        ("recipe: recipe.yaml", "recipe: gs://b/r.yaml", "recipe: 'gs://b/r.yaml' is an address"),
+        ("output_dir: OUT", "output_dir: gs://b/x", "output_dir: 'gs://b/x' is an address"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, part: str) -> None:
