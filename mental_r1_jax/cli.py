@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mental_r1_jax.errors import UserError, mistake_of_surroundings, visible
-from mental_r1_jax.recipe import load_config
+from mental_r1_jax.recipe import config_of_model, load_config
 from mental_r1_jax.study.schema import load_study
 
 
@@ -40,6 +40,7 @@ class Verb:
         of_study: whether it is given a study file instead of a recipe.
         of_recipe: whether it is given a recipe and overrides; otherwise `options` has all there is,
             and the job's `run` takes nothing else.
+        files: positional arguments behind the first, which then is a model instead of a recipe.
     """
 
     description: str
@@ -48,6 +49,7 @@ class Verb:
     compiles: bool = True
     of_study: bool = False
     of_recipe: bool = True
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -143,6 +145,22 @@ VERBS = {
             "--set": {"dest": "set_name", "help": "whose question to ask"},
         },
     ),
+    "predict": Verb(
+        "a file of unlabelled posts in, a label with reasons for each out",
+        {
+            "--column": {"default": "text", "help": "of the posts; text unless given"},
+            "--id": {"dest": "id_column", "help": "a column to copy beside each answer"},
+            "--set": {"dest": "set_name", "help": "whose question to ask"},
+            "--recipe": {"help": "YAML; otherwise that of the run, or the defaults"},
+            "--min-confidence": {
+                "type": float,
+                "help": "abstain where a smaller share of the votes agrees",
+            },
+            "--include-text": "write the posts beside the answers",
+        },
+        stops_between_steps=False,
+        files={"posts": "CSV, JSONL or Parquet", "output": "JSONL or Parquet, by its suffix"},
+    ),
 }
 
 
@@ -174,9 +192,15 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, verb in VERBS.items():
         command = commands.add_parser(name, help=verb.description, description=verb.description)
-        if verb.of_recipe:
+        if verb.files:
+            described = "folder of a run or a model, or a hub id"
+            command.add_argument("config", metavar="model", help=described)
+        elif verb.of_recipe:
             given = "a study file" if verb.of_study else "a YAML recipe, or the folder of a run"
             command.add_argument("config", help=given)
+        for file, described in verb.files.items():
+            command.add_argument(file, type=Path, help=described)
+        if verb.of_recipe:
             command.add_argument(
                 "overrides",
                 nargs="*",
@@ -245,7 +269,11 @@ def _run(verb: str, config: str = "", overrides: Sequence[str] = (), **given: An
         study = load_study(config, overrides)
         importlib.import_module(f"mental_r1_jax.jobs.{verb}").run(study, **given)
         return
-    recipe = load_config(config, overrides)
+    if VERBS[verb].files:
+        given["model"] = config
+        recipe = config_of_model(config, overrides, given.pop("recipe"), given["set_name"])
+    else:
+        recipe = load_config(config, overrides)
     if verb == "plan":
         given["name"] = Path(config).stem
     quiet_libraries()

@@ -31,6 +31,36 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
     return parse_config(recipe_text(file), overrides, source=str(file))
 
 
+def config_of_model(
+    model: str, overrides: Sequence[str], recipe: str | None, set_name: str | None
+) -> ExperimentConfig:
+    """The recipe to ask a model with: the one given, that of its run folder, else the defaults.
+
+    Args:
+        model: run folder, model folder or hub id.
+        overrides: `section.key=value`.
+        recipe: a YAML file or a run folder, or None.
+        set_name: the set whose question is asked; the defaults have no other.
+
+    Raises:
+        UserError: `load_config`'s, or nothing tells the question.
+    """
+    if recipe is not None:
+        return load_config(recipe, overrides)
+    if (Path(model) / "config.yaml").is_file():
+        return load_config(model, overrides)
+    if set_name is None:
+        raise UserError(
+            what=f"nothing tells what to ask {model}",
+            expected="the folder of a run, or a recipe, or the name of a set",
+            got="no recipe beside the model",
+            remedy="name a set with --set, or a recipe with --recipe",
+        )
+    # Nothing is written into this run folder.
+    tree = {"model": {"path": model}, "data": {"sets": [set_name]}, "run": {"output_dir": "."}}
+    return parse_config(yaml.safe_dump(tree), overrides, source=f"the defaults for {model}")
+
+
 def recipe_file(path: str | Path) -> Path:
     """The YAML file that `path` names: itself, or `config.yaml` where it is a run folder.
 

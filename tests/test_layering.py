@@ -54,6 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     "prediction": {
         *("config", "data", "types", "evaluation", "hosts", "models", "errors"),
         *("sharding", "rollout", "training", "programs", "opening", "console", "text"),
+        *("private_files", "json_files"),
     },
     # L3: whole runs
     "runs": {

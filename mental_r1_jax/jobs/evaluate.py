@@ -13,11 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import signal
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from jax.sharding import Mesh
@@ -37,6 +33,8 @@ from mental_r1_jax.opening.model_source import load_weights, open_model, public_
 from mental_r1_jax.prediction.held_out import clinical_documents, evaluate_posts, held_out_posts
 from mental_r1_jax.prediction.predictor import make_predictor
 from mental_r1_jax.private_files import check_writable, make_private_folder
+from mental_r1_jax.runs.interruption import Interrupted as Interrupted
+from mental_r1_jax.runs.interruption import ends_with_a_line
 from mental_r1_jax.runs.run_lock import run_lock
 from mental_r1_jax.training.metrics import METRICS_FILE, read_sound_metrics
 
@@ -50,7 +48,9 @@ def run(config: ExperimentConfig) -> Path:
     check_report_folder(folder)
     if hosts.is_first():
         check_writable(folder)
-    with _ends_with_a_line(folder):
+    with ends_with_a_line(
+        f"evaluation into {folder} ended; finished batches are kept; the same command goes on"
+    ):
         return _evaluate(config, name, folder)
 
 
@@ -117,42 +117,6 @@ def _identity(config: ExperimentConfig, params: Any, mesh: Mesh) -> str:
         "version": mental_r1_jax.__version__,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal asked the evaluation to end; says what becomes of what is done."""
-
-    def __init__(self, number: int, folder: Path) -> None:
-        """Remember the signal."""
-        self.number = signal.Signals(number)
-        where = "finished batches are kept; the same command goes on"
-        super().__init__(f"{self.number.name}: evaluation into {folder} ended; {where}")
-
-
-@contextlib.contextmanager
-def _ends_with_a_line(folder: Path) -> Iterator[None]:
-    """Let SIGTERM, SIGHUP and Ctrl-C raise `Interrupted`; a second one ends the process at once.
-
-    Signals that are ignored stay so.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-    before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        for one in before:
-            signal.signal(one, signal.SIG_DFL)
-        raise Interrupted(number, folder)
-
-    for number in before:
-        signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _context(config: ExperimentConfig, name: str) -> dict[str, str]:

@@ -1,1 +1,1 @@
-"""Generating and reading answers for labelled posts, for validation and evaluation."""
+"""Generating and reading answers: to labelled posts, to be scored, and to any others in bulk."""

@@ -30,7 +30,7 @@ from mental_r1_jax.rollout.collect import (
 from mental_r1_jax.rollout.sampler import sampler_settings
 from mental_r1_jax.text.answers import AnswerReader
 from mental_r1_jax.text.prompts import RenderedPrompt
-from mental_r1_jax.types import TraceBatch
+from mental_r1_jax.types import Completions, PromptBatch, TraceBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,14 +99,9 @@ def predict(
     config = predictor.config
     reader = AnswerReader(labels, config.rewards.answer_match)
     prompts = render_prompts(predictor.model.tokenizer, posts, config.rollout.max_prompt_length)
-    # Posts of like length share a batch, so that short ones run in a small compiled shape.
-    order = sorted(range(len(posts)), key=lambda i: len(prompts[i].ids))
     size = config.evaluate.batch_size
     predictions: dict[int, Prediction] = {}
-    for start in range(0, len(order), size):
-        batch = order[start : start + size]
-        # Filled with repetitions of the last post: one compiled shape.
-        batch += batch[-1:] * (size - len(batch))
+    for number, batch in enumerate(length_batches(prompts, size)):
 
         def answer(batch: list[int] = batch) -> dict[int, Prediction]:
             return _answer(predictor, params, posts, prompts, batch, reader)
@@ -115,8 +110,19 @@ def predict(
             predictions |= answer()
         else:
             predictions |= _answer_once(keep, posts, prompts, batch, answer)
-        on_batch(min(start + size, len(order)), len(posts))
+        on_batch(min((number + 1) * size, len(posts)), len(posts))
     return hosts.all_items(predictions.items())
+
+
+def length_batches(prompts: Sequence[RenderedPrompt], size: int) -> list[list[int]]:
+    """Rows of `prompts` in batches of `size`, the shortest prompts first.
+
+    Posts of like length share a batch, so that short ones run in a small compiled shape. The last
+    batch is filled with repetitions of its last row: one compiled shape.
+    """
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row].ids))
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    return [batch + batch[-1:] * (size - len(batch)) for batch in batches]
 
 
 def _answer_once(
@@ -176,12 +182,8 @@ def _generate(
     reader: AnswerReader,
 ) -> tuple[Any, Float[np.ndarray, "B votes C"]]:
     """Sample completions for `rows`, parse them, and measure their entropies."""
-    config, tokenizer = predictor.config, predictor.model.tokenizer
-    asked = [prompts[row] for row in rows]
-    # The rows are positions in all posts: votes of a post draw their own noise whatever batch it
-    # falls into.
-    batch = hosts.put_batch(predictor.mesh, pad_prompts(asked, width, tokenizer.pad_id, rows))
-    completions = predictor.sample(params, batch, as_word(config.run.seed), as_word(0))
+    tokenizer = predictor.model.tokenizer
+    batch, completions = ask(predictor, params, [prompts[row] for row in rows], width, rows)
     entropies = predictor.entropies(params, traces_of(batch, completions))
     posts = [posts[row] for row in rows]
     groups = score_completions(tokenizer, posts, completions, (), reader)
@@ -190,19 +192,42 @@ def _generate(
     return groups, measured
 
 
+def ask(
+    predictor: Predictor,
+    params: Any,
+    prompts: Sequence[RenderedPrompt],
+    width: int,
+    rows: Sequence[int],
+) -> tuple[PromptBatch, Completions]:
+    """Start sampling answers to a batch of prompts; the device may be at work for long after.
+
+    Args:
+        predictor: from `make_predictor`.
+        params: weights on the predictor's mesh.
+        prompts: this process's share of the batch.
+        width: the compiled prompt length that holds them.
+        rows: positions in all posts: votes of a post draw their own noise whatever batch it falls
+            into.
+    """
+    pad_id, seed = predictor.model.tokenizer.pad_id, as_word(predictor.config.run.seed)
+    batch = hosts.put_batch(predictor.mesh, pad_prompts(prompts, width, pad_id, rows))
+    return batch, predictor.sample(params, batch, seed, as_word(0))
+
+
 def refuse_non_finite(
-    entropies: Float[np.ndarray, "B votes C"], mask: Bool[np.ndarray, "B votes C"]
+    values: Float[np.ndarray, "B votes C"], mask: Bool[np.ndarray, "B votes C"]
 ) -> None:
     """Refuse answers of a model whose logits overflow or are NaN: the tokens mean nothing.
 
     Args:
-        entropies: of each token's distribution, nats; finite exactly where its logits are.
+        values: entropies of the tokens' distributions, or log-probs of the tokens, nats; finite
+            exactly where the logits are.
         mask: which tokens are real.
 
     Raises:
-        UserError: the entropy of a real token is no number.
+        UserError: the value of a real token is no number.
     """
-    wrong = int((~np.isfinite(entropies[mask])).sum())
+    wrong = int((~np.isfinite(values[mask])).sum())
     if wrong:
         raise UserError(
             what="the model computes logits that are no numbers",
