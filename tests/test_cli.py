@@ -75,13 +75,19 @@ def test_the_package_is_the_command_too() -> None:
     assert done.stdout == "" and done.stderr.startswith("error: recipe not found")
 
 
+# What a verb takes behind its recipe or model.
+FILES = {"predict": ["posts.csv", "out.jsonl"], "push": ["folder", "owner/name"], "board": ["run"]}
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_option_is_an_argument_of_its_job(verb: str) -> None:
     """Options reach `run` by keyword, which no type checker sees."""
     run = importlib.import_module(f"mental_r1_jax.jobs.{verb}").run
-    needed = ["x.yaml"] if VERBS[verb].of_recipe else ["folder", "owner/name"]
+    needed = [*(["x.yaml"] if VERBS[verb].of_recipe else []), *FILES.get(verb, [])]
     given = set(vars(make_parser().parse_args([verb, *needed])))
-    of_the_job = given - {"verb", "overrides"} | ({"name"} if verb == "plan" else set())
+    added = {"plan": {"name"}, "predict": {"model"}}.get(verb, set())
+    # A recipe becomes the configuration.
+    of_the_job = given - {"verb", "overrides", "recipe"} | added
     assert of_the_job == set(inspect.signature(run).parameters)
 
 
@@ -101,7 +107,8 @@ def test_a_wrong_command_line(arguments: list[str], capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if VERBS[verb].of_recipe])
 def test_a_missing_recipe(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    message = mistake(capsys, verb, tmp_path / "nothing.yaml")
+    recipe = ["--recipe", tmp_path / "nothing.yaml"] if verb == "predict" else []
+    message = mistake(capsys, verb, tmp_path / "nothing.yaml", *FILES.get(verb, []), *recipe)
     assert (
         f"{'study' if verb == 'study' else 'recipe'} not found" in message
         and "nothing.yaml" in message

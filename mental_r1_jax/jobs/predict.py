@@ -156,12 +156,15 @@ def _finish(
             counts.update(record["flags"])
             yield record
 
-    staged = journal.unfinished_folder(output) / f"finished{output.suffix.lower()}"
-    columns = columns_of(asking)
-    suffix, numbered = output.suffix.lower(), surveyed.numbered
-    answers_file.write_answers(staged, suffix, counted(), columns, numbered=numbered)
+    answers_file.write_answers(
+        journal.unfinished_folder(output) / journal.STAGED_FILE,
+        output.suffix.lower(),
+        counted(),
+        columns_of(asking),
+        numbered=surveyed.numbered,
+    )
     summary = {name: counts[name] for name in ("posts", "abstained", *FLAGS)}
-    journal.end(output, facts, staged, summary)
+    journal.end(output, facts, summary)
     return summary
 
 

@@ -25,7 +25,8 @@ from mental_r1_jax.errors import UserError
 from mental_r1_jax.json_files import read_json_object
 from mental_r1_jax.private_files import make_private_folder, write_private
 
-MANIFEST_FILE, ANSWERS_FILE = "manifest.json", "answers.jsonl"
+MANIFEST_FILE, ANSWERS_FILE, STAGED_FILE = "manifest.json", "answers.jsonl", "finished.tmp"
+_OURS = (ANSWERS_FILE, STAGED_FILE, MANIFEST_FILE, f"{MANIFEST_FILE}.tmp")
 _DIGEST_CHARS = 16
 
 Record = dict[str, Any]
@@ -77,15 +78,15 @@ def begin(output: Path, facts: Mapping[str, Any]) -> Path:
     return folder / ANSWERS_FILE
 
 
-def end(output: Path, facts: Mapping[str, Any], staged: Path, summary: Mapping[str, Any]) -> None:
-    """Put the finished file `staged` in the place of `output`, which is not there.
+def end(output: Path, facts: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
+    """Put the finished `STAGED_FILE` in the place of `output`, which is not there.
 
     Args:
         output: where it belongs.
         facts: what the answers depend on.
-        staged: the file, in the folder of unfinished work.
         summary: what the manifest also tells.
     """
+    staged = unfinished_folder(output) / STAGED_FILE
     done = {"facts": dict(facts), "output_sha256": _sha256(staged), "summary": dict(summary)}
     write_private(manifest_of(output), _json_bytes(done))
     os.replace(staged, output)
@@ -97,8 +98,9 @@ def remove_unfinished(output: Path) -> None:
     folder = unfinished_folder(output)
     if not folder.is_dir():
         return
-    for name in (ANSWERS_FILE, MANIFEST_FILE):
-        (folder / name).unlink(missing_ok=True)
+    # A process that was killed while it raised the number in its lock leaves a `run.lock.TOKEN`.
+    for path in (*(folder / name for name in _OURS), *folder.glob("run.lock.*")):
+        path.unlink(missing_ok=True)
     if not any(folder.iterdir()):
         folder.rmdir()
 

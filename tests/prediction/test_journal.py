@@ -1,4 +1,4 @@
-"""What is kept of unfinished work: a sound beginning, for the same work only, for its owner only."""
+"""What is kept of unfinished work: a sound beginning, for the same work and its owner only."""
 
 from __future__ import annotations
 
@@ -77,8 +77,9 @@ def test_work_belongs_to_its_facts_and_ends_as_one_file(tmp_path: Path) -> None:
         journal.check_facts(output, FACTS | {"votes": 4})
     assert journal.begin(output, FACTS) == answers and answers.exists()
 
-    (answers.parent / "finished").write_bytes(b"{}\n")
-    journal.end(output, FACTS, answers.parent / "finished", {"posts": 3})
+    (answers.parent / journal.STAGED_FILE).write_bytes(b"{}\n")
+    (answers.parent / "run.lock.0a").write_text("{}")  # of a process that was killed
+    journal.end(output, FACTS, {"posts": 3})
     journal.remove_unfinished(output)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.jsonl", "out.jsonl.manifest.json"]
     assert mode(tmp_path / "out.jsonl.manifest.json") == 0o600
