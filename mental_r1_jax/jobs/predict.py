@@ -2,7 +2,7 @@
 
 1. Read the whole file of posts once: whatever is wrong with it is said before a model is opened.
 2. Open the model, and make sure that what is there already answers to this very command.
-3. Answer batch after batch; each is kept as soon as it is done, so that a kill loses one at most.
+3. Answer batch after batch; each is kept as soon as it is done, so that a kill loses few.
 4. Write the answers in the order of the posts; the file appears whole.
 
 Neither posts nor answers are printed.
@@ -10,14 +10,18 @@ Neither posts nor answers are printed.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
+from rich.console import Console
 
 import mental_r1_jax
 from mental_r1_jax.config import ExperimentConfig
@@ -38,7 +42,7 @@ from mental_r1_jax.prediction.bulk import (
     answer_posts,
     columns_of,
 )
-from mental_r1_jax.prediction.predictor import make_predictor
+from mental_r1_jax.prediction.predictor import Predictor, make_predictor
 from mental_r1_jax.private_files import check_writable, make_private_folder
 from mental_r1_jax.runs.interruption import ends_with_a_line
 from mental_r1_jax.runs.run_lock import run_lock
@@ -77,36 +81,47 @@ def run(
         UserError: something given is wrong, or the output belongs to something else.
     """
     _refuse_several_processes()
-    spec = _spec(config, set_name)
-    asking = Asking(spec, min_confidence, id_column is not None, include_text)
+    asking = Asking(_spec(config, set_name), min_confidence, id_column is not None, include_text)
     _check_options(config, min_confidence)
     _check_output(output)
     file = PostsFile(posts, column, id_column)
-    surveyed = survey(file)
-    facts = _facts(file, surveyed, asking, output)
-    journal.check_facts(output, facts)
+    order = Order(file, survey(file), asking, output)
+    journal.check_facts(output, _facts(order))
     line = f"prediction into {output} ended; finished batches are kept; the same command goes on"
     with ends_with_a_line(line):
-        return _predict(config, model, file, surveyed, asking, output, facts)
+        return _predict(config, model, order)
 
 
-def _predict(
-    config: ExperimentConfig,
-    name: str,
-    file: PostsFile,
-    surveyed: Survey,
-    asking: Asking,
-    output: Path,
-    facts: dict[str, Any],
-) -> Path:
-    """Open the model and answer; see `run`."""
-    console = open_console()
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """What is to be done, whatever the model.
+
+    Attributes:
+        file: the posts.
+        surveyed: what is known of them.
+        asking: the question.
+        output: the file to write.
+    """
+
+    file: PostsFile
+    surveyed: Survey
+    asking: Asking
+    output: Path
+
+    @property
+    def suffix(self) -> str:
+        """What kind of file the output is."""
+        return self.output.suffix.lower()
+
+
+def _predict(config: ExperimentConfig, name: str, order: Order) -> Path:
+    """Open the model `name` and do what is left to be done."""
+    console, output = open_console(), order.output
     model = open_model(name, config)
-    mesh = open_mesh(
-        config, rows={"evaluate.batch_size": config.evaluate.batch_size}, model=model.decoder
-    )
+    rows = {"evaluate.batch_size": config.evaluate.batch_size}
+    mesh = open_mesh(config, rows=rows, model=model.decoder)
     params = load_weights(model, mesh, which="best")
-    facts |= _facts_of_model(config, model, mesh, params, asking.spec)
+    facts = _facts(order) | _facts_of_model(config, model, mesh, params, order.asking.spec)
     folder = journal.unfinished_folder(output)
     if journal.check_facts(output, facts) and not folder.is_dir():
         console.print(f"{output} is finished already", markup=False)
@@ -117,36 +132,35 @@ def _predict(
         if not journal.check_facts(output, facts):
             predictor = make_predictor(model, config, mesh, "evaluate")
             with journal.Journal(journal.begin(output, facts)) as done:
-                kept = f", {done.rows:,} of them answered before" if done.rows else ""
-                line = f"answering {surveyed.rows:,} posts with {public_name(name)}{kept}"
-                console.print(line, markup=False)
-                with item_bar(console, "posts", surveyed.rows, done.rows) as show:
-                    answered = answer_posts(predictor, params, file.posts(), asking, done.batches)
-                    for records in answered:
-                        done.append(records)
-                        show(done.rows)
-                summary = _finish(done, file, surveyed, asking, output, facts)
+                console.print(_first_line(public_name(name), order, done), markup=False)
+                _answer_all(predictor, params, order, done, console)
+                summary = _finish(order, done, facts)
             console.print(_in_words(summary), markup=False)
     journal.remove_unfinished(output)
     console.print(f"answers: {output}", markup=False)
     return output
 
 
-def _finish(
-    done: journal.Journal,
-    file: PostsFile,
-    surveyed: Survey,
-    asking: Asking,
-    output: Path,
-    facts: dict[str, Any],
-) -> dict[str, int]:
+def _answer_all(
+    predictor: Predictor, params: Any, order: Order, done: journal.Journal, console: Console
+) -> None:
+    """Answer the posts that have no answer, and keep every batch."""
+    posts = order.file.posts()
+    with item_bar(console, "posts", order.surveyed.rows, done.rows) as show:
+        for records in answer_posts(predictor, params, posts, order.asking, done.batches):
+            done.append(records)
+            show(done.rows)
+
+
+def _finish(order: Order, done: journal.Journal, facts: Mapping[str, Any]) -> dict[str, int]:
     """Write the output; returns how many posts were abstained from, and have each flag."""
-    if sha256_of(file.path) != surveyed.sha256 or done.rows != surveyed.rows:
+    folder = journal.unfinished_folder(order.output)
+    if sha256_of(order.file.path) != order.surveyed.sha256 or done.rows != order.surveyed.rows:
         raise UserError(
-            what=f"{file.path} has changed while it was read",
-            expected=f"the same {surveyed.rows} posts until the end",
+            what=f"{order.file.path} has changed while it was read",
+            expected=f"the same {order.surveyed.rows} posts until the end",
             got=f"another content, and answers to {done.rows} posts",
-            remedy=f"remove {journal.unfinished_folder(output)} and give the command again",
+            remedy=f"remove {folder} and give the command again",
         )
     counts = Counter[str]()
 
@@ -157,15 +171,20 @@ def _finish(
             yield record
 
     answers_file.write_answers(
-        journal.unfinished_folder(output) / journal.STAGED_FILE,
-        output.suffix.lower(),
+        folder / journal.STAGED_FILE,
+        order.suffix,
         counted(),
-        columns_of(asking),
-        numbered=surveyed.numbered,
+        columns_of(order.asking),
+        numbered=order.surveyed.numbered,
     )
     summary = {name: counts[name] for name in ("posts", "abstained", *FLAGS)}
-    journal.end(output, facts, summary)
+    journal.end(order.output, facts, summary)
     return summary
+
+
+def _first_line(name: str, order: Order, done: journal.Journal) -> str:
+    kept = f", {done.rows:,} of them answered before" if done.rows else ""
+    return f"answering {order.surveyed.rows:,} posts with {name}{kept}"
 
 
 def _in_words(summary: dict[str, int]) -> str:
@@ -239,18 +258,22 @@ def _check_output(output: Path) -> None:
             remedy="make the folder, or correct the path",
         )
     check_writable(output.absolute().parent)
+    # The longest name beside it, written last: one that is too long is refused here.
+    with contextlib.suppress(FileNotFoundError):
+        os.lstat(f"{journal.manifest_of(output)}.tmp")
 
 
-def _facts(file: PostsFile, surveyed: Survey, asking: Asking, output: Path) -> dict[str, Any]:
+def _facts(order: Order) -> dict[str, Any]:
     """What answers depend on, as far as it is known before a model is opened."""
+    asking = order.asking
     return {
-        "posts": surveyed.sha256,
-        "column": file.column,
-        "id": file.id_column,
+        "posts": order.surveyed.sha256,
+        "column": order.file.column,
+        "id": order.file.id_column,
         "question": [asking.spec.name, *asking.spec.labels, asking.spec.question],
         "min_confidence": asking.min_confidence,
         "include_text": asking.include_text,
-        "format": output.suffix.lower(),
+        "format": order.suffix,
         "version": mental_r1_jax.__version__,
     }
 

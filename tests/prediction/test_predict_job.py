@@ -235,6 +235,8 @@ def test_what_is_wrong_is_said_before_a_model_is_opened(command, monkeypatch, ca
     for arguments, expected in (
         (["out.txt"], "cannot tell what kind of file out.txt is to be"),
         (["none/out.jsonl"], "the folder of none/out.jsonl is not there"),
+        (["posts.csv/out.jsonl"], "the folder of posts.csv/out.jsonl is not there"),
+        (["x" * 240 + ".jsonl"], "choose a shorter path"),  # too long for what stands beside it
         (["theirs.jsonl"], "belongs to something else"),
         (["out.jsonl", "--column", "post"], "has no column 'post'"),
         (["out.jsonl", "--id", "name"], "has no column 'name'"),
