@@ -204,5 +204,5 @@ def test_dry_run_prints_recipe_batch_and_memory_and_writes_nothing(
     total = next(line for line in text.splitlines() if "parameters" in line)
     count = int("".join(c for c in total if c.isdigit()))
     assert (count - layer - 32) % 32 == 0 and 0 < (count - layer - 32) // 32 <= 700
-    assert "AdamW moments" in text and "GiB" in text
+    assert "optimizer moments" in text and "GiB" in text
     assert not (tmp_path / "run").exists()

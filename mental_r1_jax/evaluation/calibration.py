@@ -24,7 +24,7 @@ def bins_of(confidence: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
 
     Edges are the deciles, and answers of one confidence share a bin, so ties do not depend on the
     order of posts; bins of few distinct confidences are then of unequal mass. As in scikit-learn's
-    `calibration_curve(strategy="quantile")`.
+    calibration curve with the strategy "quantile".
     """
     edges = np.quantile(confidence, np.linspace(0, 1, NUM_BINS + 1))
     return np.asarray(np.searchsorted(edges[1:-1], confidence))
