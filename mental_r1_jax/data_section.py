@@ -2,25 +2,69 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field, PositiveInt
 
 from mental_r1_jax.section import LocalPath, Section
 
+FileFormat = Literal["auto", "csv", "tsv", "jsonl", "json", "parquet"]
+Layout = Literal["auto", "columns", "imhi", "instruction", "chat", "sharegpt"]
 
-class CustomSet(Section):
-    """A user's own data set: a folder `root/NAME` in the paper's CSV layout.
+
+class SplitFiles(Section):
+    """The three files of a set that comes with its splits.
 
     Attributes:
-        labels: every label, exactly as the `label` column spells it.
-        question: the user turn before the post, for sets without a `mental_prompt` column.
+        train: the training posts.
+        validation: the posts that checkpoints are chosen by.
+        test: the posts that are reported on.
+    """
+
+    train: Path
+    validation: Path
+    test: Path
+
+
+class ColumnMap(Section):
+    """Names of a file's columns, or keys of its objects.
+
+    Attributes:
+        text: the post.
+        label: its label.
+        question: the user turn before the post; null asks the set's `question` of every post.
+        group: whom or what the post belongs to (a writer, an age band); null: nobody says.
+        reasoning: reasoning that leads to the label, for `sft.traces=rows`; null: there is none.
+    """
+
+    text: str = "text"
+    label: str = "label"
+    question: str | None = None
+    group: str | None = None
+    reasoning: str | None = None
+
+
+class CustomSet(Section):
+    """A user's own data set: files in one of the formats of docs/data.md, or a folder `root/NAME`.
+
+    Attributes:
+        labels: every label, exactly as the files spell it (or as `label_map` does).
+        question: the user turn before the post, for sets whose files have none.
         asks_for: what the set is about, for tables and the model card.
         validation_file: whether the validation split is `val_clean.csv` or `dev_clean.csv`.
         ordered: whether the labels are degrees of one thing, listed mildest first.
         positive_labels: the labels that a clinical reader wants to find; none means all but the
             mildest of an ordered set, and no such labels otherwise.
+        files: `{train: FILE, validation: FILE, test: FILE}`, or one file; a relative path counts
+            from where the command is started. null means a folder in the paper's CSV layout.
+        format: how the files are written; `auto` tells by ending and content.
+        layout: how a row is laid out; `auto` tells by the names of its columns.
+        columns: names of the columns, for files that call them otherwise.
+        text_columns: columns that make the post together, joined by an empty line; in place of
+            `columns.text`.
+        label_map: label in the files -> label of `labels`, for example `{0: "No", 1: "Yes"}`.
     """
 
     labels: Annotated[tuple[str, ...], Field(min_length=2)]
@@ -29,6 +73,20 @@ class CustomSet(Section):
     validation_file: Literal["val", "dev"] = "val"
     ordered: bool = False
     positive_labels: tuple[str, ...] = ()
+    files: SplitFiles | Path | None = None
+    format: FileFormat = "auto"
+    layout: Layout = "auto"
+    columns: ColumnMap = ColumnMap()
+    text_columns: tuple[str, ...] = ()
+    label_map: dict[str, str] = {}
+
+    @pydantic.field_validator("label_map", mode="before")
+    @classmethod
+    def _keys_as_text(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        keys = [value if (text := label_text(key)) is None else text for key, value in given.items()]
+        return dict(zip(keys, given.values(), strict=True))
 
 
 class DataConfig(Section):
