@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,10 @@ from mental_r1_jax.section import LocalPath, Section
 
 FileFormat = Literal["auto", "csv", "tsv", "jsonl", "json", "parquet"]
 Layout = Literal["auto", "columns", "imhi", "instruction", "chat", "sharegpt"]
+
+
+# Keys of a set that say how its `files` are read.
+_OF_FILES = ("format", "layout", "columns", "text_columns", "label_map")
 
 
 class SplitFiles(Section):
@@ -85,8 +90,57 @@ class CustomSet(Section):
     def _keys_as_text(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        keys = [value if (text := label_text(key)) is None else text for key, value in given.items()]
+        keys = [label_text(key) for key in given]
+        if None in keys or len(set(keys)) < len(keys):
+            raise ValueError(f"every key must be another text, number or boolean, got {given}")
         return dict(zip(keys, given.values(), strict=True))
+
+    @pydantic.model_validator(mode="after")
+    def _mapped_to_labels(self) -> CustomSet:
+        if unknown := sorted(set(self.label_map.values()) - set(self.labels)):
+            raise ValueError(f"label_map leads to {unknown}, which are not among labels")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _no_key_is_idle(self) -> CustomSet:
+        blank = CustomSet.model_construct(labels=self.labels)
+        given = {name for name in _OF_FILES if getattr(self, name) != getattr(blank, name)}
+        if self.files is None and given:
+            raise ValueError(f"{sorted(given)} say how `files` are read, and there are no files")
+        if self.files is not None and self.validation_file != "val":
+            raise ValueError("validation_file belongs to the paper's layout; files names the file")
+        if self.layout not in ("auto", "columns") and self.maps_columns:
+            raise ValueError(
+                f"layout={self.layout} knows its columns; columns.group alone may be set with it"
+            )
+        if self.text_columns and self.columns.text != ColumnMap().text:
+            raise ValueError("text_columns stands in place of columns.text; set one of them")
+        if self.question is not None and self.columns.question is not None:
+            raise ValueError("question is asked of every post; set it or columns.question")
+        return self
+
+    @property
+    def maps_columns(self) -> bool:
+        """Whether any column but that of the group is named."""
+        mapped = self.columns.model_copy(update={"group": None})
+        return bool(self.text_columns) or mapped != ColumnMap()
+
+
+def label_text(value: object) -> str | None:
+    """The text of a label that a file writes as text, number or boolean; None for anything else.
+
+    Numbers that are equal have one text (1 and 1.0 are "1"), and NaN has none.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float | Decimal) and value == value:
+        number = float(value)
+        return str(int(number)) if number.is_integer() and abs(number) < 1e15 else str(value)
+    return None
 
 
 class DataConfig(Section):

@@ -40,6 +40,8 @@ class BenchmarkSpec:
         ordered: the labels are degrees of one thing, mildest first.
         positive_labels: the labels of a writer whom a clinical reader would want to find; empty
             where none are named.
+        source: where the files of the set are and how they are read; None: a folder in the paper's
+            layout.
 
     Raises:
         UserError: the name cannot be a folder, the labels cannot be told apart, or the positive
@@ -53,6 +55,7 @@ class BenchmarkSpec:
     validation_file: Literal["val", "dev"] = "val"
     ordered: bool = False
     positive_labels: tuple[str, ...] = ()
+    source: CustomSet | None = None
 
     def __post_init__(self) -> None:
         """Check name and labels."""
@@ -81,6 +84,13 @@ def question_text(asks: str, labels: Sequence[str]) -> str:
     return f"{asks}\nReply with one of these labels, spelled exactly so:\n{options}{QUESTION_END}"
 
 
+def asked(question: str, labels: Sequence[str]) -> str:
+    """Return the user turn before a post for a question that may be bare."""
+    if question.rstrip().endswith(QUESTION_END.strip()):
+        return question
+    return question_text(question.strip(), labels)
+
+
 def spec_for(name: str, custom_sets: Mapping[str, CustomSet] | None = None) -> BenchmarkSpec:
     """Return the spec of the set called `name`.
 
@@ -94,8 +104,8 @@ def spec_for(name: str, custom_sets: Mapping[str, CustomSet] | None = None) -> B
     if name in custom_sets:
         description = custom_sets[name]
         question = description.question
-        if question is not None and not question.rstrip().endswith(QUESTION_END.strip()):
-            question = question_text(question.strip(), description.labels)
+        if question is not None:
+            question = asked(question, description.labels)
         return BenchmarkSpec(
             name=name,
             asks_for=description.asks_for,
@@ -105,6 +115,7 @@ def spec_for(name: str, custom_sets: Mapping[str, CustomSet] | None = None) -> B
             ordered=description.ordered,
             positive_labels=description.positive_labels
             or (any_risk(description.labels) if description.ordered else ()),
+            source=None if description.files is None else description,
         )
     for specs in (BENCHMARKS, SYNTHETIC_SPECS):
         if name in specs:

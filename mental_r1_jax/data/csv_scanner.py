@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 Cells = tuple[str, ...]
 
-_BARE_CELL = re.compile(r"[^,\r\n]*")
+_BARE_CELL = {",": re.compile(r"[^,\r\n]*"), "\t": re.compile(r"[^\t\r\n]*")}
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
@@ -70,7 +70,7 @@ class LineIndex:
 
 
 def scan_records(
-    text: str, looks_like_record: Callable[[Cells], bool]
+    text: str, looks_like_record: Callable[[Cells], bool], delimiter: str = ","
 ) -> Iterator[Record | QuoteFault]:
     """Yield the records and quote faults of `text` in order; blank lines are skipped.
 
@@ -83,7 +83,7 @@ def scan_records(
     offset = 0
     width: int | None = None
     while offset < len(text):
-        parse = _parse_record(text, offset, width)
+        parse = _parse_record(text, offset, width, delimiter=delimiter)
         line = lines.line_of(offset)
         if parse.fault is None:
             if parse.cells != ("",):
@@ -94,7 +94,7 @@ def scan_records(
         quote_offset, cell = parse.fault
         quote_line = lines.line_of(quote_offset)
         if parse.lost or not looks_like_record(parse.cells):
-            offset = _resume_offset(text, lines, quote_line, looks_like_record, width)
+            offset = _resume_offset(text, lines, quote_line, looks_like_record, width, delimiter)
         else:
             offset = parse.end
         resume = lines.line_of(offset) if offset < len(text) else len(lines.starts) + 1
@@ -107,18 +107,26 @@ def _resume_offset(
     fault_line: int,
     looks_like_record: Callable[[Cells], bool],
     width: int | None,
+    delimiter: str,
 ) -> int:
     """Offset of the first line after `fault_line` that starts a plausible record, or the end."""
     # By number, not by a slice: there may be as many faults as lines.
     for number in range(fault_line, len(lines.starts)):
         start = lines.starts[number]
-        parse = _parse_record(text, start, width, trial=True)
+        parse = _parse_record(text, start, width, trial=True, delimiter=delimiter)
         if parse.fault is None and looks_like_record(parse.cells):
             return start
     return len(text)
 
 
-def _parse_record(text: str, offset: int, width: int | None = None, trial: bool = False) -> _Parse:
+def _parse_record(
+    text: str,
+    offset: int,
+    width: int | None = None,
+    trial: bool = False,
+    *,
+    delimiter: str = ",",
+) -> _Parse:
     """Read one record at `offset`.
 
     A record with a fault, or a trial, is lost as soon as it has more than `width` cells.
@@ -128,19 +136,19 @@ def _parse_record(text: str, offset: int, width: int | None = None, trial: bool 
     while True:
         if text.startswith('"', offset):
             close = _closing_quote(text, offset + 1)
-            if close is None or text[close + 1 : close + 2] not in ("", ",", "\r", "\n"):
+            if close is None or text[close + 1 : close + 2] not in ("", delimiter, "\r", "\n"):
                 return _Parse(tuple(cells), len(text), fault or (offset, len(cells)), lost=True)
             cells.append(text[offset + 1 : close].replace('""', '"'))
             offset = close + 1
         else:
-            bare = _BARE_CELL.match(text, offset)
+            bare = _BARE_CELL[delimiter].match(text, offset)
             assert bare is not None  # the pattern matches the empty string
             # An even number of quotes inside a bare cell reads as meant; an odd one is a lost mate.
             if fault is None and bare.group().count('"') % 2:
                 fault = (offset + bare.group().index('"'), len(cells))
             cells.append(bare.group())
             offset = bare.end()
-        if not text.startswith(",", offset):
+        if not text.startswith(delimiter, offset):
             break
         if width is not None and len(cells) > width and (trial or fault is not None):
             return _Parse(tuple(cells), len(text), fault or (offset, len(cells)), lost=True)

@@ -24,14 +24,21 @@ _SIGNATURES = (
 _DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
-def foreign_kind(payload: bytes) -> tuple[str, str] | None:
-    """Return what a file is and what to do about it, or None where it may well be CSV."""
+def foreign_bytes(payload: bytes) -> tuple[str, str] | None:
+    """Return what a file is and what to do about it, or None where it may well be text in UTF-8."""
     head = payload[:_HEAD]
     for signature, kind, remedy in _SIGNATURES:
         if head.startswith(signature):
             return kind, remedy
-    if (wide := _wide_encoding(head)) is not None:
-        return wide, "saved as UTF-8"
+    wide = _wide_encoding(head)
+    return None if wide is None else (wide, "saved as UTF-8")
+
+
+def foreign_kind(payload: bytes) -> tuple[str, str] | None:
+    """Return what a file is and what to do about it, or None where it may well be CSV."""
+    if (foreign := foreign_bytes(payload)) is not None:
+        return foreign
+    head = payload[:_HEAD]
     text = head.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").lstrip()
     first = text.splitlines()[0] if text else ""
     if _COLUMNS <= _columns(first, ","):

@@ -6,8 +6,8 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 
 
-def _plain_number(text: str) -> str:
-    """The "1" for which spreadsheets and pandas write "1.0"."""
+def plain_number(text: str) -> str:
+    """Return the "1" for which spreadsheets and pandas write "1.0"."""
     whole, dot, rest = text.partition(".")
     return whole if dot and whole.lstrip("+-").isdigit() and set(rest) <= {"0"} else text
 
@@ -19,7 +19,7 @@ _DIFFERENCES: Mapping[str, Callable[[str], str]] = {
     "dashes": lambda t: "".join("-" if unicodedata.category(c) == "Pd" else c for c in t),
     "blanks": lambda t: "".join(t.split()),
     "case": str.casefold,
-    "number format": _plain_number,
+    "number format": plain_number,
 }
 
 

@@ -44,4 +44,7 @@ class NoisyLabels(Sequence[Example]):
         draw = random.Random(f"label noise/{self._seed}/{post.set_name}/{post.row}")
         if draw.random() >= self._noise:
             return post
-        return dataclasses.replace(post, label=draw.choice(self._labels))
+        label = draw.choice(self._labels)
+        # Reasoning leads to the label that it came with.
+        reasoning = post.reasoning if label == post.label else None
+        return dataclasses.replace(post, label=label, reasoning=reasoning)

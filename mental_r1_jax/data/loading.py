@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from mental_r1_jax.config import DataConfig, ExperimentConfig
 from mental_r1_jax.data.benchmarks import SYNTHETIC_SPECS, BenchmarkSpec, Split, spec_for
-from mental_r1_jax.data.csv_reader import check_set, content_hash
+from mental_r1_jax.data.checked_sets import check_set, content_hash
 from mental_r1_jax.data.label_noise import NoisyLabels
 from mental_r1_jax.data.records import CheckedSet, Example
 from mental_r1_jax.data.synthetic import GENERATOR_VERSION, write_synthetic_sets
@@ -78,12 +78,13 @@ def set_spec(data: DataConfig, name: str) -> BenchmarkSpec:
         UserError: no such set, or a real set although the recipe has no `data.root`.
     """
     spec = spec_for(name, data.custom_sets)
-    if data.root is None and name not in SYNTHETIC_SPECS:
+    if data.root is None and spec.source is None and name not in SYNTHETIC_SPECS:
         raise UserError(
             f"The recipe names the set {name!r} but no folder to read it from",
             f"data.root, or only the embedded sets {', '.join(SYNTHETIC_SPECS)}",
             "data.root=null",
-            f"Set data.root to the folder that holds {name}/train_clean.csv.",
+            f"Set data.root to the folder that holds {name}/train_clean.csv, or name its files in "
+            f"data.custom_sets.{name}.files.",
         )
     return spec
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mental_r1_jax.data.benchmarks import BenchmarkSpec, Split
+
+_SHOWN_CHARS = 40
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Example:
         label: the gold label.
         question: the user turn before the post.
         group: whom or what the post belongs to, where the file says so: a writer, an age band.
+        reasoning: text that came with the post and leads to its label: staged, or in any form.
     """
 
     set_name: str
@@ -30,6 +33,7 @@ class Example:
     label: str
     question: str = field(repr=False)
     group: str | None = None
+    reasoning: str | None = field(repr=False, default=None)
 
 
 @dataclass(frozen=True)
@@ -83,3 +87,18 @@ def redacted(text: str) -> str:
     """Return what a report may say of a post: its length and the beginning of its SHA-256."""
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
     return f"{len(text)} characters, sha256 {digest[:8]}"
+
+
+def shown(value: str, like: Sequence[str] = ()) -> str:
+    """A value no longer than those it should be `like`; others may be a post in a wrong column."""
+    words = max((len(word.split()) for word in like), default=0) + 1
+    fits = len(value) <= _SHOWN_CHARS and len(value.split()) <= words
+    return repr(value) if fits else redacted(value)
+
+
+def shown_names(names: Sequence[str]) -> str:
+    """Names of columns, in a row; what is no name may be a post in the first line."""
+    fits = [name.isidentifier() and len(name) <= _SHOWN_CHARS for name in names]
+    return ", ".join(
+        repr(name) if fit else redacted(name) for name, fit in zip(names, fits, strict=True)
+    )

@@ -7,13 +7,32 @@ depends on the format of a file stays in its reader; what a post must be is deci
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from mental_r1_jax.config import ColumnMap
 from mental_r1_jax.data.benchmarks import BenchmarkSpec, Split
-from mental_r1_jax.data.records import Problem
+from mental_r1_jax.data.labels import expected_label, known_label, spellings
+from mental_r1_jax.data.reasoning import staged_answer, staged_fault
+from mental_r1_jax.data.records import Example, Problem, shown
 from mental_r1_jax.data.repeats import LocatedExample
+
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can write half a character
+
+
+@dataclass(frozen=True)
+class FileRow:
+    """One row of a file as its container has it, before its layout is understood.
+
+    Attributes:
+        line: physical line, from 1, on which the row starts; in Parquet the row, from 1.
+        values: column, or key, to value: cells are text, JSON and Parquet have other values, too.
+    """
+
+    line: int
+    values: Mapping[str, Any] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -77,4 +96,65 @@ def check_rows(
             `dataclasses.replace` gives each post its own afterwards.
         names: what the file calls its columns, for complaints.
     """
-    raise NotImplementedError
+    found: list[LocatedExample] = []
+    errors: list[Problem] = []
+    warnings: list[Problem] = []
+    row = 0
+    for event in events:
+        if isinstance(event, Oddity):
+            warnings.append(event.problem)
+            continue
+        checked = _checked(event, row, spec, split, names) if isinstance(event, RawRow) else [event]
+        if isinstance(checked, LocatedExample):
+            found.append(checked)
+        else:
+            errors += checked
+        row += 1
+    return CheckedRows(tuple(found), tuple(errors), tuple(warnings))
+
+
+def _checked(
+    raw: RawRow, row: int, spec: BenchmarkSpec, split: Split, names: ColumnMap
+) -> LocatedExample | list[Problem]:
+    """The post of one row, or everything that is wrong with it."""
+    problems: list[Problem] = []
+
+    def wrong(column: str, value: str, expected: str, kind: str) -> None:
+        problems.append(Problem(raw.file, raw.line, column, value, expected, kind))
+
+    question = raw.question if raw.question is not None else spec.question or ""
+    label = known_label(raw.label, spec) if isinstance(raw.label, str) else None
+    if not raw.text.strip():
+        wrong(names.text, shown(raw.text), "a post", "empty text")
+    if not isinstance(raw.label, str):
+        value = f"a list of {len(raw.label)} labels"
+        wrong(names.label, value, "one label", "several labels")
+    elif label is None:
+        value, expected = shown(raw.label, spellings(spec)), expected_label(raw.label, spec)
+        wrong(names.label, value, expected, "unknown label")
+    if not question.strip():
+        expected = "the question asked about the post"
+        if spec.source is not None:
+            expected += ", here or as the set's `question` in the recipe"
+        column = names.question or ("" if spec.source is not None else "mental_prompt")
+        wrong(column, shown(question), expected, "empty question")
+    reasoning = raw.reasoning if raw.reasoning and raw.reasoning.strip() else None
+    if reasoning is not None and (fault := staged_fault(reasoning)) is not None:
+        expected = "all stages once, in order, and an answer; or no tag of them"
+        wrong(names.reasoning or "", fault, expected, "malformed stages")
+    elif reasoning is not None and (answer := staged_answer(reasoning)) is not None:
+        if label is not None and known_label(answer, spec) != label:
+            value = f"the answer {shown(answer, spec.labels)}"
+            wrong(names.reasoning or "", value, f"the label of the row, {label!r}", "other answer")
+    for column, text in (
+        (names.text, raw.text),
+        (names.question or "", question),
+        (names.group or "", raw.group or ""),
+        (names.reasoning or "", reasoning or ""),
+    ):
+        if _SURROGATE.search(text):
+            wrong(column, "half a surrogate pair", "characters of Unicode", "not Unicode")
+    if problems or label is None:
+        return problems
+    example = Example(spec.name, split, row, raw.text, label, question, raw.group, reasoning)
+    return LocatedExample(raw.file, raw.line, example)

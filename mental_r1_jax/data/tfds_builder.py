@@ -2,7 +2,7 @@
 
 A set is one `BuilderConfig` of one builder, and its records lie in
 
-    TFDS_DIR / labelled_posts / SET_NAME / 1.1.N
+    TFDS_DIR / labelled_posts / SET_NAME / 1.2.N
 
 where N is the beginning of the set's content hash as a number. A set built from other files,
 labels or options has another version, so a stale build is never taken for the current one. TFDS
@@ -32,7 +32,7 @@ from mental_r1_jax.data.records import CheckedSet, Example
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.private_files import close_to_others
 
-_FORMAT_VERSION = "1.1"  # of the record's fields
+_FORMAT_VERSION = "1.2"  # of the record's fields
 _HASH_DIGITS = 12
 
 
@@ -70,6 +70,7 @@ class LabelledPosts(tfds.core.GeneratorBasedBuilder):
                     "question": tfds.features.Text(),
                     # A record has every field: None is no element, a string is one.
                     "group": tfds.features.Sequence(tfds.features.Text()),
+                    "reasoning": tfds.features.Sequence(tfds.features.Text()),
                 }
             ),
             disable_shuffling=True,  # records keep the order of the file
@@ -89,6 +90,7 @@ class LabelledPosts(tfds.core.GeneratorBasedBuilder):
                     "label": example.label,
                     "question": example.question,
                     "group": _elements(example.group),
+                    "reasoning": _elements(example.reasoning),
                 },
             )
 
@@ -128,6 +130,7 @@ class PostSource(Sequence[Example]):
             label=record["label"].decode("utf-8"),
             question=record["question"].decode("utf-8"),
             group=_optional(record["group"]),
+            reasoning=_optional(record["reasoning"]),
         )
 
 

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.console.progress import open_console
-from mental_r1_jax.data.benchmarks import SPLITS
+from mental_r1_jax.data.benchmarks import SPLITS, BenchmarkSpec
 from mental_r1_jax.data.loading import check_sets, tfds_folder
 from mental_r1_jax.data.records import CheckedSet, Example, Problem
 from mental_r1_jax.data.tfds_builder import build_set
@@ -158,7 +158,7 @@ def _table(
             examples = one.examples[split]
             counts = Counter(example.label for example in examples)
             labels = ", ".join(f"{label} {counts[label]}" for label in one.spec.labels)
-            warnings = sum(_is_about(problem, split) for problem in one.warnings)
+            warnings = sum(_is_about(problem, split, one.spec) for problem in one.warnings)
             cells = [name, split, str(len(examples)), escape(labels), str(warnings)]
             if tokenizer is not None:
                 measured = token_lengths(tokenizer, examples, limit)
@@ -167,8 +167,10 @@ def _table(
     return table
 
 
-def _is_about(problem: Problem, split: str) -> bool:
+def _is_about(problem: Problem, split: str, spec: BenchmarkSpec) -> bool:
     """Whether `problem` lies in the file of this split."""
+    if spec.source is not None:
+        return problem.file == str(getattr(spec.source.files, split, None))
     stem = Path(problem.file).name.removesuffix("_clean.csv")
     return stem == split or (split == "validation" and stem in ("val", "dev"))
 

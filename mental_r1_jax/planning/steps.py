@@ -15,8 +15,9 @@ def planned_steps(config: ExperimentConfig) -> tuple[int, str]:
     """Steps of the run, and where the number comes from."""
     if config.run.num_steps is not None:
         return config.run.num_steps, "run.num_steps"
-    embedded = set(config.data.sets) <= set(SYNTHETIC_SPECS)
-    if config.data.root is not None or embedded:
+    own = {name for name, one in config.data.custom_sets.items() if one.files is not None}
+    at_hand = set(config.data.sets) <= own | set(SYNTHETIC_SPECS)
+    if config.data.root is not None or at_hand:
         return count_steps(config, load_examples(config, "train")), "from the posts"
     posts = round(PAPER_POSTS * len(config.data.sets) / len(BENCHMARKS))
     steps = max(1, round(config.run.num_epochs * posts / config.rollout.prompts_per_step))

@@ -12,7 +12,7 @@ import pytest
 
 from mental_r1_jax.config import CustomSet
 from mental_r1_jax.data.benchmarks import SPLITS, BenchmarkSpec, spec_for
-from mental_r1_jax.data.csv_reader import check_set, content_hash
+from mental_r1_jax.data.checked_sets import check_set, content_hash
 from mental_r1_jax.data.records import CheckedSet, Problem
 from tests.data.folders import MOOD, QUESTION, csv_text, made_up_rows, made_up_text, write_set
 

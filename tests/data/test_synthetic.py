@@ -12,7 +12,7 @@ import pytest
 
 from mental_r1_jax.data import synthetic
 from mental_r1_jax.data.benchmarks import SPLITS, SYNTHETIC_SPECS
-from mental_r1_jax.data.csv_reader import check_set
+from mental_r1_jax.data.checked_sets import check_set
 from mental_r1_jax.data.records import CheckedSet, Example
 from mental_r1_jax.data.synthetic import SplitSizes, read_phrases, write_synthetic_sets
 from mental_r1_jax.errors import UserError

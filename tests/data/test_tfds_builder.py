@@ -14,7 +14,7 @@ import pytest
 
 from mental_r1_jax.data import tfds_builder
 from mental_r1_jax.data.benchmarks import SPLITS
-from mental_r1_jax.data.csv_reader import check_set
+from mental_r1_jax.data.checked_sets import check_set
 from mental_r1_jax.data.records import CheckedSet
 from mental_r1_jax.data.tfds_builder import build_set, built_folder, open_set
 from mental_r1_jax.errors import UserError
@@ -133,7 +133,7 @@ def test_no_tensorflow_no_network_no_noise_and_a_closed_folder(
             raise AssertionError("network use")
 
         socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
-        from mental_r1_jax.data.csv_reader import check_set
+        from mental_r1_jax.data.checked_sets import check_set
         from mental_r1_jax.data.tfds_builder import build_set, open_set
         from tests.data.folders import MOOD
 

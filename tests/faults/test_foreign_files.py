@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mental_r1_jax.data.csv_reader import check_set
+from mental_r1_jax.data.checked_sets import check_set
 from mental_r1_jax.data.file_kinds import foreign_kind
 from mental_r1_jax.data.label_hint import label_hint
 from mental_r1_jax.data.loading import load_examples

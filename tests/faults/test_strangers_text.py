@@ -15,7 +15,7 @@ from rich.text import Text
 
 from mental_r1_jax import cli
 from mental_r1_jax.console.progress import open_console
-from mental_r1_jax.data.csv_reader import check_set
+from mental_r1_jax.data.checked_sets import check_set
 from mental_r1_jax.data.tfds_builder import build_set, open_set
 from mental_r1_jax.errors import visible
 from mental_r1_jax.evaluation.metrics import Prediction, set_metrics

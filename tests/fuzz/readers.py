@@ -19,7 +19,7 @@ import numpy as np
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from mental_r1_jax.data.csv_reader import check_set
+from mental_r1_jax.data.checked_sets import check_set
 from mental_r1_jax.data.traces import read_traces, template_completion
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.models import hf_format

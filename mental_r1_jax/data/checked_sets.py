@@ -1,0 +1,135 @@
+"""A whole set, read and checked: its files, every row, and what only shows in all of them.
+
+1. Find the files of a set and read their bytes.
+2. Read and check each; collect every problem with file, line, column, value and expectation.
+3. Look for repeated texts, inside and across splits, and for absurd lengths.
+4. Drop repeats if asked to.
+
+The posts are by people in distress. A report never shows a post, only its length and the first
+digits of its SHA-256, which find it again in the file without repeating it on a screen or in a log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from mental_r1_jax.data.benchmarks import SPLITS, BenchmarkSpec, Split
+from mental_r1_jax.data.oddities import control_warnings, single_label_warnings
+from mental_r1_jax.data.reading import read_file
+from mental_r1_jax.data.records import CheckedSet, Example, Problem, redacted
+from mental_r1_jax.data.repeats import LocatedExample, drop_repeats, repeat_warnings
+from mental_r1_jax.data.rows import check_rows
+from mental_r1_jax.data.set_files import read_set_files
+
+MIN_POST_CHARS = 3
+# Changes whenever the records made from the same files would differ.
+_READER_VERSION = "1"
+# What a set's description says that is in no record.
+_NOT_READ = {"files", "asks_for", "ordered", "positive_labels", "labels", "question"}
+
+OnDuplicate = Literal["keep", "drop"]
+
+
+def check_set(
+    root: Path,
+    spec: BenchmarkSpec,
+    on_duplicate: OnDuplicate = "keep",
+    absurd_post_chars: int = 20_000,
+) -> CheckedSet:
+    """Read and check one set; never raises for what is in the files.
+
+    Args:
+        root: folder with one sub-folder a set, for those in the paper's layout.
+        spec: labels, question and files of the set.
+        on_duplicate: "drop" removes later repeats of a text inside a split, and a text that is in
+            several splits from all but the most held-out one (test, then validation).
+        absurd_post_chars: longer posts (in characters) get a warning.
+    """
+    files, errors = read_set_files(root, spec)
+    warnings: list[Problem] = []
+    found: list[LocatedExample] = []
+    columns: dict[str, str] = {}
+    for split, (path, payload) in files.items():
+        read = read_file(path, payload, spec)
+        checked = check_rows(read.events, spec, split, read.names)
+        errors += checked.errors
+        warnings += checked.warnings
+        found += checked.found
+        columns[str(path)] = read.names.text
+    warnings += repeat_warnings(found)
+    warnings += _length_warnings(found, absurd_post_chars, columns)
+    warnings += control_warnings(found)
+    if on_duplicate == "drop":
+        found = drop_repeats(found)
+    examples = {
+        split: tuple(item.example for item in found if item.example.split == split)
+        for split in SPLITS
+    }
+    for split, (path, _) in files.items():
+        if not errors and not examples[split]:
+            value = "only texts that are dropped, for other splits have them too"
+            errors.append(Problem(str(path), None, "", value, "a post of its own", "no rows"))
+    if not errors:
+        warnings += _absent_labels(str(files["train"][0]), spec, examples["train"])
+        warnings += single_label_warnings({s: str(p) for s, (p, _) in files.items()}, examples)
+    return CheckedSet(
+        spec=spec,
+        examples=examples,
+        errors=tuple(errors),
+        warnings=tuple(warnings),
+        content_hash=_hash_of(spec, on_duplicate, files),
+    )
+
+
+def content_hash(root: Path, spec: BenchmarkSpec, on_duplicate: OnDuplicate = "keep") -> str:
+    """Return the hash that `check_set` would give, without scanning the files."""
+    files, _ = read_set_files(root, spec)
+    return _hash_of(spec, on_duplicate, files)
+
+
+def _length_warnings(
+    found: Sequence[LocatedExample], absurd_post_chars: int, columns: Mapping[str, str]
+) -> list[Problem]:
+    """A warning for each post that is too long or too short to be one."""
+    expected = f"{MIN_POST_CHARS} to {absurd_post_chars} characters"
+    return [
+        Problem(
+            item.file,
+            item.line,
+            columns[item.file],
+            redacted(item.example.text),
+            expected,
+            "absurd length",
+        )
+        for item in found
+        if not MIN_POST_CHARS <= len(item.example.text.strip()) <= absurd_post_chars
+    ]
+
+
+def _absent_labels(file: str, spec: BenchmarkSpec, train: Sequence[Example]) -> list[Problem]:
+    """A warning for each label that no training post has: it cannot be learned or weighted."""
+    present = {example.label for example in train}
+    return [
+        Problem(file, None, "label", f"no row labelled {label!r}", "some", "absent label")
+        for label in spec.labels
+        if label not in present
+    ]
+
+
+def _hash_of(
+    spec: BenchmarkSpec, on_duplicate: OnDuplicate, files: Mapping[Split, tuple[Path, bytes]]
+) -> str:
+    """SHA-256 over everything that the records are made from."""
+    digest = hashlib.sha256()
+    parts = [_READER_VERSION, spec.name, *spec.labels, spec.question or "", on_duplicate]
+    for split, (_, payload) in files.items():
+        parts += [split, hashlib.sha256(payload).hexdigest()]
+    if spec.source is not None:  # every key that says how files are read, those to come included
+        parts.append(spec.source.model_dump_json(exclude=_NOT_READ))
+        parts += [path.suffix for path, _ in files.values()]
+    for part in parts:
+        digest.update(part.encode("utf-8") + b"\0")
+    return digest.hexdigest()
