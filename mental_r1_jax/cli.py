@@ -58,7 +58,11 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 VERBS = {
-    "data": Verb("check and build the data sets, and print what is in them", compiles=False),
+    "data": Verb(
+        "check and build the data sets, and print what is in them",
+        {"--guess": "look at a file of posts instead of a recipe: print the lines that read it"},
+        compiles=False,
+    ),
     "sft": Verb("supervised cold start on traces", stops_between_steps=True),
     "train": Verb(
         "train by CRPO; running the same command again resumes",
@@ -260,6 +264,18 @@ def collect_garbage_rarely() -> None:
     gc.set_threshold(100_000)
 
 
+def _file_alone(file: str, overrides: Sequence[str]) -> Path:
+    """The file that is looked at in place of a recipe, without keys that nobody would read."""
+    if overrides:
+        raise UserError(
+            "--guess looks at a file of posts, and there is no recipe whose keys could change",
+            "mental-r1 data FILE --guess",
+            " ".join(overrides),
+            "leave the keys out",
+        )
+    return Path(file)
+
+
 def _run(verb: str, config: str = "", overrides: Sequence[str] = (), **given: Any) -> None:
     """Hand over to the verb's job; imported here, so that `--help` needs no JAX."""
     if not VERBS[verb].of_recipe:
@@ -268,6 +284,10 @@ def _run(verb: str, config: str = "", overrides: Sequence[str] = (), **given: An
     if VERBS[verb].of_study:
         study = load_study(config, overrides)
         importlib.import_module(f"mental_r1_jax.jobs.{verb}").run(study, **given)
+        return
+    if given.get("guess"):
+        job = importlib.import_module(f"mental_r1_jax.jobs.{verb}")
+        job.run(_file_alone(config, overrides), **given)
         return
     if VERBS[verb].files:
         given["model"] = config

@@ -195,16 +195,20 @@ class SftConfig(Section):
     """Supervised cold start for models too small to follow the grammar by prompt alone.
 
     Attributes:
-        traces: JSONL of `{"prompt": ..., "completion": ...}`; null writes template traces from the
-            labelled training posts (our addition; the paper has no cold start).
-        traces_per_set: template traces of each set; null means all training posts.
+        traces: JSONL of `{"prompt": ..., "completion": ...}`; `rows` takes the reasoning that came
+            with the training posts; null writes template traces from the labelled training posts
+            (our addition; the paper has no cold start).
+        free_reasoning: under `rows`, what becomes of reasoning without the stages: it is refused,
+            or it makes the `last_stage`, behind template words in the others.
+        traces_per_set: traces of each set, where they come from posts; null means all.
         label_noise: share of template traces whose answer is drawn at random from the set's labels.
         batch_size: traces an update.
         num_steps: updates.
         optimizer: the keys of the section `optimizer`, for the cold start.
     """
 
-    traces: LocalPath | None = None
+    traces: LocalPath | Literal["rows"] | None = None
+    free_reasoning: Literal["refuse", "last_stage"] = "refuse"
     traces_per_set: PositiveInt | None = None
     label_noise: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     batch_size: PositiveInt = 16

@@ -11,6 +11,8 @@ from mental_r1_jax.errors import UserError
 from mental_r1_jax.recipe import parse_config
 
 MINIMAL = "model: {path: somewhere}\ndata: {sets: [A, B]}\nrun: {output_dir: out}\n"
+MINE = "data.custom_sets.MINE"
+OF_FILE = f"{MINE}={{labels: [a, b], files: posts.csv}}"
 
 
 def recipe(*overrides: str) -> ExperimentConfig:
@@ -35,6 +37,12 @@ BAD_VALUES = [
     ("data.label_noise", "1.5"),
     ("data.custom_sets.MINE.labels", "[one]"),
     ("data.custom_sets.MINE.validation_file", "valid"),
+    ("data.custom_sets.MINE.format", "xlsx"),
+    ("data.custom_sets.MINE.layout", "rows"),
+    ("data.custom_sets.MINE.columns.text", "3"),
+    ("data.custom_sets.MINE.text_columns", "title"),
+    ("data.custom_sets.MINE.label_map", "[0]"),
+    ("sft.free_reasoning", "all"),
     ("rollout.prompts_per_step", "0"),
     ("rollout.prompts_per_step", "2.5"),
     ("rollout.num_generations", "1"),
@@ -138,7 +146,8 @@ BAD_VALUES = [
 
 @pytest.mark.parametrize(("key", "value"), BAD_VALUES, ids=[f"{k}={v}" for k, v in BAD_VALUES])
 def test_a_bad_value_is_refused_with_key_and_value(key: str, value: str) -> None:
-    extra = ["data.custom_sets.MINE.labels=[a, b]"] if ".validation_file" in key else []
+    labelled = ".MINE." in key and not key.endswith(".labels")
+    extra = ["data.custom_sets.MINE.labels=[a, b]"] if labelled else []
     text = message(*extra, f"{key}={value}")
     assert key in text
     got = yaml.safe_load(value)
@@ -214,6 +223,16 @@ def test_required_keys_are_named() -> None:
         (["crpo.stage_entropy_coefs=[1, 2, 3, 4, 5]"], ["stage_entropy_rule='tanh'"]),
         (["rewards.overlong_cushion=600"], ["overlong_cushion=600", "max_completion_length=512"]),
         (["data.sets=[A, A]"], ["every set may be named once", "['A', 'A']"]),
+        ([OF_FILE, f"{MINE}.label_map={{0: c}}"], ["label_map leads to ['c']"]),
+        ([OF_FILE, f"{MINE}.label_map={{0: a, '0': b}}"], ["every key must be another text"]),
+        (
+            [f"{MINE}.labels=[a, b]", f"{MINE}.columns.text=t"],
+            ["['columns'] say how `files` are read", "no files"],
+        ),
+        ([OF_FILE, f"{MINE}.validation_file=dev"], ["belongs to the paper's layout"]),
+        ([OF_FILE, f"{MINE}.columns.label=y", f"{MINE}.layout=chat"], ["layout=chat knows"]),
+        ([OF_FILE, f"{MINE}.columns.text=t", f"{MINE}.text_columns=[t, u]"], ["set one of them"]),
+        ([OF_FILE, f"{MINE}.columns.question=q", f"{MINE}.question=Q"], ["asked of every post"]),
     ],
 )
 def test_values_that_contradict_each_other(overrides: list[str], parts: list[str]) -> None:

@@ -7,14 +7,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mental_r1_jax.config import ColumnMap, FileFormat
 from mental_r1_jax.data.benchmarks import BenchmarkSpec
 from mental_r1_jax.data.csv_reader import KeyColumns, header_of, read_delimited
+from mental_r1_jax.data.csv_scanner import Record, scan_records
 from mental_r1_jax.data.file_kinds import foreign_bytes, foreign_kind
 from mental_r1_jax.data.json_rows import read_json_lines, read_json_list
 from mental_r1_jax.data.labels import known_label
@@ -90,6 +92,25 @@ def container_of(path: Path, payload: bytes, given: FileFormat) -> FileFormat:
         return ending
     first = head.split(b"\n", 1)[0]
     return "tsv" if first.count(b"\t") > first.count(b",") else "csv"
+
+
+def plain_rows(path: Path, payload: bytes, kind: FileFormat) -> Iterator[FileRow | Problem]:
+    """Yield the rows of a file with all of its columns, whatever they are called."""
+    if kind == "parquet":
+        yield from read_parquet(str(path), payload)
+        return
+    text, problems = decode_lines(str(path), payload)
+    yield from problems
+    if text is None:
+        return
+    if kind not in _DELIMITERS:
+        yield from (read_json_lines if kind == "jsonl" else read_json_list)(str(path), text)
+        return
+    header = header_of(text, _DELIMITERS[kind])
+    records = scan_records(text, lambda cells: len(cells) == len(header), _DELIMITERS[kind])
+    for record in itertools.islice(records, 1, None):
+        if isinstance(record, Record) and len(record.cells) == len(header):
+            yield FileRow(record.line, dict(zip(header, record.cells, strict=True)))
 
 
 def _read_paper(file: str, payload: bytes, spec: BenchmarkSpec) -> ReadFile:

@@ -36,6 +36,11 @@ def staged_answer(text: str) -> str | None:
     return GRAMMAR.parse(staged_completion(text)).answer if is_staged(text) else None
 
 
+def without_tags(text: str) -> str:
+    """Return free reasoning without the tags around it."""
+    return text.replace(f"<{THINK_TAG}>", "").replace(f"</{THINK_TAG}>", "").strip()
+
+
 def label_and_reasoning(response: str, is_label: Callable[[str], bool]) -> tuple[str, str | None]:
     """Return what a response answers, and why.
 

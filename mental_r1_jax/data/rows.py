@@ -15,7 +15,7 @@ from typing import Any
 from mental_r1_jax.config import ColumnMap
 from mental_r1_jax.data.benchmarks import BenchmarkSpec, Split
 from mental_r1_jax.data.labels import expected_label, known_label, spellings
-from mental_r1_jax.data.reasoning import staged_answer, staged_fault
+from mental_r1_jax.data.reasoning import staged_answer, staged_fault, without_tags
 from mental_r1_jax.data.records import Example, Problem, shown
 from mental_r1_jax.data.repeats import LocatedExample
 
@@ -138,7 +138,7 @@ def _checked(
             expected += ", here or as the set's `question` in the recipe"
         column = names.question or ("" if spec.source is not None else "mental_prompt")
         wrong(column, shown(question), expected, "empty question")
-    reasoning = raw.reasoning if raw.reasoning and raw.reasoning.strip() else None
+    reasoning = raw.reasoning if raw.reasoning and without_tags(raw.reasoning) else None
     if reasoning is not None and (fault := staged_fault(reasoning)) is not None:
         expected = "all stages once, in order, and an answer; or no tag of them"
         wrong(names.reasoning or "", fault, expected, "malformed stages")

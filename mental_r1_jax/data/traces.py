@@ -1,4 +1,4 @@
-"""Traces for a supervised cold start: read from JSONL, or written from templates.
+"""Traces for a supervised cold start: from JSONL, from the rows of the posts, or from templates.
 
 Small models do not follow the five-stage grammar by prompt alone, and reinforcement learning can't
 reward what is never sampled. A cold start on a few traces teaches the form. The template traces are
@@ -13,13 +13,16 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from mental_r1_jax.data.loading import spread
+from mental_r1_jax.data.reasoning import is_staged, staged_completion, without_tags
 from mental_r1_jax.data.records import Example
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.text.stages import GRAMMAR
 
 _QUOTED_WORDS = 3
+_SHOWN_ROWS = 5
 # Longer "words" are addresses, rows of signs and the like; they would burst the completion.
 _WORD_LIMIT = 15
 
@@ -120,14 +123,77 @@ def template_traces(
     return traces
 
 
-def template_completion(post: str, label: str, rng: random.Random) -> str:
-    """One staged completion (after the prefill) that quotes `post` and decides for `label`."""
+def row_traces(
+    sources: Mapping[str, Sequence[Example]],
+    *,
+    per_set: int | None,
+    free_reasoning: Literal["refuse", "last_stage"],
+    seed: int,
+) -> list[Trace]:
+    """Make a trace of each post that came with reasoning; posts without any are left out.
+
+    Args:
+        sources: labelled training posts by set.
+        per_set: traces of each set, evenly spaced; all of them if None.
+        free_reasoning: whether reasoning without stages is refused, or becomes the last stage.
+        seed: of the template words that stand in the other stages then.
+
+    Raises:
+        UserError: no post came with reasoning, or free reasoning is refused.
+    """
+    traces = []
+    for name, source in sources.items():
+        reasoned = [example for example in source if example.reasoning is not None]
+        free = [example for example in reasoned if not is_staged(example.reasoning or "")]
+        if free and free_reasoning == "refuse":
+            rows = ", ".join(str(example.row + 1) for example in free[:_SHOWN_ROWS])
+            raise UserError(
+                f"{len(free)} of {len(reasoned)} posts of {name!r} came with reasoning that "
+                "is not in stages",
+                f"the stages {', '.join(stage.name for stage in GRAMMAR.stages)} and an answer",
+                f"none of their tags, in row {rows}{', ...' if len(free) > _SHOWN_ROWS else ''}",
+                "Rewrite the reasoning, or set sft.free_reasoning=last_stage.",
+            )
+        traces += [_row_trace(example, seed) for example in spread(reasoned, per_set)]
+    if not traces:
+        raise UserError(
+            "no training post came with reasoning",
+            "a layout with responses, or columns.reasoning, in data.custom_sets",
+            f"none in {', '.join(sources)}",
+            "Name the column, or set sft.traces to null for template traces.",
+        )
+    return traces
+
+
+def _row_trace(example: Example, seed: int) -> Trace:
+    """The trace of one post that has reasoning."""
+    reasoning = example.reasoning or ""
+    if is_staged(reasoning):
+        completion = staged_completion(reasoning)
+    else:
+        rng = random.Random(f"{seed}/{example.set_name}/{example.row}")
+        completion = template_completion(example.text, example.label, rng, without_tags(reasoning))
+    return Trace(example.question, example.text, completion)
+
+
+def template_completion(
+    post: str, label: str, rng: random.Random, last_stage: str | None = None
+) -> str:
+    """One staged completion (after the prefill) that quotes `post` and decides for `label`.
+
+    Args:
+        post: whose words are quoted.
+        label: the answer.
+        rng: of the wording.
+        last_stage: what stands in the last stage, in place of template words.
+    """
     words = post.replace("<", " ").replace(">", " ").split()
     words = [word for word in words if len(word) <= _WORD_LIMIT] or ["nothing"]
     start = rng.randrange(max(1, len(words) - _QUOTED_WORDS + 1))
     quote = " ".join(words[start : start + _QUOTED_WORDS])
     contents = [rng.choice(wordings) for wordings in _WORDINGS]
-    return GRAMMAR.render([content.format(quote=quote, label=label) for content in contents], label)
+    contents = [content.format(quote=quote, label=label) for content in contents]
+    return GRAMMAR.render(contents[:-1] + [last_stage or contents[-1]], label)
 
 
 def _trace_of(line: str) -> Trace | str:

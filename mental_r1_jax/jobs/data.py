@@ -22,6 +22,7 @@ from rich.table import Table
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.console.progress import open_console
 from mental_r1_jax.data.benchmarks import SPLITS, BenchmarkSpec
+from mental_r1_jax.data.guessing import guess_lines
 from mental_r1_jax.data.loading import check_sets, tfds_folder
 from mental_r1_jax.data.records import CheckedSet, Example, Problem
 from mental_r1_jax.data.tfds_builder import build_set
@@ -49,12 +50,19 @@ class TokenLengths:
     truncated: int
 
 
-def run(config: ExperimentConfig) -> int:
+def run(config: ExperimentConfig | Path, guess: bool = False) -> int:
     """Run the verb; return the exit status.
 
+    Args:
+        config: the recipe; with `guess` a file of posts.
+        guess: print the lines of a recipe that read the file, and do nothing else.
+
     Raises:
-        UserError: any set has an error; all have been printed.
+        UserError: any set has an error, or the file has; all have been printed.
     """
+    if isinstance(config, Path):
+        assert guess  # a recipe is not a path here
+        return _print_guess(config)
     console = open_console()
     checked = check_sets(config.data)
     _print_problems(console, "warning", [p for c in checked.values() for p in c.warnings])
@@ -68,6 +76,23 @@ def run(config: ExperimentConfig) -> int:
         table = _table(config, checked, tokenizer)
     console.print(table)
     _print_line(console, f"Built {len(checked)} sets in {tfds_dir}")
+    return 0
+
+
+def _print_guess(file: Path) -> int:
+    """Print the lines of a recipe that read `file`, as reading it with them has shown."""
+    console = open_console()
+    guessed = guess_lines(file)
+    _print_line(console, guessed.lines)
+    _print_line(console, f"# {guessed.rows} posts of {file} were read with these lines")
+    if guessed.problems:
+        _print_problems(console, "error", guessed.problems)
+        raise UserError(
+            f"{len(guessed.problems)} problems in {file}",
+            "rows that these lines can read",
+            ", ".join(sorted({problem.kind for problem in guessed.problems})),
+            "Mend the rows listed above, or change the lines.",
+        )
     return 0
 
 

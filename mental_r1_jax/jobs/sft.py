@@ -1,6 +1,7 @@
 """`mental-r1 sft`: a supervised cold start, so that small models can write the grammar at all.
 
-1. Traces come from a JSONL file, or from templates over the labelled training posts.
+1. Traces come from a JSONL file, from the reasoning that came with the labelled training posts, or
+   from templates over them.
 2. Each becomes a prompt with a completion that ends in EOS; the order is shuffled by seed.
 3. Updates minimise the mean negative log-likelihood of the completion tokens.
 4. Validation by weighted F1; the run folder is a start model for `mental-r1 train`.
@@ -18,7 +19,7 @@ import numpy as np
 from mental_r1_jax import hosts
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.data.loading import load_examples, set_spec
-from mental_r1_jax.data.traces import Trace, read_traces, template_traces
+from mental_r1_jax.data.traces import Trace, read_traces, row_traces, template_traces
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.opening.devices import open_mesh
 from mental_r1_jax.opening.model_source import open_start_model
@@ -68,7 +69,14 @@ def run(config: ExperimentConfig) -> None:
 
 
 def collect_traces(config: ExperimentConfig) -> list[Trace]:
-    """Traces of the recipe: the user's file, or templates over the training posts."""
+    """Traces of the recipe: the user's file, the posts' own reasoning, or templates over them."""
+    if config.sft.traces == "rows":
+        return row_traces(
+            load_examples(config, "train"),
+            per_set=config.sft.traces_per_set,
+            free_reasoning=config.sft.free_reasoning,
+            seed=config.run.seed,
+        )
     if config.sft.traces is not None:
         return read_traces(config.sft.traces)
     return template_traces(

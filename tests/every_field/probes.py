@@ -20,6 +20,7 @@ from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.console import overview
 from mental_r1_jax.data import loading
 from mental_r1_jax.errors import UserError
+from mental_r1_jax.errors import UserError
 from mental_r1_jax.jobs import export, sft, train
 from mental_r1_jax.opening.devices import open_mesh
 from mental_r1_jax.planning.steps import planned_steps
@@ -42,7 +43,10 @@ def posts(lab: Lab, config: ExperimentConfig) -> Any:
     validation = loading.load_examples(config, "validation")
     built = sorted(path.name for path in lab.tmp.rglob("dataset_info.json"))
     return [
-        [(name, p.text, p.label, p.question) for p in (s[i] for i in range(len(s)))]
+        [
+            (name, p.text, p.label, p.question, p.group, p.reasoning)
+            for p in (s[i] for i in range(len(s)))
+        ]
         for split in (train_posts, validation)
         for name, s in split.items()
     ], built
@@ -254,6 +258,14 @@ def cold_start(lab: Lab, config: ExperimentConfig) -> dict[str, Any]:
 def traces(lab: Lab, config: ExperimentConfig) -> Any:
     """Traces of the cold start."""
     return [(t.question, t.post, t.completion) for t in sft.collect_traces(config)]
+
+
+def traces_or_refusal(lab: Lab, config: ExperimentConfig) -> Any:
+    """Traces of the cold start, or why there are none."""
+    try:
+        return traces(lab, config)
+    except UserError as error:
+        return str(error)
 
 
 def cold_start_shapes(lab: Lab, config: ExperimentConfig) -> Any:

@@ -105,6 +105,12 @@ MINE = "data.custom_sets.Calm"
 # A set with a third label, so that one wrong answer may be nearer than another.
 DEGREES = {f"{MINE}.labels": ["No", "Yes", "Often"], f"{MINE}.ordered": True}
 ORDINAL = {**DEGREES, "rewards.answer_scale": "ordinal"}
+# The same set as files that the recipe names.
+FILES = {
+    f"{MINE}.files.{split}": "{shared}/posts/Calm/" + f"{stem}_clean.csv"
+    for split, stem in (("train", "train"), ("validation", "val"), ("test", "test"))
+}
+REASONED = {**FILES, f"{MINE}.columns.reasoning": "text", "sft.traces": "rows"}
 FIELDS: dict[str, Field | tuple[Field, ...]] = {
     "model.path": everywhere(
         "{shared}/other",
@@ -171,6 +177,22 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
         {**DEGREES, f"{MINE}.ordered": False, "rewards.answer_scale": "ordinal"},
     ),
     f"{MINE}.positive_labels": Field(["Yes"], probes.set_labels),
+    f"{MINE}.files.train": Field("{shared}/other_posts/Calm/train_clean.csv", probes.posts, FILES),
+    f"{MINE}.files.validation": Field(
+        "{shared}/other_posts/Calm/val_clean.csv", probes.posts, FILES
+    ),
+    f"{MINE}.files.test": Field(
+        "{shared}/other_posts/Calm/test_clean.csv", verbs.evaluated_posts, FILES
+    ),
+    f"{MINE}.format": Field("tsv", probes.problems, FILES),
+    f"{MINE}.layout": Field("imhi", probes.problems, FILES),
+    f"{MINE}.columns.text": Field("label", probes.posts, FILES),
+    f"{MINE}.columns.label": Field("text", probes.problems, FILES),
+    f"{MINE}.columns.question": Field("text", probes.problems, {**FILES, f"{MINE}.question": None}),
+    f"{MINE}.columns.group": Field("label", probes.posts, FILES),
+    f"{MINE}.columns.reasoning": Field("text", probes.posts, FILES),
+    f"{MINE}.text_columns": Field(["label", "text"], probes.posts, FILES),
+    f"{MINE}.label_map": Field({"Yes": "No"}, probes.posts, FILES),
     "data.tfds_dir": everywhere("{tmp}/elsewhere", probes.posts, verbs.reported),
     "data.on_duplicate": everywhere(
         "drop", probes.posts, probes.traces, verbs.reported, probes.exported
@@ -313,7 +335,11 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
     "crpo.num_iterations": everywhere(2, probes.updated_weights, programs.training_update),
     **_optimizer_fields("optimizer", probes.optimizer_of_training),
     "sft.traces": Field("{shared}/traces.jsonl", probes.traces),
-    "sft.traces_per_set": Field(2, probes.traces),
+    "sft.free_reasoning": Field("last_stage", probes.traces_or_refusal, REASONED),
+    "sft.traces_per_set": (
+        Field(2, probes.traces),
+        Field(2, probes.traces, {**REASONED, "sft.free_reasoning": "last_stage"}),
+    ),
     "sft.label_noise": Field(1.0, probes.traces),
     "sft.batch_size": everywhere(16, probes.cold_start_shapes, probes.cold_start_update),
     "sft.num_steps": everywhere(7, probes.cold_start_shapes, probes.optimizer_of_cold_start),
