@@ -19,18 +19,30 @@ Layout = Literal["auto", "columns", "imhi", "instruction", "chat", "sharegpt"]
 _OF_FILES = ("format", "layout", "columns", "text_columns", "label_map")
 
 
-class SplitFiles(Section):
-    """The three files of a set that comes with its splits.
+class SetFiles(Section):
+    """The files of a set: one for each split, or one for all.
 
     Attributes:
         train: the training posts.
         validation: the posts that checkpoints are chosen by.
         test: the posts that are reported on.
+        all: all of them, to be split; `files: FILE` says the same.
     """
 
-    train: Path
-    validation: Path
-    test: Path
+    train: Path | None = None
+    validation: Path | None = None
+    test: Path | None = None
+    all: Path | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _three_or_one(self) -> SetFiles:
+        splits = [self.train, self.validation, self.test]
+        if (None in splits) if self.all is None else any(splits):
+            raise ValueError(
+                "either train, validation and test, or all of them in one file, got "
+                f"{self.model_dump(mode='json', exclude_none=True)}"
+            )
+        return self
 
 
 class ColumnMap(Section):
@@ -78,12 +90,17 @@ class CustomSet(Section):
     validation_file: Literal["val", "dev"] = "val"
     ordered: bool = False
     positive_labels: tuple[str, ...] = ()
-    files: SplitFiles | Path | None = None
+    files: SetFiles | None = None
     format: FileFormat = "auto"
     layout: Layout = "auto"
     columns: ColumnMap = ColumnMap()
     text_columns: tuple[str, ...] = ()
     label_map: dict[str, str] = {}
+
+    @pydantic.field_validator("files", mode="before")
+    @classmethod
+    def _one_file(cls, given: Any) -> Any:
+        return {"all": given} if isinstance(given, str | Path) else given
 
     @pydantic.field_validator("label_map", mode="before")
     @classmethod

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mental_r1_jax.config import SplitFiles
 from mental_r1_jax.data.benchmarks import SPLITS, BenchmarkSpec, Split
 from mental_r1_jax.data.records import Problem
 
@@ -31,11 +30,11 @@ def read_set_files(root: Path, spec: BenchmarkSpec) -> tuple[Files, list[Problem
 
 def _named_files(spec: BenchmarkSpec) -> tuple[dict[Split, Path], list[Problem]]:
     """The files that the recipe names."""
-    assert spec.source is not None  # the caller asked
-    given = spec.source.files
-    if not isinstance(given, SplitFiles):
+    given = spec.source.files if spec.source is not None else None
+    assert given is not None  # the caller asked
+    if given.all is not None:
         expected = "files: {train: FILE, validation: FILE, test: FILE}"
-        return {}, [Problem(str(given), None, "", "one file", expected, "no splits")]
+        return {}, [Problem(str(given.all), None, "", "one file", expected, "no splits")]
     paths: dict[Split, Path] = {}
     problems = []
     for split in SPLITS:

@@ -20,7 +20,6 @@ from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.console import overview
 from mental_r1_jax.data import loading
 from mental_r1_jax.errors import UserError
-from mental_r1_jax.errors import UserError
 from mental_r1_jax.jobs import export, sft, train
 from mental_r1_jax.opening.devices import open_mesh
 from mental_r1_jax.planning.steps import planned_steps

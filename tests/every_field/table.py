@@ -184,6 +184,7 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
     f"{MINE}.files.test": Field(
         "{shared}/other_posts/Calm/test_clean.csv", verbs.evaluated_posts, FILES
     ),
+    f"{MINE}.files.all": Field("{shared}/posts/Calm/train_clean.csv", probes.problems),
     f"{MINE}.format": Field("tsv", probes.problems, FILES),
     f"{MINE}.layout": Field("imhi", probes.problems, FILES),
     f"{MINE}.columns.text": Field("label", probes.posts, FILES),
