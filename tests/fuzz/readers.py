@@ -7,12 +7,10 @@ A reader is tried with mutations of the sound file and with any bytes. It may re
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import io
 import json
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +28,8 @@ from mental_r1_jax.text.stages import GRAMMAR
 from mental_r1_jax.training import checkpoint, manifest
 from mental_r1_jax.training.metrics import open_writers, read_metrics, truncate_after
 from tests.data.folders import MOOD, csv_text, made_up_rows
+from tests.fuzz.posts import POSTS
+from tests.fuzz.reader import JSON_WORDS, Reader
 
 CONFIG = {
     "model_type": "llama",
@@ -58,21 +58,6 @@ METRICS = (
     '{"step": 0, "eval/average/weighted_f1": 0.5}\n{"step": 1, "loss": "NaN", "reward": 0.25}\n'
 )
 COMPLETION = template_completion("tea with milk", "Calm", random.Random(0))
-
-
-@dataclasses.dataclass(frozen=True)
-class Reader:
-    """A reader to try.
-
-    Attributes:
-        sound: a file that it reads.
-        words: pieces of its format, for mutations.
-        read: `(folder, content)`: put the content where it belongs, and read it.
-    """
-
-    sound: bytes
-    words: tuple[str, ...]
-    read: Callable[[Path, bytes], object]
 
 
 def read_csv(folder: Path, content: bytes) -> None:
@@ -179,29 +164,13 @@ def _manifest() -> bytes:
     return json.dumps(content).encode()
 
 
-_JSON = (
-    "{",
-    "}",
-    "[",
-    "]",
-    '"',
-    ":",
-    ",",
-    "null",
-    "true",
-    "1e999",
-    "-1",
-    "0.5",
-    "NaN",
-    "\\ud800",
-    "\\u0000",
-)
 READERS = {
     "csv": Reader(
         csv_text(made_up_rows("train", 4)).encode(),
         ('"', ",", "\r", "\n", '""', ";", "\t", "\0", "text", "label", "sep=", "Calm", "[3-4]"),
         read_csv,
     ),
+    **POSTS,
     "recipe": Reader(
         RECIPE.encode(),
         (": ", "- ", "[", "]", "{", "}", "&a ", "*a", "<<: ", "!!int ", "? ", "null", "true", "-1")
@@ -223,26 +192,36 @@ READERS = {
     ),
     "config": Reader(
         json.dumps(CONFIG).encode(),
-        (*_JSON, "rope_scaling", "head_dim", "layer_types", "sliding_window", "qwen3", "linear"),
+        (
+            *JSON_WORDS,
+            "rope_scaling",
+            "head_dim",
+            "layer_types",
+            "sliding_window",
+            "qwen3",
+            "linear",
+        ),
         read_config,
     ),
     "index": Reader(
         json.dumps({"metadata": {}, "weight_map": dict.fromkeys("xy", "a.safetensors")}).encode(),
-        (*_JSON, "weight_map", "a.safetensors", "/", "..", "model.norm.weight"),
+        (*JSON_WORDS, "weight_map", "a.safetensors", "/", "..", "model.norm.weight"),
         read_index,
     ),
     "weights": Reader(
         _weights(),
-        (*_JSON, "F32", "BF16", "I64", "BOOL", "shape", "data_offsets", "model.norm.weight"),
+        (*JSON_WORDS, "F32", "BF16", "I64", "BOOL", "shape", "data_offsets", "model.norm.weight"),
         read_weights,
     ),
-    "manifest": Reader(_manifest(), (*_JSON, "files", "step", "../", "x" * 300), read_manifest),
+    "manifest": Reader(
+        _manifest(), (*JSON_WORDS, "files", "step", "../", "x" * 300), read_manifest
+    ),
     "metrics": Reader(
-        METRICS.encode(), (*_JSON, "step", "\n", "Infinity", "9" * 400), read_metrics_file
+        METRICS.encode(), (*JSON_WORDS, "step", "\n", "Infinity", "9" * 400), read_metrics_file
     ),
     "traces": Reader(
         (json.dumps({"prompt": "Q?", "completion": COMPLETION}) + "\n").encode(),
-        (*_JSON, "prompt", "completion", "\n", *(f"</{s.name}>" for s in GRAMMAR.stages)),
+        (*JSON_WORDS, "prompt", "completion", "\n", *(f"</{s.name}>" for s in GRAMMAR.stages)),
         read_traces_file,
     ),
 }
