@@ -92,7 +92,9 @@ def _value(
     try:
         return _DECODER.raw_decode(text, start)
     except json.JSONDecodeError as error:
-        value, line = f"{error.msg} (column {error.colno})", line_of(error.pos)
+        last = len(text.rstrip())
+        where = "at the end" if error.pos >= last else f"column {error.colno}"
+        value, line = f"{error.msg} ({where})", line_of(min(error.pos, last))
     except RecursionError:
         value, line = "brackets in brackets, too deep", line_of(start)
     except _Refused as error:

@@ -197,7 +197,7 @@ def _answer(
     response = _text(values, column) or ""
     if (fault := staged_fault(response)) is not None:
         expected = "all stages once, in order, and an answer; or no tag of them"
-        _refuse(column, fault, expected, "malformed stages")
+        _refuse(column, f"a text where {fault}", expected, "malformed stages")
 
     def is_label(text: str) -> bool:
         return known_label(text, spec) is not None

@@ -141,7 +141,7 @@ def _checked(
     reasoning = raw.reasoning if raw.reasoning and without_tags(raw.reasoning) else None
     if reasoning is not None and (fault := staged_fault(reasoning)) is not None:
         expected = "all stages once, in order, and an answer; or no tag of them"
-        wrong(names.reasoning or "", fault, expected, "malformed stages")
+        wrong(names.reasoning or "", f"a text where {fault}", expected, "malformed stages")
     elif reasoning is not None and (answer := staged_answer(reasoning)) is not None:
         if label is not None and known_label(answer, spec) != label:
             value = f"the answer {shown(answer, spec.labels)}"

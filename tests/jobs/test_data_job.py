@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from mental_r1_jax.config import CustomSet, ExperimentConfig
 from mental_r1_jax.data.loading import load_examples
@@ -16,23 +14,15 @@ from mental_r1_jax.jobs.data import run, token_lengths
 from mental_r1_jax.text.prompts import system_instruction
 from mental_r1_jax.text.stages import GRAMMAR
 from mental_r1_jax.text.tokenizer import load_tokenizer
+from tests.data.byte_tokenizer import save_byte_tokenizer
 from tests.data.folders import MOOD, csv_text, made_up_rows, write_set
-
-TEMPLATE = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
 
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer without merges: one token for every byte, so that lengths can be counted."""
     folder = tmp_path_factory.mktemp("model")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {character: i for i, character in enumerate([*alphabet, "<|end|>"])}
-    raw = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    raw.decoder = decoders.ByteLevel()
-    hf = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|end|>", pad_token="<|end|>")
-    hf.chat_template = TEMPLATE
-    hf.save_pretrained(folder)
+    save_byte_tokenizer(folder)
     return folder
 
 
