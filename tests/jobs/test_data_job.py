@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
+from mental_r1_jax import cli
 from mental_r1_jax.config import CustomSet, ExperimentConfig
 from mental_r1_jax.data.loading import load_examples
 from mental_r1_jax.data.records import Example
@@ -16,6 +18,15 @@ from mental_r1_jax.text.stages import GRAMMAR
 from mental_r1_jax.text.tokenizer import load_tokenizer
 from tests.data.byte_tokenizer import save_byte_tokenizer
 from tests.data.folders import MOOD, csv_text, made_up_rows, write_set
+
+DEGREES = [
+    ("Tea, and more tea", "Ideation"),
+    ("No tea", "Attempt"),
+    ("Milk", "Ideation"),
+    ("Water today", "Attempt"),
+    ("Cold water", "Ideation"),
+    ("Warm milk", "Ideation"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +121,79 @@ def test_run_folder_lends_its_tokenizer(
     (tmp_path / "old_run" / "base_model").symlink_to(model_folder)
     assert run(recipe(tmp_path, str(tmp_path / "old_run"), max_prompt_length=4096)) == 0
     assert "p50" in capsys.readouterr().out
+
+
+def test_guess_prints_lines_that_read_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The columns of RSD-15K, with made-up posts; the lines make a recipe of it."""
+    file = tmp_path / "RSD 15K.csv"
+    rows = [(f"user{i % 3}", f"{text}", label, "2020") for i, (text, label) in enumerate(DEGREES)]
+    file.write_text(csv_text(rows, ("users", "text", "sentiment", "time")), encoding="utf-8")
+    assert cli.main(["data", str(file), "--guess"]) == 0
+    output = capsys.readouterr().out
+    lines, _, said = output.partition("# ")
+    assert said.startswith("6 posts of ")
+    described = yaml.safe_load(lines)["data"]["custom_sets"]["RSD_15K"]
+    assert described.pop("question").endswith("?")
+    assert described == {
+        "files": str(file),
+        "labels": ["Ideation", "Attempt"],
+        "columns": {"label": "sentiment", "group": "users"},
+    }
+    CustomSet.model_validate(described)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "no row that can be read"),
+        ("text,label\n", "no row that can be read"),
+        ('{"text": "tea"', "Expecting"),
+        ("text,label\ntea,Yes\nmilk,Yes\n", "column of the labels"),
+        (csv_text([(f"tea {i}", f"post {i} of my own") for i in range(30)], ("text", "label")),
+         "column of the labels"),
+        ("text,label\ntea,Yes\nmilk,No\n,No\n", "1 problems in"),
+    ],
+)  # fmt: skip
+def test_guess_that_fails_is_one_error_without_a_post(
+    tmp_path: Path, content: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "posts"
+    file.write_text(content, encoding="utf-8")
+    assert cli.main(["data", str(file), "--guess"]) == 2
+    shown = capsys.readouterr()
+    assert words in shown.err and "of my own" not in shown.out + shown.err
+
+
+def test_guess_takes_a_file_that_is_there_and_no_keys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["data", str(tmp_path / "none"), "--guess"]) == 2
+    assert "the file is not there" in capsys.readouterr().err
+    assert cli.main(["data", str(tmp_path), "a.b=1", "--guess"]) == 2
+    assert "leave the keys out" in capsys.readouterr().err
+
+
+def test_warnings_of_named_files_count_for_their_split(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {}
+    for split, posts in (
+        ("train", ["tea", "tea"]),
+        ("validation", ["milk", "Milk "]),
+        ("test", ["water"]),
+    ):
+        files[split] = tmp_path / f"{split}.csv"
+        rows = [(post, MOOD.labels[i]) for i, post in enumerate([*posts, f"{split} ends"])]
+        files[split].write_text(csv_text(rows, ("text", "label")), encoding="utf-8")
+    described = CustomSet(labels=MOOD.labels, question="Mood?", files=files)
+    config = recipe(tmp_path, "no/model")
+    data = config.data.model_copy(update={"root": None, "custom_sets": {"Mood": described}})
+    assert run(config.model_copy(update={"data": data})) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "Mood" in line and "│" in line]
+    assert [[cell.strip() for cell in row.strip("│┃ ").split("│")][-1] for row in rows] == [
+        "1",
+        "1",
+        "0",
+    ]
