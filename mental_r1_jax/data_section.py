@@ -29,10 +29,10 @@ class SetFiles(Section):
         all: all of them, to be split; `files: FILE` says the same.
     """
 
-    train: Path | None = None
-    validation: Path | None = None
-    test: Path | None = None
-    all: Path | None = None
+    train: LocalPath | None = None
+    validation: LocalPath | None = None
+    test: LocalPath | None = None
+    all: LocalPath | None = None
 
     @pydantic.model_validator(mode="after")
     def _three_or_one(self) -> SetFiles:

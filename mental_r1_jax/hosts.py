@@ -64,9 +64,10 @@ def _mistake(error: Exception) -> UserError | None:
     """What to say of an error that is no fault of the program; None for others."""
     if isinstance(error, UserError):
         return error
-    # An exchange that another process has left fails with a plain ValueError.
+    # An exchange that another process has left fails with a plain ValueError, and Orbax waits in
+    # vain for it where a checkpoint is to be committed.
     of_devices = isinstance(error, ValueError) and _DEVICE_ERROR.match(str(error))
-    if of_devices or isinstance(error, jax.errors.JaxRuntimeError):
+    if of_devices or isinstance(error, jax.errors.JaxRuntimeError | TimeoutError):
         return _lost(error)
     return mistake_of_surroundings(error)
 

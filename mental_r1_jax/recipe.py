@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -339,11 +340,16 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     node[keys[-1]] = value
 
 
+# How pydantic names the branch of a union behind the key that has one.
+_BRANCH = re.compile(r"(function-\w+|literal|lax-or-strict|constrained-\w+)\[")
+
+
 def describe_problem(
     problem: Mapping[str, Any], root: type[pydantic.BaseModel] = ExperimentConfig
 ) -> str:
     """One line for one pydantic problem of a `root`, with the nearest field for an unknown key."""
-    location = ".".join(f"{part!s:.200}" for part in problem["loc"])
+    keys = [part for part in problem["loc"] if not _BRANCH.match(str(part))]
+    location = ".".join(f"{part!s:.200}" for part in keys)
     if problem["type"] == "extra_forbidden":
         *parents, key = (str(part) for part in problem["loc"])
         section = _section_at(parents, root)

@@ -102,6 +102,8 @@ def test_an_error_of_a_single_process_is_left_alone(monkeypatch: pytest.MonkeyPa
         # What jax raises where another process has ended within an exchange.
         (ValueError("UNKNOWN: Gloo AllGather failed: Connection reset"), 2, "cannot go on"),
         (jax.errors.JaxRuntimeError("INTERNAL: a device is gone"), 2, "cannot go on"),
+        # Orbax, where another process has ended before a checkpoint was committed.
+        (TimeoutError("Timed out while waiting for async_write_complete barrier."), 2, "cannot"),
         (OSError(28, "No space left on device"), 2, "make room"),
         (ValueError("a mistake of ours"), 1, "Traceback"),
     ],

@@ -232,3 +232,10 @@ def test_a_wrong_value_is_found_in_the_file_that_wrote_it(tmp_path: Path) -> Non
     assert unknown.endswith(f"(in {tmp_path / 'top.yaml'})")
     for given in ("rollout.top_p", "optimizer.beta1"):
         assert "(in" not in lines[given]
+
+
+def test_a_key_of_several_kinds_is_named_without_them() -> None:
+    with pytest.raises(UserError) as refused:
+        parse_config(MINIMAL, ["sft.traces=gs://bucket/traces.jsonl"], source="test")
+    assert "- sft.traces: 'gs://bucket/traces.jsonl' is an address" in refused.value.got
+    assert "[" not in refused.value.got

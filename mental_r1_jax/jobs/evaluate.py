@@ -23,6 +23,7 @@ from mental_r1_jax import hosts
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.console.overview import print_only_labels
 from mental_r1_jax.console.progress import open_console
+from mental_r1_jax.evaluation.calibration_page import calibration_section
 from mental_r1_jax.evaluation.clinical_report import clinical_section, clinical_table
 from mental_r1_jax.evaluation.kept_batches import KeptBatches
 from mental_r1_jax.evaluation.report import check_report_folder, console_table, write_evaluation

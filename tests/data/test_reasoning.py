@@ -1,4 +1,4 @@
-"""Reasoning that comes with rows: staged text is checked, free text is told apart from its label."""
+"""Reasoning that comes with rows: staged text is checked, free text told apart from its label."""
 
 from __future__ import annotations
 
