@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from mental_r1_jax.data.records import Example, Problem, redacted
 
 # The later in this order, the more a split is held out: a leak is mended on the earlier side.
 _HELD_OUT_ORDER = ("train", "validation", "test")
-_SPACES = re.compile(r"\s+")
 
 
 @dataclass(frozen=True)
@@ -38,13 +36,18 @@ def drop_repeats(found: Sequence[LocatedExample]) -> list[LocatedExample]:
     return [item for item in found if id(item) not in dropped]
 
 
+def same_text_key(text: str) -> str:
+    """Return what two texts share that differ only in white space or letter case."""
+    return " ".join(text.split()).casefold()
+
+
 def _repeats(
     found: Iterable[LocatedExample],
 ) -> list[tuple[LocatedExample, LocatedExample]]:
     """Pairs (repeat, the occurrence that stays), in the order of `found`."""
     occurrences: dict[str, list[LocatedExample]] = defaultdict(list)
     for item in found:
-        occurrences[_SPACES.sub(" ", item.example.text).strip().casefold()].append(item)
+        occurrences[same_text_key(item.example.text)].append(item)
     pairs = []
     for items in occurrences.values():
         kept = max(items, key=lambda item: _HELD_OUT_ORDER.index(item.example.split))

@@ -1,8 +1,8 @@
 """`mental-r1 data`: check every row of every set, build the sets, show what is in them.
 
 1. Check all sets of the recipe; print every warning and every error.
-2. With any error: stop here, nothing is built.
-3. Build the TFDS sets.
+2. With any error, or a question that leaves no room for a post: stop here, nothing is built.
+3. Build the TFDS sets, while another thread counts tokens, most of it outside Python.
 4. Print sets, splits, label counts, lengths in tokens, and how many posts will be truncated.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,15 +22,16 @@ from rich.table import Table
 
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.console.progress import open_console
-from mental_r1_jax.data.benchmarks import SPLITS, BenchmarkSpec
+from mental_r1_jax.data.benchmarks import SPLITS, BenchmarkSpec, Split
 from mental_r1_jax.data.guessing import guess_lines
 from mental_r1_jax.data.loading import check_sets, tfds_folder
 from mental_r1_jax.data.records import CheckedSet, Example, Problem
 from mental_r1_jax.data.tfds_builder import build_set
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.private_files import write_private
-from mental_r1_jax.text.prompts import render_prompt
+from mental_r1_jax.text.prompt_lengths import frame_length, prompt_lengths
 from mental_r1_jax.text.tokenizer import Tokenizer, load_tokenizer
+from mental_r1_jax.text.truncation import check_room
 
 _PERCENTILES = (50, 90, 99, 100)
 # Warnings about single posts, of which a set may have thousands.
@@ -42,7 +44,7 @@ class TokenLengths:
     """Posts of one split in tokens.
 
     Attributes:
-        percentiles: lengths of the posts alone, at 50, 90, 99 and 100 percent.
+        percentiles: what posts add to their prompts, at 50, 90, 99 and 100 percent of the posts.
         truncated: posts that do not fit into `rollout.max_prompt_length` with their instruction.
     """
 
@@ -67,14 +69,20 @@ def run(config: ExperimentConfig | Path, guess: bool = False) -> int:
     checked = check_sets(config.data)
     _print_problems(console, "warning", [p for c in checked.values() for p in c.warnings])
     _stop_on_errors(console, checked)
-    tfds_dir = tfds_folder(config.data)
-    for one in checked.values():
-        build_set(one, tfds_dir)
-        _list_rows(console, tfds_dir / f"{one.spec.name}-warnings.txt", one.warnings)
     tokenizer = _find_tokenizer(console, config.model.path)
-    with console.status("Counting tokens"):
-        table = _table(config, checked, tokenizer)
-    console.print(table)
+    limit = config.rollout.max_prompt_length
+    if tokenizer is not None:
+        _check_room(tokenizer, checked, limit)
+    tfds_dir = tfds_folder(config.data)
+    with ThreadPoolExecutor(1) as pool:
+        counting = pool.submit(_measure, tokenizer, checked, limit)
+        for one in checked.values():
+            build_set(one, tfds_dir)
+        with console.status("Counting tokens"):
+            measured = counting.result()
+    for one in checked.values():
+        _list_rows(console, tfds_dir / f"{one.spec.name}-warnings.txt", one.warnings)
+    console.print(_table(checked, measured, limit))
     _print_line(console, f"Built {len(checked)} sets in {tfds_dir}")
     return 0
 
@@ -102,16 +110,34 @@ def token_lengths(
     """Measure the posts of one split.
 
     Raises:
-        UserError: the tokenizer has no usable chat template, or the instruction alone is too long.
+        UserError: the tokenizer has no usable chat template.
     """
-    lengths = [len(tokenizer.encode(example.text)) for example in examples]
-    truncated = sum(
-        render_prompt(tokenizer, example.question, example.text, max_prompt_length).truncated
-        for example in examples
-    )
+    lengths = prompt_lengths(tokenizer, [x.question for x in examples], [x.text for x in examples])
+    truncated = int((lengths.prompts > max_prompt_length).sum())
+    posts = lengths.posts if len(examples) else [0]
     # "higher" gives a length that some post has.
-    percentiles = np.percentile(lengths or [0], _PERCENTILES, method="higher")
+    percentiles = np.percentile(posts, _PERCENTILES, method="higher")
     return TokenLengths(tuple(int(length) for length in percentiles), truncated)
+
+
+def _check_room(tokenizer: Tokenizer, checked: Mapping[str, CheckedSet], limit: int) -> None:
+    """Raise if a prompt of any set is too long before a post is in it."""
+    for name, one in checked.items():
+        for question in {x.question: None for split in SPLITS for x in one.examples[split]}:
+            check_room(frame_length(tokenizer, question), limit, f"a post of the set {name!r}")
+
+
+def _measure(
+    tokenizer: Tokenizer | None, checked: Mapping[str, CheckedSet], limit: int
+) -> dict[tuple[str, Split], TokenLengths]:
+    """The lengths of every split of every set; none without a tokenizer."""
+    if tokenizer is None:
+        return {}
+    return {
+        (name, split): token_lengths(tokenizer, one.examples[split], limit)
+        for name, one in checked.items()
+        for split in SPLITS
+    }
 
 
 def _stop_on_errors(console: Console, checked: Mapping[str, CheckedSet]) -> None:
@@ -163,17 +189,18 @@ def _print_line(console: Console, line: str) -> None:
 
 
 def _table(
-    config: ExperimentConfig, checked: Mapping[str, CheckedSet], tokenizer: Tokenizer | None
+    checked: Mapping[str, CheckedSet],
+    measured: Mapping[tuple[str, Split], TokenLengths],
+    limit: int,
 ) -> Table:
     """The summary: a row for each split of each set."""
-    limit = config.rollout.max_prompt_length
     table = Table(title=f"Labelled posts (prompts of at most {limit} tokens)")
     table.add_column("set", overflow="fold")
     table.add_column("split")
     table.add_column("posts", justify="right")
     table.add_column("labels", overflow="fold", ratio=1)
     table.add_column("warnings", justify="right")
-    if tokenizer is not None:
+    if measured:
         for percentile in _PERCENTILES[:-1]:
             table.add_column(f"tokens\np{percentile}", justify="right")
         table.add_column("tokens\nmax", justify="right")
@@ -185,9 +212,9 @@ def _table(
             labels = ", ".join(f"{label} {counts[label]}" for label in one.spec.labels)
             warnings = sum(_is_about(problem, split, one.spec) for problem in one.warnings)
             cells = [name, split, str(len(examples)), escape(labels), str(warnings)]
-            if tokenizer is not None:
-                measured = token_lengths(tokenizer, examples, limit)
-                cells += [*map(str, measured.percentiles), str(measured.truncated)]
+            if measured:
+                lengths = measured[name, split]
+                cells += [*map(str, lengths.percentiles), str(lengths.truncated)]
             table.add_row(*cells, end_section=split == SPLITS[-1])
     return table
 

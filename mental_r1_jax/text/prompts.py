@@ -75,13 +75,22 @@ def render_prompt(
     Raises:
         UserError: there is no usable chat template, or the prompt without the post is too long.
     """
-    before, after = _frame(tokenizer, question)
-    post = _without_special_tokens(printable(post).strip(), tokenizer)
+    before, post, after = prompt_parts(tokenizer, question, post)
     ids = tokenizer.encode(before + post + after)
     if len(ids) <= max_prompt_length:
         return RenderedPrompt(tuple(ids), before + post + after, truncated=False)
     kept, ids = longest_beginning(tokenizer, before, post, after, max_prompt_length)
     return RenderedPrompt(tuple(ids), before + kept + after, truncated=True)
+
+
+def prompt_parts(tokenizer: Tokenizer, question: str, post: str) -> tuple[str, str, str]:
+    """Return the prompt before the post, the whole post as it stands there, and what follows it.
+
+    Raises:
+        UserError: there is no usable chat template.
+    """
+    before, after = _frame(tokenizer, question)
+    return before, _without_special_tokens(printable(post).strip(), tokenizer), after
 
 
 def check_grammar(tokenizer: Tokenizer) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.json_files import read_json_object
 
+# A batch of the library holds about 50 bytes for each of these.
+_BATCH_CHARS = 2**20
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 # Surrogates that no broken byte stands behind (surrogateescape makes only U+DC80 to U+DCFF).
 _OTHER_SURROGATES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
@@ -60,15 +62,32 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`; tokens written in it are recognised, none is added."""
-        ids: list[int] = self.hf.encode(text, add_special_tokens=False)
+        # `verbose=False`: a text longer than the model's window is no news, prompts are truncated.
+        ids: list[int] = self.hf.encode(text, add_special_tokens=False, verbose=False)
         return ids
+
+    def count(self, texts: Sequence[str]) -> Int[np.ndarray, " n"]:
+        """Return how many ids `encode` gives for each of `texts`, on all cores at once.
+
+        `TOKENIZERS_PARALLELISM=false` keeps it to one. A process forked afterwards has one, too:
+        the library notices the fork.
+        """
+        self.encode("")  # puts truncation, padding and special tokens as `encode` has them
+        backend = self.hf.backend_tokenizer
+        counts: list[int] = []
+        for start, stop in _batches(texts):
+            encoded = backend.encode_batch_fast(texts[start:stop], add_special_tokens=False)
+            counts += map(len, encoded)
+        return np.array(counts, dtype=np.int64)
 
     def encode_with_starts(self, text: str) -> tuple[list[int], Int[np.ndarray, " n"]]:
         """Return the ids of `text`, as `encode` does, and the character at which each begins.
 
         A token that begins inside a character has the offset of the character.
         """
-        encoded = self.hf(text, add_special_tokens=False, return_offsets_mapping=True)
+        encoded = self.hf(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
         starts = np.array([start for start, _ in encoded["offset_mapping"]], dtype=np.int64)
         return encoded["input_ids"], starts
 
@@ -172,6 +191,18 @@ def byte_spans(
         None if span is None else (byte_offset(span[0]), byte_offset(span[1]))
         for span in char_spans
     )
+
+
+def _batches(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Bounds of batches of at most `_BATCH_CHARS` characters, or of one text."""
+    start, size = 0, 0
+    for i, text in enumerate(texts):
+        if size and size + len(text) > _BATCH_CHARS:
+            yield start, i
+            start, size = i, 0
+        size += len(text)
+    if start < len(texts):
+        yield start, len(texts)
 
 
 def _generation_eos_ids(file: Path) -> tuple[int, ...]:

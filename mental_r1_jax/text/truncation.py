@@ -46,13 +46,7 @@ def longest_beginning(
         return tokenizer.encode(before + post[: lengths[place]] + after)
 
     fits, best = 0, ids_at(0)
-    if len(best) >= limit:
-        raise UserError(
-            what="max_prompt_length leaves no room for the post",
-            expected=f"more than the {len(best)} tokens of instruction, question and prefill",
-            got=str(limit),
-            remedy="Raise rollout.max_prompt_length.",
-        )
+    check_room(len(best), limit)
     too_long, constant, trials = len(lengths) - 1, len(best) - tokens_before[0], 0
     while too_long - fits > 1:
         guess = int(np.searchsorted(tokens_before, limit - constant, side="right")) - 1
@@ -66,6 +60,21 @@ def longest_beginning(
         else:
             too_long = place
     return post[: lengths[fits]], best
+
+
+def check_room(frame_tokens: int, limit: int, whose: str = "the post") -> None:
+    """Check that a prompt without its post, of `frame_tokens`, leaves room for one.
+
+    Raises:
+        UserError: it does not.
+    """
+    if frame_tokens >= limit:
+        raise UserError(
+            what=f"max_prompt_length leaves no room for {whose}",
+            expected=f"more than the {frame_tokens} tokens of instruction, question and prefill",
+            got=str(limit),
+            remedy="Raise rollout.max_prompt_length.",
+        )
 
 
 def _beginnings(
