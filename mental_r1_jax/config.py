@@ -225,7 +225,10 @@ class EvaluateConfig(Section):
         limit_per_set: so many posts of each set, evenly spaced; null means all.
         batch_size: prompts generated at the same time.
         num_votes: 1 decodes greedily; more samples that many completions and takes the majority.
-        bootstrap_samples: resamples behind the 95% interval.
+        confidence: whence the probability of an answer comes, for calibration and areas under
+            curves: `votes`, its share of `num_votes` samples; `labels`, what the model gives each
+            label after its reasoning (one more pass); `none` asks for no probabilities.
+        bootstrap_samples: resamples behind the 95% intervals.
         include_text: write posts and completions into `predictions.csv`.
     """
 
@@ -235,8 +238,18 @@ class EvaluateConfig(Section):
     limit_per_set: PositiveInt | None = None
     batch_size: PositiveInt = 32
     num_votes: PositiveInt = 1
+    confidence: Literal["none", "votes", "labels"] = "none"
     bootstrap_samples: PositiveInt = 1000
     include_text: bool = False
+
+    @pydantic.model_validator(mode="after")
+    def _votes_are_several(self) -> EvaluateConfig:
+        if self.confidence == "votes" and self.num_votes == 1:
+            raise ValueError(
+                "evaluate.confidence=votes needs several votes, got evaluate.num_votes=1; raise "
+                "it, or choose evaluate.confidence=labels"
+            )
+        return self
 
 
 class ExportConfig(Section):

@@ -120,6 +120,8 @@ BAD_VALUES = [
     ("evaluate.limit_per_set", "0"),
     ("evaluate.batch_size", "0"),
     ("evaluate.num_votes", "0"),
+    ("evaluate.confidence", "votes"),  # of one vote
+    ("evaluate.confidence", "logits"),
     ("evaluate.bootstrap_samples", "0"),
     ("export.checkpoint", "newest"),
     ("export.checkpoint", "-1"),

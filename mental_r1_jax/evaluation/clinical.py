@@ -151,8 +151,9 @@ def _answers(predictions: Sequence[Prediction], labels: tuple[str, ...]) -> _Ans
     code = {label: i for i, label in enumerate(labels)} | {None: len(labels)}
     probabilities = None
     if any(p.probabilities is not None for p in predictions):
-        missing = (np.nan,) * len(labels)
-        probabilities = np.array([p.probabilities or missing for p in predictions])
+        missing = dict.fromkeys(labels, np.nan)
+        shown = [p.probabilities or missing for p in predictions]
+        probabilities = np.array([[one[label] for label in labels] for one in shown])
     return _Answers(
         truth=np.array([code[p.label] for p in predictions]),
         guess=np.array([code[p.prediction] for p in predictions]),

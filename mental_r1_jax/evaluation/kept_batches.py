@@ -23,7 +23,10 @@ from mental_r1_jax.private_files import make_private_folder, write_private
 UNFINISHED_FOLDER = "unfinished"
 _OURS = re.compile(r"[0-9a-f]{64}\.json(\.tmp)?")
 # What is kept of a prediction; the rest is known from its post.
-_FIELDS = ("prediction", "well_formed", "truncated", "num_tokens", "answer", "completion")
+_FIELDS = (
+    *("prediction", "well_formed", "truncated", "num_tokens", "answer", "completion"),
+    "probabilities",
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,8 +48,8 @@ class Prediction:
         completion: what the model wrote.
         text: the post.
         group: whom or what the post belongs to, where the set says so.
-        probabilities: of each label of the set, in its order (`evaluate.confidence` says whence);
-            None where they were not asked for, or no sample was readable.
+        probabilities: of every label of the set, from where `evaluate.confidence` says; None where
+            they were not asked for, or come from votes none of which is readable.
     """
 
     set_name: str
@@ -64,7 +64,7 @@ class Prediction:
     completion: str
     text: str
     group: str | None = None
-    probabilities: tuple[float, ...] | None = None
+    probabilities: Mapping[str, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,6 +228,15 @@ def vote(predictions: Sequence[str | None]) -> str | None:
     counts = Counter(prediction for prediction in predictions if prediction is not None)
     # Counter keeps the order of first sight and max() the first of equals.
     return max(counts, key=counts.__getitem__) if counts else None
+
+
+def vote_shares(
+    predictions: Sequence[str | None], labels: Sequence[str]
+) -> dict[str, float] | None:
+    """Of each label the share of the readable samples that name it; None where none is readable."""
+    counts = Counter(prediction for prediction in predictions if prediction is not None)
+    total = counts.total()
+    return {label: counts[label] / total for label in labels} if total else None
 
 
 def _set_document(metrics: SetMetrics) -> dict[str, Any]:

@@ -126,10 +126,16 @@ def console_table(metrics: Mapping[str, SetMetrics]) -> Table:
 def _predictions_csv(predictions: Sequence[Prediction], *, include_text: bool) -> str:
     """One line a post; an unreadable prediction and a missing stage are empty cells.
 
+    Groups, and probabilities of labels with that of the answer, have columns where there are any.
+
     A text that a spreadsheet would take for a formula begins with an apostrophe here.
     """
     header = ["set_name", "row", "label", "prediction", "correct", "well_formed", "truncated"]
     header += ["num_tokens", *(f"entropy_{stage}" for stage in STAGE_NAMES)]
+    grouped = any(p.group is not None for p in predictions)
+    scored = any(p.probabilities is not None for p in predictions)
+    header += ["group"] if grouped else []
+    header += ["confidence", "probabilities"] if scored else []
     header += ["answer", "completion", "text"] if include_text else []
     buffer = io.StringIO()
     # All texts in quotes: Python 3.11 leaves a lone carriage return bare otherwise.
@@ -140,9 +146,19 @@ def _predictions_csv(predictions: Sequence[Prediction], *, include_text: bool) -
         correct = p.prediction == p.label
         line = [p.set_name, p.row, p.label, p.prediction, correct, p.well_formed, p.truncated]
         line += [p.num_tokens, *entropies]
+        line += [p.group] if grouped else []
+        line += _confidence_cells(p) if scored else []
         line += [p.answer, p.completion, p.text] if include_text else []
         writer.writerow([_no_formula(cell) for cell in line])
     return buffer.getvalue()
+
+
+def _confidence_cells(p: Prediction) -> list[str]:
+    """Probability of the answer, and a JSON object of those of all labels."""
+    shares = p.probabilities or {}
+    rounded = {label: round(share, 6) for label, share in shares.items()}
+    sure = 0.0 if p.prediction is None else shares.get(p.prediction, 0.0)
+    return [f"{sure:.6f}", json.dumps(rounded, ensure_ascii=False) if shares else ""]
 
 
 def _no_formula(cell: object) -> object:

@@ -72,5 +72,7 @@ def run(config: ExperimentConfig, *, post: str | None, set_name: str | None) -> 
         console.print(Text("  " + printable(content)))
     console.print(Text("answer", style="bold"))
     console.print(Text(f"  {prediction.prediction or printable(parsed.answer or '(none)')}"))
+    for label, share in (prediction.probabilities or {}).items():
+        console.print(Text(f"  {label}: {100 * share:.1f}%"))
     if not parsed.well_formed:
         console.print(Text(f"not well formed: {parsed.reason}", style="italic"))

@@ -19,7 +19,8 @@ from mental_r1_jax.config import STAGE_NAMES
 from mental_r1_jax.data.benchmarks import BenchmarkSpec
 from mental_r1_jax.data.unlabelled import PostId, UnlabelledPost
 from mental_r1_jax.evaluation.metrics import vote
-from mental_r1_jax.prediction.predictor import Predictor, ask, length_batches, refuse_non_finite
+from mental_r1_jax.prediction.label_scores import refuse_non_finite
+from mental_r1_jax.prediction.predictor import Predictor, ask, length_batches
 from mental_r1_jax.rollout.collect import prompt_width
 from mental_r1_jax.text.answers import AnswerReader
 from mental_r1_jax.text.prompts import RenderedPrompt, render_prompt

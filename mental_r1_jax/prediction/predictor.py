@@ -14,11 +14,16 @@ from jaxtyping import Bool, Float
 from mental_r1_jax import hosts, sharding
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.data.records import Example
-from mental_r1_jax.errors import UserError
 from mental_r1_jax.evaluation.kept_batches import KeptBatches
-from mental_r1_jax.evaluation.metrics import Prediction, vote
+from mental_r1_jax.evaluation.metrics import Prediction, vote, vote_shares
 from mental_r1_jax.models import decoder as network
 from mental_r1_jax.opening.model_source import ModelSource
+from mental_r1_jax.prediction.label_scores import (
+    LabelScorer,
+    Reasoning,
+    make_label_scorer,
+    refuse_non_finite,
+)
 from mental_r1_jax.programs.step_programs import as_word, bind_sampler, traces_of
 from mental_r1_jax.rollout.collect import (
     ScoredCompletion,
@@ -29,6 +34,7 @@ from mental_r1_jax.rollout.collect import (
 )
 from mental_r1_jax.rollout.sampler import sampler_settings
 from mental_r1_jax.text.answers import AnswerReader
+from mental_r1_jax.text.forced_answer import forced_answer
 from mental_r1_jax.text.prompts import RenderedPrompt
 from mental_r1_jax.types import Completions, PromptBatch, TraceBatch
 
@@ -43,6 +49,9 @@ class Predictor:
         mesh: where the weights live.
         sample: `(params, prompts, seed, step) -> Completions`, see `StepPrograms`.
         entropies: `(params, traces) -> [B, votes, C]`, nats.
+        confidence: whence predictions get probabilities of labels: `evaluate.confidence`, and
+            nowhere in validation.
+        labels: scores labels, where the probabilities come from there.
     """
 
     model: ModelSource
@@ -50,6 +59,8 @@ class Predictor:
     mesh: Mesh
     sample: Callable[..., Any]
     entropies: Callable[..., Any]
+    confidence: Literal["none", "votes", "labels"] = "none"
+    labels: LabelScorer | None = None
 
 
 def make_predictor(
@@ -74,7 +85,10 @@ def make_predictor(
 
     sample = bind_sampler(model.decoder, settings, mesh)
     by_prompt = sharding.batch_sharding(mesh, 3)
-    return Predictor(model, config, mesh, sample, jax.jit(entropies, out_shardings=by_prompt))
+    measure = jax.jit(entropies, out_shardings=by_prompt)
+    confidence = config.evaluate.confidence if use == "evaluate" else "none"
+    labels = make_label_scorer(model, config, mesh) if confidence == "labels" else None
+    return Predictor(model, config, mesh, sample, measure, confidence, labels)
 
 
 def predict(
@@ -159,14 +173,19 @@ def _answer(
     config = predictor.config
     width = prompt_width([prompts[row] for row in batch], config.rollout.prompt_lengths)
     rows = [batch[place] for place in hosts.local_rows(predictor.mesh, len(batch))]
-    groups, entropies = _generate(predictor, params, posts, prompts, rows, width, reader)
+    groups, entropies, sampled = _generate(predictor, params, posts, prompts, rows, width, reader)
+    chosen = [_vote(posts[row], groups.completions[i], reader) for i, row in enumerate(rows)]
+    shares = _probabilities(
+        predictor, params, [prompts[row] for row in rows], chosen, sampled, reader
+    )
     return {
         row: _prediction(
             posts[row],
+            chosen[place],
             groups.completions[place],
             groups.stage_mask[place],
             entropies[place],
-            reader=reader,
+            shares[place],
         )
         for place, row in enumerate(rows)
     }
@@ -180,7 +199,7 @@ def _generate(
     rows: list[int],
     width: int,
     reader: AnswerReader,
-) -> tuple[Any, Float[np.ndarray, "B votes C"]]:
+) -> tuple[Any, Float[np.ndarray, "B votes C"], Completions]:
     """Sample completions for `rows`, parse them, and measure their entropies."""
     tokenizer = predictor.model.tokenizer
     batch, completions = ask(predictor, params, [prompts[row] for row in rows], width, rows)
@@ -189,7 +208,7 @@ def _generate(
     groups = score_completions(tokenizer, posts, completions, (), reader)
     measured = hosts.fetch_rows(entropies)
     refuse_non_finite(measured, hosts.fetch_rows(completions.completion_mask))
-    return groups, measured
+    return groups, measured, completions
 
 
 def ask(
@@ -214,51 +233,76 @@ def ask(
     return batch, predictor.sample(params, batch, seed, as_word(0))
 
 
-def refuse_non_finite(
-    values: Float[np.ndarray, "B votes C"], mask: Bool[np.ndarray, "B votes C"]
-) -> None:
-    """Refuse answers of a model whose logits overflow or are NaN: the tokens mean nothing.
+@dataclasses.dataclass(frozen=True)
+class _Vote:
+    """What the completions of one post say together.
 
-    Args:
-        values: entropies of the tokens' distributions, or log-probs of the tokens, nats; finite
-            exactly where the logits are.
-        mask: which tokens are real.
-
-    Raises:
-        UserError: the value of a real token is no number.
+    Attributes:
+        set_name: data set of the post.
+        answers: label that each completion names, or None.
+        winner: the label that most of them name, or None.
+        place: the first completion that says so.
     """
-    wrong = int((~np.isfinite(values[mask])).sum())
-    if wrong:
-        raise UserError(
-            what="the model computes logits that are no numbers",
-            expected="finite logits for every token of every answer",
-            got=f"NaN or infinity at {wrong} of {int(mask.sum())} tokens of a batch",
-            remedy="its weights are broken, or too large for model.compute_dtype: evaluate an "
-            "earlier checkpoint, or try model.compute_dtype=float32",
-        )
+
+    set_name: str
+    answers: tuple[str | None, ...]
+    winner: str | None
+    place: int
+
+
+def _vote(post: Example, completions: Sequence[ScoredCompletion], reader: AnswerReader) -> _Vote:
+    """Read the label out of one post's completions; several of them vote."""
+    answers = tuple(reader.read(post.set_name, c.parsed.answer) for c in completions)
+    winner = vote(answers)
+    return _Vote(post.set_name, answers, winner, answers.index(winner))
+
+
+def _probabilities(
+    predictor: Predictor,
+    params: Any,
+    prompts: Sequence[RenderedPrompt],
+    chosen: Sequence[_Vote],
+    sampled: Completions,
+    reader: AnswerReader,
+) -> list[dict[str, float] | None]:
+    """Of each post the probabilities of its labels, from where the recipe wants them."""
+    labels = [reader.labels[one.set_name] for one in chosen]
+    if predictor.confidence == "votes":
+        both = zip(chosen, labels, strict=True)
+        return [vote_shares(one.answers, of_set) for one, of_set in both]
+    if predictor.labels is None:
+        return [None] * len(chosen)
+    tokenizer = predictor.model.tokenizer
+    ids, mask = map(hosts.fetch_rows, (sampled.completion_ids, sampled.completion_mask))
+    asked = []
+    for row, (one, of_set) in enumerate(zip(chosen, labels, strict=True)):
+        completion = ids[row, one.place][mask[row, one.place]].tolist()
+        answer = forced_answer(tokenizer, completion, of_set)
+        asked.append(Reasoning(prompts[row].ids, answer))
+    most = max(map(len, reader.labels.values()))
+    found = predictor.labels.probabilities(params, asked, most)
+    return [dict(zip(of_set, p, strict=True)) for of_set, p in zip(labels, found, strict=True)]
 
 
 def _prediction(
     post: Example,
+    chosen: _Vote,
     completions: Sequence[ScoredCompletion],
     stage_mask: Bool[np.ndarray, "votes S C"],
     entropies: Float[np.ndarray, "votes C"],
-    *,
-    reader: AnswerReader,
+    probabilities: dict[str, float] | None,
 ) -> Prediction:
-    """Read the label out of one post's completions; several of them vote."""
-    answers = [reader.read(post.set_name, c.parsed.answer) for c in completions]
-    winner = vote(answers)
-    chosen = answers.index(winner)
-    completion = completions[chosen]
+    """The prediction of one post, with the text and the entropies of the completion chosen."""
+    completion = completions[chosen.place]
     stages = tuple(
-        float(entropies[chosen][mask].mean()) if mask.any() else None for mask in stage_mask[chosen]
+        float(entropies[chosen.place][mask].mean()) if mask.any() else None
+        for mask in stage_mask[chosen.place]
     )
     return Prediction(
         set_name=post.set_name,
         row=post.row,
         label=post.label,
-        prediction=winner,
+        prediction=chosen.winner,
         well_formed=completion.parsed.well_formed,
         truncated=not completion.finished,
         num_tokens=completion.num_tokens,
@@ -267,4 +311,5 @@ def _prediction(
         completion=completion.text,
         text=post.text,
         group=post.group,
+        probabilities=probabilities,
     )

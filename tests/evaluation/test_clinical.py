@@ -50,7 +50,9 @@ def random_answers(seed: int, labels: tuple[str, ...], n: int = 200, unreadable:
         p = rng.dirichlet(np.ones(len(labels)))
         guess = None if rng.random() < unreadable else labels[int(p.argmax())]
         label = labels[rng.choice(len(labels), p=p)]
-        found.append(prediction(label, guess, row, probabilities=tuple(p)))
+        found.append(
+            prediction(label, guess, row, probabilities=dict(zip(labels, p.tolist(), strict=True)))
+        )
     return found
 
 
@@ -105,7 +107,7 @@ def test_areas_equal_sklearn_and_unreadable_posts_are_ranked_wrong() -> None:
     labels = ("Yes", "No")
     shares = [(0.75, "Yes"), (0.25, "No"), (0.75, "No"), (0.5, "Yes"), (0.25, "No"), (0.25, "Yes")]
     rows = [
-        prediction(truth, "Yes" if p >= 0.5 else "No", probabilities=(p, 1 - p))
+        prediction(truth, "Yes" if p >= 0.5 else "No", probabilities={"Yes": p, "No": 1 - p})
         for p, truth in shares
     ]
     truth = [truth == "Yes" for _, truth in shares]
@@ -122,7 +124,8 @@ def test_calibration_by_hand() -> None:
     """Two confidences make two bins: 0.6 with accuracy 1/2, and 0.9 with accuracy 1."""
     facts = [(0.6, True), (0.6, False), (0.9, True), (0.9, True)]
     rows = [
-        prediction("Yes" if right else "No", "Yes", probabilities=(p, 1 - p)) for p, right in facts
+        prediction("Yes" if right else "No", "Yes", probabilities={"Yes": p, "No": 1 - p})
+        for p, right in facts
     ]
     found = document(rows, ("Yes", "No"), ("Yes",))
     assert found["reliability"] == [
@@ -147,7 +150,7 @@ def test_bins_are_those_of_sklearn_and_hold_equal_mass() -> None:
     rows = random_answers(3, labels, n=500, unreadable=0.0)
     found = document(rows, labels, ("Yes",))["reliability"]
     right = [p.prediction == p.label for p in rows]
-    confidence = [max(p.probabilities) for p in rows]
+    confidence = [max(p.probabilities.values()) for p in rows]
     accuracy, mean = calibration_curve(right, confidence, n_bins=10, strategy="quantile")
     assert [one["confidence"] for one in found] == pytest.approx(list(mean))
     assert [one["accuracy"] for one in found] == pytest.approx(list(accuracy))
@@ -157,7 +160,11 @@ def test_bins_are_those_of_sklearn_and_hold_equal_mass() -> None:
 def test_curves_are_thinned_and_do_not_depend_on_the_order_of_posts() -> None:
     rows = random_answers(4, ("Yes", "No"), n=1000)
     rows = [
-        prediction(p.label, p.prediction, probabilities=(round(p.probabilities[0], 1),) * 2)
+        prediction(
+            p.label,
+            p.prediction,
+            probabilities=dict.fromkeys(("Yes", "No"), round(p.probabilities["Yes"], 1)),
+        )
         for p in rows
     ]
     one, other = (document(posts, ("Yes", "No"), ("Yes",)) for posts in (rows, rows[::-1]))
@@ -175,7 +182,7 @@ def test_confidence_is_that_of_the_answer_even_where_another_label_is_likelier()
 def test_undefined_numbers_are_none() -> None:
     """One true label only; nothing readable; a single post."""
     for rows in (
-        [prediction("No", "No", probabilities=(0.2, 0.8))] * 3,
+        [prediction("No", "No", probabilities={"Yes": 0.2, "No": 0.8})] * 3,
         [prediction("No", None)] * 3,
         [prediction("No", "No")],
     ):

@@ -8,10 +8,15 @@ from mental_r1_jax.data.records import Example
 from mental_r1_jax.evaluation.kept_batches import UNFINISHED_FOLDER, KeptBatches
 from mental_r1_jax.evaluation.metrics import Prediction
 
-POSTS = [Example("Mood", "test", row, f"tea {row}", "Calm", "Q") for row in range(2)]
+POSTS = [Example("Mood", "test", row, f"tea {row}", "Calm", "Q", "old") for row in range(2)]
+LAST = {"group": "old", "probabilities": {"Calm": 0.1 + 0.2, "é": 0.7}}
 PREDICTIONS = [
-    Prediction("Mood", 0, "Calm", None, False, True, 7, None, (None, 0.1 + 0.2), "\udcff", "tea 0"),
-    Prediction("Mood", 1, "Calm", "Calm", True, False, 9, " Calm", (1e-17, 2.0), "é\n", "tea 1"),
+    Prediction(
+        "Mood", 0, "Calm", None, False, True, 7, None, (None, 0.1 + 0.2), "\udcff", "tea 0", "old"
+    ),
+    Prediction(
+        "Mood", 1, "Calm", "Calm", True, False, 9, " Calm", (1e-17, 2.0), "é\n", "tea 1", **LAST
+    ),
 ]
 
 

@@ -84,6 +84,11 @@ def predictor_of_sample(lab: Lab, config: ExperimentConfig) -> Predictor:
     return _caught(lab, sample, "predict", lambda: sample.run(config, **asked))
 
 
+def sample_confidence(lab: Lab, config: ExperimentConfig) -> str:
+    """Whence `mental-r1 sample` has the probabilities that it shows."""
+    return predictor_of_sample(lab, config).confidence
+
+
 def validation_sampler(lab: Lab, config: ExperimentConfig) -> str:
     """The sampler of a validation while training."""
     return str(_sampler_of(predictor_of_validation(lab, config)))

@@ -356,6 +356,11 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
     "evaluate.num_votes": everywhere(
         3, predictions.evaluated, programs.loops_of_evaluation, programs.sample_sampler
     ),
+    "evaluate.confidence": (
+        Field("labels", predictions.evaluated),
+        Field("votes", predictions.evaluated, VOTES),
+        Field("labels", programs.sample_confidence),
+    ),
     "evaluate.bootstrap_samples": Field(7, predictions.evaluated),
     "evaluate.include_text": Field(True, predictions.evaluated),
     "export.checkpoint": Field("latest", probes.exported_weights),

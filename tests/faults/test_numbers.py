@@ -20,7 +20,7 @@ from mental_r1_jax.errors import UserError
 from mental_r1_jax.models.hf_config import decoder_config_from_hf, read_hf_config
 from mental_r1_jax.models.hf_format import load_params
 from mental_r1_jax.models.tiny import make_tiny_model
-from mental_r1_jax.prediction.predictor import refuse_non_finite
+from mental_r1_jax.prediction.label_scores import refuse_non_finite
 from mental_r1_jax.rl.masking import Sum
 from mental_r1_jax.runs import step_log
 from mental_r1_jax.runs.step_log import SKIPPED_STEPS, StepLog, StepRecord
