@@ -70,7 +70,22 @@ VERBS = {
         stops_between_steps=True,
     ),
     "evaluate": Verb(
-        "weighted F1 and more on held-out posts, with a report", stops_between_steps=False
+        "weighted F1 and more on held-out posts, with a report",
+        {
+            "--against": {
+                "type": Path,
+                "metavar": "FOLDER",
+                "help": "compare with this finished evaluation, or run; where the first argument "
+                "is the folder of one, too, nothing is evaluated",
+            },
+            "--audit": {
+                "action": "append",
+                "choices": ["stages", "groups", "memory"],
+                "help": "whether stages matter, whether it matters who is said to write, or what "
+                "is repeated; may be given several times",
+            },
+        },
+        stops_between_steps=False,
     ),
     "board": Verb(
         "compare runs on one page: figures, what differs, curves overlaid",
@@ -264,30 +279,43 @@ def collect_garbage_rarely() -> None:
     gc.set_threshold(100_000)
 
 
-def _file_alone(file: str, overrides: Sequence[str]) -> Path:
-    """The file that is looked at in place of a recipe, without keys that nobody would read."""
-    if overrides:
+def _alone(argument: str, others: Sequence[str], use: str) -> Path:
+    """The path that stands in place of a recipe, with nothing beside it that nobody would read."""
+    if others:
         raise UserError(
-            "--guess looks at a file of posts, and there is no recipe whose keys could change",
-            "mental-r1 data FILE --guess",
-            " ".join(overrides),
-            "leave the keys out",
+            what="there is no recipe here whose keys could change anything",
+            expected=use,
+            got=" ".join(others),
+            remedy="leave them out, or give a recipe",
         )
-    return Path(file)
+    return Path(argument)
+
+
+def _ran_without_recipe(
+    verb: str, config: str, overrides: Sequence[str], given: dict[str, Any]
+) -> bool:
+    """Run what needs no recipe, if this is such a command."""
+    job = f"mental_r1_jax.jobs.{verb}"
+    if not VERBS[verb].of_recipe:
+        importlib.import_module(job).run(**given)
+    elif VERBS[verb].of_study:
+        study = load_study(config, overrides)
+        importlib.import_module(job).run(study, **given)
+    elif given.get("guess"):
+        file = _alone(config, overrides, "mental-r1 data FILE --guess")
+        importlib.import_module(job).run(file, **given)
+    elif given.get("against") is not None and Path(config).is_dir():
+        others = [*overrides, *(given["audit"] or ())]
+        first = _alone(config, others, "mental-r1 evaluate FOLDER --against FOLDER")
+        importlib.import_module("mental_r1_jax.jobs.compare").run(first, given["against"])
+    else:
+        return False
+    return True
 
 
 def _run(verb: str, config: str = "", overrides: Sequence[str] = (), **given: Any) -> None:
     """Hand over to the verb's job; imported here, so that `--help` needs no JAX."""
-    if not VERBS[verb].of_recipe:
-        importlib.import_module(f"mental_r1_jax.jobs.{verb}").run(**given)
-        return
-    if VERBS[verb].of_study:
-        study = load_study(config, overrides)
-        importlib.import_module(f"mental_r1_jax.jobs.{verb}").run(study, **given)
-        return
-    if given.get("guess"):
-        job = importlib.import_module(f"mental_r1_jax.jobs.{verb}")
-        job.run(_file_alone(config, overrides), **given)
+    if _ran_without_recipe(verb, config, overrides, given):
         return
     if VERBS[verb].files:
         given["model"] = config

@@ -7,6 +7,7 @@ another scorer would have said. docs/evaluation.md defines every number.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -109,6 +110,7 @@ def clinical_document(
     if facts.ordered and num_labels > 2:
         ordinal = ordinal_estimates(answers.truth, answers.guess, draws)
     return {
+        "posts_sha256": posts_digest(predictions),
         "positive_labels": list(facts.positive),
         "clinical": {**call_estimates(answers.truth, answers.guess, positive, draws)}
         | scored["clinical"]
@@ -122,6 +124,14 @@ def clinical_document(
         "groups": _groups(predictions, answers, facts, samples=samples, seed=seed),
         "scorers": _scorers(answers.confusion(num_labels), draws, facts),
     }
+
+
+def posts_digest(predictions: Sequence[Prediction]) -> str:
+    """SHA-256 (hex) over rows and posts, by which evaluations of the same posts are known."""
+    digest = hashlib.sha256()
+    for p in sorted(predictions, key=lambda one: one.row):
+        digest.update(f"{p.row}\0{p.text}\0".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 def answer_confidence(

@@ -149,7 +149,7 @@ def _predictions_csv(predictions: Sequence[Prediction], *, include_text: bool) -
         line += [p.group] if grouped else []
         line += _confidence_cells(p) if scored else []
         line += [p.answer, p.completion, p.text] if include_text else []
-        writer.writerow([_no_formula(cell) for cell in line])
+        writer.writerow([spreadsheet_cell(cell) for cell in line])
     return buffer.getvalue()
 
 
@@ -161,7 +161,7 @@ def _confidence_cells(p: Prediction) -> list[str]:
     return [f"{sure:.6f}", json.dumps(rounded, ensure_ascii=False) if shares else ""]
 
 
-def _no_formula(cell: object) -> object:
+def spreadsheet_cell(cell: object) -> object:
     """`cell`, or a text cell that spreadsheets only show, where they would compute it.
 
     Source: OWASP, "CSV Injection". A plain number is no formula, whatever its sign.

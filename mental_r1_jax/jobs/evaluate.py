@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,24 @@ from mental_r1_jax import hosts
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.console.overview import print_only_labels
 from mental_r1_jax.console.progress import open_console
+from mental_r1_jax.evaluation.audit_report import audit_sections, write_audits
 from mental_r1_jax.evaluation.calibration_page import calibration_section
 from mental_r1_jax.evaluation.clinical_report import clinical_section, clinical_table
+from mental_r1_jax.evaluation.finished import evaluation_folder
 from mental_r1_jax.evaluation.kept_batches import KeptBatches
 from mental_r1_jax.evaluation.report import check_report_folder, console_table, write_evaluation
 from mental_r1_jax.evaluation.training_curves import training_section
+from mental_r1_jax.jobs import compare
 from mental_r1_jax.models.fingerprint import fingerprint
 from mental_r1_jax.opening.devices import open_mesh
 from mental_r1_jax.opening.model_source import load_weights, open_model, public_name
-from mental_r1_jax.prediction.held_out import clinical_documents, evaluate_posts, held_out_posts
+from mental_r1_jax.prediction.audits import Evaluated, run_audits
+from mental_r1_jax.prediction.held_out import (
+    clinical_documents,
+    evaluate_posts,
+    held_out_posts,
+    label_facts,
+)
 from mental_r1_jax.prediction.predictor import make_predictor
 from mental_r1_jax.private_files import check_writable, make_private_folder
 from mental_r1_jax.runs.interruption import Interrupted as Interrupted
@@ -40,8 +50,18 @@ from mental_r1_jax.runs.run_lock import run_lock
 from mental_r1_jax.training.metrics import METRICS_FILE, read_sound_metrics
 
 
-def run(config: ExperimentConfig) -> Path:
-    """Write `metrics.json`, `predictions.csv` and `report.html`; returns their folder."""
+def run(
+    config: ExperimentConfig, against: Path | None = None, audit: Sequence[str] | None = None
+) -> Path:
+    """Write `metrics.json`, `predictions.csv` and `report.html`; returns their folder.
+
+    Args:
+        config: the recipe.
+        audit: which of `AUDITS` to add, each as a file and a part of the report.
+        against: a finished evaluation of the same posts to compare with, see `jobs/compare.py`.
+    """
+    if against is not None:
+        evaluation_folder(against)  # before minutes of work
     name = config.evaluate.model or str(config.run.output_dir)
     folder = config.evaluate.output_dir or (
         config.run.output_dir / "evaluation" / config.evaluate.split
@@ -52,10 +72,13 @@ def run(config: ExperimentConfig) -> Path:
     with ends_with_a_line(
         f"evaluation into {folder} ended; finished batches are kept; the same command goes on"
     ):
-        return _evaluate(config, name, folder)
+        _evaluate(config, name, folder, audit or ())
+    if against is not None and hosts.is_first():
+        compare.run(folder, against)
+    return folder
 
 
-def _evaluate(config: ExperimentConfig, name: str, folder: Path) -> Path:
+def _evaluate(config: ExperimentConfig, name: str, folder: Path, audit: Sequence[str]) -> None:
     """Evaluate the model `name`; the report goes to `folder`."""
     console = open_console()
     model = open_model(name, config)
@@ -79,6 +102,10 @@ def _evaluate(config: ExperimentConfig, name: str, folder: Path) -> Path:
             predictor, params, posts, on_batch=report_progress, keep=keep
         )
         clinical = clinical_documents(config, predictions)
+        everything = [post for of_set in posts.values() for post in of_set]
+        facts = {one: label_facts(config.data, one) for one in posts}
+        done = Evaluated(predictor, params, everything, predictions, facts, keep)
+        audits = run_audits(audit, done)
         if hosts.is_first():
             write_evaluation(
                 folder,
@@ -90,15 +117,16 @@ def _evaluate(config: ExperimentConfig, name: str, folder: Path) -> Path:
                 sections=[
                     clinical_section(clinical),
                     calibration_section(clinical),
+                    *audit_sections(audits),
                     _training_part(model.run_folder),
                 ],
                 further=clinical,
             )
+            write_audits(folder, audits)
             keep.remove()
     console.print(console_table(metrics))
     console.print(clinical_table(clinical))
     console.print(f"report: {folder / 'report.html'}", markup=False)
-    return folder
 
 
 def _training_part(run_folder: Path | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mental_r1_jax.config import ExperimentConfig
+from mental_r1_jax.config import DataConfig, ExperimentConfig
 from mental_r1_jax.data.benchmarks import Split
 from mental_r1_jax.data.loading import load_examples, set_spec, spread
 from mental_r1_jax.data.records import Example
@@ -58,13 +58,18 @@ def clinical_documents(
     config: ExperimentConfig, predictions: Sequence[Prediction]
 ) -> dict[str, dict[str, Any]]:
     """Set -> its clinical numbers, as JSON types; sets in the order of the recipe."""
-    documents = {}
-    for name in config.data.sets:
-        spec = set_spec(config.data, name)
-        documents[name] = clinical_document(
+    return {
+        name: clinical_document(
             [p for p in predictions if p.set_name == name],
-            LabelFacts(spec.labels, spec.positive_labels, spec.ordered),
+            label_facts(config.data, name),
             samples=config.evaluate.bootstrap_samples,
             seed=config.run.seed,
         )
-    return documents
+        for name in config.data.sets
+    }
+
+
+def label_facts(data: DataConfig, name: str) -> LabelFacts:
+    """What the recipe says of the labels of a set."""
+    spec = set_spec(data, name)
+    return LabelFacts(spec.labels, spec.positive_labels, spec.ordered)

@@ -101,6 +101,35 @@ class LabelScorer:
         return TraceBatch(shared, shared_mask, endings, ending_mask)
 
 
+def all_probabilities(
+    scorer: LabelScorer,
+    params: Any,
+    asked: Sequence[Reasoning],
+    *,
+    batch_size: int,
+    num_labels: int,
+) -> list[tuple[float, ...]]:
+    """`LabelScorer.probabilities` of any number of reasonings, in order, on every process.
+
+    Args:
+        asked: the same on every process.
+        batch_size: reasonings run at the same time.
+        num_labels: see `LabelScorer.probabilities`.
+    """
+    # Those of like length share a batch, so that short ones run in a small compiled shape.
+    order = sorted(
+        range(len(asked)), key=lambda i: len(asked[i].prompt) + len(asked[i].answer.shared)
+    )
+    found: dict[int, tuple[float, ...]] = {}
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        batch += batch[-1:] * (batch_size - len(batch))
+        rows = [batch[place] for place in hosts.local_rows(scorer.mesh, len(batch))]
+        answers = scorer.probabilities(params, [asked[row] for row in rows], num_labels)
+        found |= dict(zip(rows, answers, strict=True))
+    return hosts.all_items(found.items())
+
+
 def make_label_scorer(model: ModelSource, config: ExperimentConfig, mesh: Mesh) -> LabelScorer:
     """Bind everything static; the program compiles at its first call, once for each shape."""
 
