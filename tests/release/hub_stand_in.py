@@ -23,15 +23,16 @@ _ATTRIBUTES = {".gitattributes": b"*.safetensors filter=lfs\n"}
 
 @dataclasses.dataclass
 class Repository:
-    """One repository: branch -> path -> content, and branch -> number of commits."""
+    """One repository: branch -> path -> content, and branch -> id of its newest commit."""
 
     private: bool
     branches: dict[str, dict[str, bytes]]
-    commits: dict[str, int]
+    commits: dict[str, str]
 
-    def commit_id(self, branch: str) -> str:
-        """The id of the newest commit of a branch, 40 digits as in git."""
-        return hashlib.sha1(f"{branch} {self.commits[branch]}".encode()).hexdigest()
+    def advance(self, branch: str) -> str:
+        """Put another commit on a branch; returns its id, 40 digits as in git."""
+        self.commits[branch] = hashlib.sha1(self.commits[branch].encode()).hexdigest()
+        return self.commits[branch]
 
 
 class Hub(ThreadingHTTPServer):
@@ -63,7 +64,7 @@ class Hub(ThreadingHTTPServer):
     def has(self, hub_id: str, *, private: bool = True, **files: bytes) -> Repository:
         """Make a repository as somebody has left it."""
         main = {**_ATTRIBUTES, **files}
-        self.repositories[hub_id] = Repository(private, {"main": main}, {"main": 1})
+        self.repositories[hub_id] = Repository(private, {"main": main}, {"main": "0" * 40})
         return self.repositories[hub_id]
 
     def changes(self) -> list[str]:
@@ -189,7 +190,7 @@ class _Handler(BaseHTTPRequestHandler):
             return [self._entry(*file) for file in repository.branches[branch].items()]
         if action == "commit":
             return self._commit(hub_id, branch, [json.loads(x) for x in body.splitlines()])
-        commit = repository.commit_id(branch)
+        commit = repository.commits[branch]
         return {"id": hub_id, "private": repository.private, "sha": commit, "tags": []}
 
     def _entry(self, path: str, content: bytes) -> dict[str, Any]:
@@ -205,9 +206,10 @@ class _Handler(BaseHTTPRequestHandler):
         header, *operations = lines
         if self.server.fails:
             raise _Refused(500, "Internal error")
-        repository.commits[branch] += self.server.intrudes
+        if self.server.intrudes:
+            repository.advance(branch)
         parent = header["value"].get("parentCommit")
-        if parent is not None and parent != repository.commit_id(branch):
+        if parent is not None and parent != repository.commits[branch]:
             raise _Refused(412, "A commit has happened since")
         files = repository.branches[branch]
         for operation in operations:
@@ -220,6 +222,5 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 content = base64.b64decode(value["content"])
             files[value["path"]] = content[:-1] if self.server.spoils else content
-        repository.commits[branch] += 1
-        commit = repository.commit_id(branch)
+        commit = repository.advance(branch)
         return {"commitUrl": f"{self.server.url}/{hub_id}/commit/{commit}", "commitOid": commit}
