@@ -157,7 +157,8 @@ def _describe(writer: Any, name: str, shape: tuple[int, ...], kind: Any, gguf: M
 def _add_architecture(writer: Any, model: ModelSource, gguf: ModuleType) -> None:
     """The hyperparameters, under the names of llama.cpp."""
     config = model.decoder
-    writer.add_name(str(model.hf_config.get("_name_or_path") or "mental-r1"))
+    # Of a folder only its own name: where it lay is nobody's business.
+    writer.add_name(Path(str(model.hf_config.get("_name_or_path") or "mental-r1")).name)
     writer.add_context_length(int(model.hf_config.get("max_position_embeddings", 2048)))
     writer.add_vocab_size(config.vocab_size)
     writer.add_embedding_length(config.hidden_size)

@@ -59,6 +59,8 @@ def test_transformers_reads_the_same_model_from_the_file(case: Case, tmp_path: P
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_the_file_names_tokens_ends_and_template(case: Case, tmp_path: Path) -> None:
     folder = make_folder(case, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "_name_or_path": "/home/me/base"}))
     reader = gguf.GGUFReader(write(folder, "f16"))
     fields = {name: field.contents() for name, field in reader.fields.items()}
     hf = transformers.AutoTokenizer.from_pretrained(folder)
@@ -73,6 +75,7 @@ def test_the_file_names_tokens_ends_and_template(case: Case, tmp_path: Path) -> 
     assert types[hf.eos_token_id] == TokenType.CONTROL
     assert types[-1] == TokenType.UNUSED  # the embedding has a row more than there are tokens
     assert fields["general.architecture"] == case.architecture
+    assert fields["general.name"] == "base"
 
 
 def test_frequencies_for_long_contexts_are_in_the_file(tmp_path: Path) -> None:

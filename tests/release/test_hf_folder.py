@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.opening.model_source import origin_of, public_name
-from mental_r1_jax.release.hf_folder import MARKER, check_target, put_in_place
+from mental_r1_jax.recipe import parse_config
+from mental_r1_jax.release.hf_folder import MARKER, check_target, put_in_place, write_configs
 
 
 def folder_with(path: Path, **files: str) -> Path:
@@ -56,3 +60,14 @@ def test_the_card_names_the_model_that_the_first_run_started_from(tmp_path: Path
     assert public_name("Owner/Name-1B") == "Owner/Name-1B"
     # Of a local folder only its own name gets into the card.
     assert public_name(str(tmp_path / "cold")) == "cold"
+
+
+def test_a_released_config_does_not_say_where_its_model_lay(tmp_path: Path) -> None:
+    written = {"model_type": "qwen3", "_name_or_path": "/home/me/base", "vocab_size": 7}
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    tokenizer = SimpleNamespace(eos_ids=(1,), pad_id=0)
+    model: Any = SimpleNamespace(hf_config=written, tokenizer=tokenizer)
+    recipe = "model: {path: m}\ndata: {sets: [A]}\nrun: {output_dir: out}\nexport: {dtype: float32}"
+    write_configs(model, tmp_path, parse_config(recipe, source="test"))
+    content = json.loads((tmp_path / "config.json").read_text())
+    assert content == {"model_type": "qwen3", "vocab_size": 7, "dtype": "float32"}
