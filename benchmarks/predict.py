@@ -92,11 +92,13 @@ def watch(command: Sequence[str], progress: Path, rows: int) -> dict[str, Any]:
     if ended[1] != 0:
         sys.exit(f"failed: {' '.join(command)}")
     whole = time.perf_counter() - started
-    (first, done, _), (last, total, _) = seen[0], seen[-1]
+    # A toy may be done between two looks; then the whole command counts.
+    (first, done, _), (last, total, _) = seen[0] if len(seen) > 1 else (0.0, 0, 0), seen[-1]
     quarters = [next(r for _, b, r in seen if b >= total * q / 4) for q in (1, 2, 3)]
     usage: Any = ended[2]
     return {
         "rows": rows,
+        "batches": total,
         "rows_per_second": rows * (total - done) / total / (last - first),
         "whole_seconds": whole,
         "peak_bytes": usage.ru_maxrss * 1024,
