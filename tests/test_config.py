@@ -120,7 +120,6 @@ BAD_VALUES = [
     ("evaluate.limit_per_set", "0"),
     ("evaluate.batch_size", "0"),
     ("evaluate.num_votes", "0"),
-    ("evaluate.confidence", "votes"),  # of one vote
     ("evaluate.confidence", "logits"),
     ("evaluate.bootstrap_samples", "0"),
     ("export.checkpoint", "newest"),
@@ -224,6 +223,7 @@ def test_required_keys_are_named() -> None:
         (["crpo.stage_entropy_rule=explicit"], ["stage_entropy_coefs=None"]),
         (["crpo.stage_entropy_coefs=[1, 2, 3, 4, 5]"], ["stage_entropy_rule='tanh'"]),
         (["rewards.overlong_cushion=600"], ["overlong_cushion=600", "max_completion_length=512"]),
+        (["evaluate.confidence=votes"], ["evaluate.confidence=votes", "num_votes=1"]),
         (["data.sets=[A, A]"], ["every set may be named once", "['A', 'A']"]),
         ([OF_FILE, f"{MINE}.label_map={{0: c}}"], ["label_map leads to ['c']"]),
         ([OF_FILE, f"{MINE}.label_map={{0: a, '0': b}}"], ["every key must be another text"]),

@@ -122,7 +122,8 @@ def test_the_command_compares_two_folders_and_shows_no_post(tmp_path: Path, caps
     assert main(["evaluate", str(tmp_path / "a"), "--against", str(second)]) == 0
     shown = capsys.readouterr().out
     assert "posts that flipped: 4" in shown and "unreadable" in shown
-    rows = list(csv.DictReader((first / "comparison.csv").open(encoding="utf-8")))
+    lines = (first / "comparison.csv").read_text(encoding="utf-8").splitlines()
+    rows = list(csv.DictReader(lines))
     assert [row["row"] for row in rows] == ["1", "2", "4", "5"]
     assert rows[1] == {
         "set_name": "Made-Up",

@@ -358,7 +358,7 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
     ),
     "evaluate.confidence": (
         Field("labels", predictions.evaluated),
-        Field("votes", predictions.evaluated, VOTES),
+        Field("votes", predictions.evaluated, {**VOTES, "rollout.top_k": 1}),
         Field("labels", programs.sample_confidence),
     ),
     "evaluate.bootstrap_samples": Field(7, predictions.evaluated),

@@ -64,7 +64,7 @@ def reader(ignored: int):
         for _, text in changed:
             spans = GRAMMAR.parse(text).stage_spans
             read = [text[slice(*s)] for i, s in enumerate(spans) if s and i != ignored]
-            score = sum(sum(map(ord, part)) * 7919 % 101 - 50 for part in read)
+            score = sum(sum(map(ord, part)) * 7919 % 101 - 50 for part in read) + 0.5
             p = 1 / (1 + np.exp(-score / 20))
             found.append((p, 1 - p))
         return found
@@ -74,12 +74,12 @@ def reader(ignored: int):
 
 @pytest.mark.parametrize("ignored", range(len(NAMES)))
 def test_a_stage_that_is_ignored_has_no_effect_and_the_others_have(ignored: int) -> None:
-    found = audit_stages(predictions_of(), reader(ignored), **OPTIONS)["sets"]["Made-Up"]
-    assert list(found["stages"]) == NAMES and found["n"] == 12
+    found = audit_stages(predictions_of(60), reader(ignored), **OPTIONS)["sets"]["Made-Up"]
+    assert list(found["stages"]) == NAMES and found["n"] == 60
     for place, stage in enumerate(NAMES):
         for kind in ("swap", "cut"):
             one = found["stages"][stage][kind]
-            assert one["n"] == 12
+            assert one["n"] == 60
             if place == ignored:
                 assert one["flip_rate"] == {"value": 0.0, "interval": [0.0, 0.0]}
                 assert one["p_change"]["value"] == 0.0
@@ -219,7 +219,7 @@ def test_the_audit_of_stages_runs_on_tokens() -> None:
             found[row, 0, 0] = sum(map(ord, content)) % 7
         return jax.numpy.asarray(found)
 
-    mesh = make_mesh(jax.devices()[:1], data=1, fsdp=1, tensor=1)
+    mesh = make_mesh(1, 1, 1, jax.devices()[:1])
     config = SimpleNamespace(
         evaluate=SimpleNamespace(batch_size=5, bootstrap_samples=5),
         rollout=SimpleNamespace(max_prompt_length=1500),

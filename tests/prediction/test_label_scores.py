@@ -26,7 +26,7 @@ ASKED = (
 
 @pytest.fixture(scope="module")
 def mesh() -> Mesh:
-    return make_mesh(jax.devices()[:1], data=1, fsdp=1, tensor=1)
+    return make_mesh(1, 1, 1, jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")

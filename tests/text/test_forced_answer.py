@@ -79,7 +79,12 @@ def test_a_token_that_goes_on_into_the_tag_is_taken_apart(make_byte_level) -> No
     texts = [tokenizer.decode([*found.shared, *ending]).text for ending in found.endings]
     assert texts == [f"calm</think>\n<answer>{label}</answer>" for label in ("Yes", "No")]
     # The end of the tag is counted with both.
-    assert [tokenizer.token_bytes[ending[0]][:1] for ending in found.endings] == [b"r", b"r"]
+    ends = [tokenizer.decode(ending).text for ending in found.endings]
+    before = [
+        end.removesuffix(f"{label}</answer>")
+        for end, label in zip(ends, ("Yes", "No"), strict=True)
+    ]
+    assert before[0] == before[1] and before[0].endswith("r>")
 
 
 def test_broken_text_is_no_obstacle(tokenizers) -> None:
