@@ -11,6 +11,7 @@ interrupted or killed goes on with the same command, to the same report.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -104,7 +105,8 @@ def _evaluate(config: ExperimentConfig, name: str, folder: Path, audit: Sequence
         clinical = clinical_documents(config, predictions)
         everything = [post for of_set in posts.values() for post in of_set]
         facts = {one: label_facts(config.data, one) for one in posts}
-        done = Evaluated(predictor, params, everything, predictions, facts, keep)
+        say = functools.partial(console.print, markup=False)
+        done = Evaluated(predictor, params, everything, predictions, facts, keep, say)
         audits = run_audits(audit, done)
         if hosts.is_first():
             write_evaluation(

@@ -17,7 +17,7 @@ import numpy as np
 from mental_r1_jax.evaluation.audit_numbers import effect, mean_estimate
 from mental_r1_jax.evaluation.metrics import Prediction
 from mental_r1_jax.text.forced_answer import cut_at_answer
-from mental_r1_jax.text.stages import GRAMMAR
+from mental_r1_jax.text.stages import GRAMMAR, Grammar
 
 Changed = tuple[int, str]  # position of a prediction, and a completion to put in place of its own
 Ask = Callable[[Sequence[Changed]], Sequence[tuple[float, ...]]]
@@ -26,7 +26,12 @@ Spans = tuple[tuple[int, int] | None, ...]
 
 
 def audit_stages(
-    predictions: Sequence[Prediction], ask: Ask, *, samples: int, seed: int
+    predictions: Sequence[Prediction],
+    ask: Ask,
+    *,
+    samples: int,
+    seed: int,
+    grammar: Grammar = GRAMMAR,
 ) -> dict[str, Any]:
     """How far each stage moves the answer, by set, as JSON types.
 
@@ -42,13 +47,14 @@ def audit_stages(
         ask: p(label) after each changed completion, its answer forced.
         samples: resamples behind the intervals.
         seed: seed of the resampling.
+        grammar: has the stages.
     """
     texts = [cut_at_answer(p.completion)[0] for p in predictions]
-    spans = [GRAMMAR.parse(text).stage_spans for text in texts]
+    spans = [grammar.parse(text).stage_spans for text in texts]
     wanted: dict[tuple[str, int, int], str] = {}
     for name in dict.fromkeys(p.set_name for p in predictions):
         own = [i for i, p in enumerate(predictions) if p.set_name == name]
-        wanted |= _changes(own, texts, spans)
+        wanted |= _changes(own, texts, spans, grammar)
     # Before a stage is after the one before it, so many of them are equal.
     changed = list(dict.fromkeys((i, text) for (_, _, i), text in wanted.items()))
     answers = dict(zip(changed, ask(changed), strict=True))
@@ -56,23 +62,23 @@ def audit_stages(
     sets = {}
     for name in dict.fromkeys(p.set_name for p in predictions):
         own = [i for i, p in enumerate(predictions) if p.set_name == name]
-        sets[name] = _set_document(own, found, samples=samples, seed=seed)
+        sets[name] = _set_document(own, found, grammar, samples=samples, seed=seed)
     return {"sets": sets}
 
 
 def _changes(
-    own: Sequence[int], texts: Sequence[str], spans: Sequence[Spans]
+    own: Sequence[int], texts: Sequence[str], spans: Sequence[Spans], grammar: Grammar
 ) -> dict[tuple[str, int, int], str]:
     """The completions to ask about, by kind, stage and position of the prediction.
 
     Kinds: `whole` (stage 0), `before` and `after` a stage, and `swap`.
     """
     changed: dict[tuple[str, int, int], str] = {("whole", 0, i): texts[i] for i in own}
-    for stage in range(len(GRAMMAR.stages)):
+    for stage, called in enumerate(grammar.stages):
         having = [i for i in own if spans[i][stage] is not None]
         for place, i in enumerate(having):
             start, end = _span(spans[i], stage)
-            opening, closing = (f"{sign}{GRAMMAR.stages[stage].name}>" for sign in ("<", "</"))
+            opening, closing = (f"{sign}{called.name}>" for sign in ("<", "</"))
             before = texts[i][:start].removesuffix(opening).rstrip()
             changed["before", stage, i] = before
             changed["after", stage, i] = texts[i][: end + len(closing)]
@@ -94,6 +100,7 @@ def _span(spans: Spans, stage: int) -> tuple[int, int]:
 def _set_document(
     own: Sequence[int],
     found: Mapping[tuple[str, int, int], tuple[float, ...]],
+    grammar: Grammar,
     *,
     samples: int,
     seed: int,
@@ -106,7 +113,7 @@ def _set_document(
 
     options = {"samples": samples, "seed": seed}
     stages = {}
-    for place, stage in enumerate(GRAMMAR.stages):
+    for place, stage in enumerate(grammar.stages):
         cut = [i for i in own if ("after", place, i) in found]
         swapped = [i for i in own if ("swap", place, i) in found]
         answers = {

@@ -33,6 +33,7 @@ class Evaluated:
         predictions: the answers, with their completions.
         facts: set -> what is known of its labels.
         keep: where finished batches are kept, see `predict`.
+        say: takes a line about how far an audit is.
     """
 
     predictor: Predictor
@@ -41,6 +42,7 @@ class Evaluated:
     predictions: Sequence[Prediction]
     facts: Mapping[str, LabelFacts]
     keep: KeptBatches | None = None
+    say: Callable[[str], None] = lambda line: None
 
     @property
     def config(self) -> ExperimentConfig:
@@ -66,6 +68,7 @@ def _stages(evaluated: Evaluated) -> dict[str, Any]:
             ids = tokenizer.encode(printable(text))
             labels = evaluated.facts[evaluated.posts[i].set_name].labels
             asked.append(Reasoning(prompts[i].ids, forced_answer(tokenizer, ids, labels)))
+        evaluated.say(f"audit of stages: {len(asked)} reasonings")
         return all_probabilities(
             scorer,
             evaluated.params,
@@ -88,6 +91,7 @@ def _groups(evaluated: Evaluated) -> dict[str, Any]:
 
     def answer(posts: Sequence[Example]) -> list[Prediction]:
         predictor, params = evaluated.predictor, evaluated.params
+        evaluated.say(f"audit of groups: {len(posts)} posts with another beginning")
         return predict(predictor, params, posts, labels, keep=evaluated.keep)
 
     return audit_groups(

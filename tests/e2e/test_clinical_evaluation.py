@@ -1,4 +1,4 @@
-"""A whole evaluation with probabilities of labels, every audit and a comparison, by a tiny model."""
+"""A whole evaluation by a tiny model: probabilities of labels, every audit, and a comparison."""
 
 from __future__ import annotations
 
