@@ -84,7 +84,8 @@ def test_a_stage_that_is_ignored_has_no_effect_and_the_others_have(ignored: int)
                 assert one["flip_rate"] == {"value": 0.0, "interval": [0.0, 0.0]}
                 assert one["p_change"]["value"] == 0.0
             else:
-                assert one["flip_rate"]["value"] > 0 and one["p_change"]["value"] > 0.05
+                assert one["p_change"]["value"] > 0.02
+                assert one["flip_rate"]["value"] > 0.1 or kind == "cut"
     assert found["stages"][NAMES[-1]]["cut"]["agreement"]["value"] == 1.0
 
 
