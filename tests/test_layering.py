@@ -63,7 +63,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "release": {
         *("__init__", "errors", "config", "text", "data", "models", "rollout", "opening"),
-        "json_files",
+        *("json_files", "evaluation", "training"),
     },
     "planning": {"errors", "config", "data", "models", "footprint", "programs", "opening", "runs"},
     "study": {"errors", "config", "recipe", "evaluation"},

@@ -22,6 +22,7 @@ from mental_r1_jax.evaluation.charts import (
 from mental_r1_jax.evaluation.report_page import RESPONSIBLE_USE, html_page, percent, table_head
 from mental_r1_jax.evaluation.run_metrics import (
     MetricLine,
+    duration,
     final_reward,
     training_seconds,
     training_steps,
@@ -140,7 +141,7 @@ def _run_table(runs: Sequence[BoardRun]) -> str:
 def _figures(run: BoardRun) -> list[str]:
     """The cells of a run's row; a dash where there is nothing to say."""
     steps, validated = training_steps(run.lines), validations(run.lines)
-    reward = final_reward(steps)
+    reward, seconds = final_reward(steps), training_seconds(steps)
     last = best = "-"
     if validated:
         last = _at_step(*validated[-1])
@@ -152,21 +153,12 @@ def _figures(run: BoardRun) -> list[str]:
         last,
         best,
         "-" if score is None else percent(score),
-        _duration(training_seconds(steps)),
+        "-" if seconds is None else duration(seconds),
     ]
 
 
 def _at_step(step: int, score: float | int) -> str:
     return f'{percent(score)} <span class="soft">({step})</span>'
-
-
-def _duration(seconds: float | int | None) -> str:
-    if seconds is None:
-        return "-"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _differences_part(runs: Sequence[BoardRun]) -> str:

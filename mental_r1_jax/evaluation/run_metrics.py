@@ -36,3 +36,11 @@ def training_seconds(steps: Sequence[MetricLine]) -> float | int | None:
     """Seconds of the training steps, without opening and validation; None where none is timed."""
     timed = [line["time/step"] for line in steps if math.isfinite(line.get("time/step", math.nan))]
     return sum(timed) if timed else None
+
+
+def duration(seconds: float | int) -> str:
+    """Seconds as people say them: "9.0 s", "12 min", "3 h 05 min"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -16,7 +16,7 @@ from typing import Any
 
 import mental_r1_jax
 from mental_r1_jax.config import ExperimentConfig
-from mental_r1_jax.data.loading import label_counts, load_examples, set_spec
+from mental_r1_jax.data.loading import set_spec
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.json_files import read_json_object
 from mental_r1_jax.models import decoder as network
@@ -28,7 +28,9 @@ from mental_r1_jax.opening.model_source import (
     public_name,
 )
 from mental_r1_jax.release.export_manifest import CARD, MARKER, write_marker
-from mental_r1_jax.release.model_card import model_card
+from mental_r1_jax.release.model_card import model_card, shown_name
+from mental_r1_jax.release.run_record import read_record
+from mental_r1_jax.release.tripod import tripod_block
 
 
 def check_target(target: Path) -> None:
@@ -79,7 +81,7 @@ def write_beside(target: Path, params: Any, model: ModelSource, config: Experime
             max_shard_bytes=config.export.max_shard_megabytes * 10**6,
         )
         write_configs(model, staging, config)
-    (staging / CARD).write_text(card_of(config), encoding="utf-8")
+    (staging / CARD).write_text(card_of(config, model), encoding="utf-8")
     write_marker(staging)  # the start model may have had one of its own
     return staging
 
@@ -166,18 +168,24 @@ def write_configs(model: ModelSource, folder: Path, config: ExperimentConfig) ->
     _write_json(file, generation)
 
 
-def card_of(config: ExperimentConfig) -> str:
+def card_of(config: ExperimentConfig, model: ModelSource) -> str:
     """The model card, from the recipe, its training posts and the newest evaluation of the run."""
     evaluations = sorted(
         config.run.output_dir.glob("evaluation/*/metrics.json"),
         key=lambda path: path.stat().st_mtime,
     )
+    newest = evaluations[-1] if evaluations else None
+    metrics = json.loads(newest.read_text(encoding="utf-8")) if newest else None
+    base = public_name(origin_of(config.model.path))
+    sets = [set_spec(config.data, name) for name in config.data.sets]
+    record = read_record(config, model, newest)
     return model_card(
         config,
-        json.loads(evaluations[-1].read_text(encoding="utf-8")) if evaluations else None,
-        base_model=public_name(origin_of(config.model.path)),
-        sets=[set_spec(config.data, name) for name in config.data.sets],
-        counts=label_counts(load_examples(config, "train")),
+        metrics,
+        base_model=base,
+        sets=sets,
+        counts=record.counts["train"],
+        reporting=tripod_block(config, record, metrics, sets, base=shown_name(base)),
         facts={
             "mental_r1_jax": mental_r1_jax.__version__,
             "weights": "float32 adapters, loaded with peft"

@@ -12,7 +12,7 @@ import yaml
 
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.data.benchmarks import BenchmarkSpec
-from mental_r1_jax.errors import visible
+from mental_r1_jax.release.markdown import plain, table
 from mental_r1_jax.text.prompts import system_instruction
 from mental_r1_jax.text.stages import GRAMMAR, STAGES
 
@@ -35,6 +35,7 @@ def model_card(
     sets: Sequence[BenchmarkSpec],
     counts: Mapping[str, Mapping[str, int]],
     facts: Mapping[str, Any],
+    reporting: str,
 ) -> str:
     """The text of README.md: YAML front matter, then Markdown.
 
@@ -47,26 +48,32 @@ def model_card(
         sets: the data sets of the recipe.
         counts: set name -> label -> training posts.
         facts: more rows for the recipe table, such as versions.
+        reporting: the answers to a reporting guideline, as Markdown.
     """
-    shown = base_model if _HUB_ID.fullmatch(base_model) else re.split(r"[/\\]", base_model)[-1]
     questions = [one.question for one in sets if one.question]
     stages = [(f"`{stage.name}`", stage.description) for stage in STAGES]
-    recipe = [(f"`{key}`", _plain(value)) for key, value in shown_settings(config).items()]
-    recipe += [(_plain(name), _plain(value)) for name, value in facts.items()]
+    recipe = [(f"`{key}`", plain(value)) for key, value in shown_settings(config).items()]
+    recipe += [(plain(name), plain(value)) for name, value in facts.items()]
     template = (importlib.resources.files(__package__) / "model_card.md").read_text("utf-8")
     return string.Template(template).substitute(
         front_matter=_front_matter(base_model, config.export.format),
-        base=_plain(shown),
+        base=plain(shown_name(base_model)),
         data_sets="\n\n".join(_data_set(one, counts[one.name]) for one in sets),
-        stages=_table(("stage", "what stands there"), stages),
+        stages=table(("stage", "what stands there"), stages),
         skeleton=GRAMMAR.skeleton(),
         instruction=repr(system_instruction()),
         question=repr(questions[0] if questions else "YOUR QUESTION, WITH ITS LABELS\nStatement: "),
         prefill=repr(GRAMMAR.prefill),
         max_new_tokens=config.rollout.max_completion_length,
-        recipe=_table(("setting", "value"), recipe),
+        recipe=table(("setting", "value"), recipe),
         results=_results(metrics),
+        reporting=reporting,
     )
+
+
+def shown_name(base_model: str) -> str:
+    """A hub id as it is; of any other name only the part after the last slash."""
+    return base_model if _HUB_ID.fullmatch(base_model) else re.split(r"[/\\]", base_model)[-1]
 
 
 def _front_matter(base_model: str, written: str) -> str:
@@ -100,12 +107,12 @@ def shown_settings(config: ExperimentConfig) -> dict[str, Any]:
 
 def _data_set(one: BenchmarkSpec, counts: Mapping[str, int]) -> str:
     """What a set asks for, and how many training posts each label has."""
-    shown = [f"{_plain(label)}: {counts.get(label, 0)}" for label in one.labels]
-    asks_for = f" ({_plain(one.asks_for)})" if one.asks_for else ""
-    lines = [f"### {_plain(one.name)}{asks_for}", ""]
+    shown = [f"{plain(label)}: {counts.get(label, 0)}" for label in one.labels]
+    asks_for = f" ({plain(one.asks_for)})" if one.asks_for else ""
+    lines = [f"### {plain(one.name)}{asks_for}", ""]
     lines.append(f"{sum(counts.values())} posts. {'; '.join(shown)}.")
     if one.question:
-        lines += ["", *(f"> {_plain(line)}" for line in one.question.strip().splitlines())]
+        lines += ["", *(f"> {plain(line)}" for line in one.question.strip().splitlines())]
     return "\n".join(lines)
 
 
@@ -117,7 +124,7 @@ def _results(metrics: Mapping[str, Any] | None) -> str:
         cells = [_percent(scores[score]) for score in SCORES]
         interval = scores.get("weighted_f1_interval")
         shown = "" if interval is None else " to ".join(_percent(end) for end in interval)
-        rows.append((_plain(name), str(scores["n"]), *cells, shown))
+        rows.append((plain(name), str(scores["n"]), *cells, shown))
     means = [_percent(metrics["average"][score]) for score in SCORES]
     rows.append(("**average**", "", *means, ""))
     names = [score.replace("_", " ").replace("f1", "F1") for score in SCORES]
@@ -126,17 +133,7 @@ def _results(metrics: Mapping[str, Any] | None) -> str:
         "Percent, on held-out posts; an answer without a readable label counts as wrong, the\n"
         "interval is a bootstrap over posts at the usual level, and the average is over sets."
     )
-    return f"{note}\n\n{_table(head, rows)}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _plain(value: Any) -> str:
-    """`value` as text that cannot be taken for a table border, a tag, a link or a control."""
-    return visible(re.sub(r"([|<>\[\]*`\\])", r"\\\1", str(value)).replace("\n", " "))
+    return f"{note}\n\n{table(head, rows)}"
 
 
 def _percent(fraction: float) -> str:

@@ -31,7 +31,9 @@ METRICS = {
     "sets": {"Levels-Synthetic": SCORES | {"n": 613, "weighted_f1_interval": [0.3987, 0.4711]}},
     "average": SCORES,
 }
-PROSE = {"2606.13176", "2026"}  # the paper
+PAPER, GUIDELINE = {"2606.13176", "2026"}, {"2025", "10.1038", "024", "03425", "5"}
+PROSE = PAPER | GUIDELINE
+REPORTING = "| item | this run |\n| --- | --- |\n| size | small |"
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,15 @@ def config():
 
 
 def card(config, metrics=METRICS, base_model="some-org/Base-Model", sets=SETS):
-    return model_card(config, metrics, base_model=base_model, sets=sets, counts=COUNTS, facts=FACTS)
+    return model_card(
+        config,
+        metrics,
+        base_model=base_model,
+        sets=sets,
+        counts=COUNTS,
+        facts=FACTS,
+        reporting=REPORTING,
+    )
 
 
 def front_matter(text):
@@ -108,6 +118,7 @@ def test_inputs_are_on_the_card(config):
     assert "-0.053" in text
     assert "my.package:my_reward" in text
     assert "| updates | 4321 |" in text
+    assert REPORTING in text.split("## Reporting after TRIPOD-LLM")[1].split("\n## ")[0]
     assert "154 posts. \\[1-2\\]: 71; \\[2-3\\]: 83; A\\|B: 0." in text
     assert "613 | 43.2 | 34.6 | 45.7 | 56.8 | 98.8 | 4.3 | 39.9 to 47.1 |" in text
     for stage in STAGES:
