@@ -75,6 +75,7 @@ def tripod_block(
         *_people_and_compute(config, record),
         *_found(metrics),
     ]
+    rows.sort(key=lambda row: int(row[0].split(",")[0].split("-")[0]))
     answers = table(("item", "about", "this run"), rows)
     posts = _posts_by_split(record.counts, sets)
     return f"{answers}\n\nPosts by split (items 5 and 16):\n\n{posts}"
@@ -169,17 +170,20 @@ def _outcome(
     return [
         ("6", "decoding", how),
         ("6, 7", "output and outcome", output),
-        ("7", "evaluation data", _held_out(metrics, record)),
+        ("7", "evaluation data", _held_out(config, metrics, record)),
         ("7", "comparison with people or other models", NOT_REPORTED),
     ]
 
 
-def _held_out(metrics: Mapping[str, Any] | None, record: RunRecord) -> str:
+def _held_out(
+    config: ExperimentConfig, metrics: Mapping[str, Any] | None, record: RunRecord
+) -> str:
     if metrics is None:
         return "not evaluated"
     posts = sum(scores["n"] for scores in metrics["sets"].values())
     split = f"the {record.evaluated_split} split" if record.evaluated_split else "held-out posts"
-    return f"{posts} posts of {split}, not trained on"
+    repeats = "only the most held-out one" if config.data.on_duplicate == "drop" else "all of them"
+    return f"{posts} posts of {split}; a text that occurs in several splits is kept in {repeats}"
 
 
 def _people_and_compute(config: ExperimentConfig, record: RunRecord) -> list[Row]:

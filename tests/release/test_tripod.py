@@ -74,8 +74,11 @@ def rows(
 
 def test_every_item_of_the_guideline_from_1_to_19_is_answered() -> None:
     text = tripod_block(config(), RECORD, METRICS, SETS, base="org/Base-1B")
-    named = set()
-    for items in re.findall(r"^\| ([\d, -]+) \|", text, re.MULTILINE):
+    named: set[int] = set()
+    given = re.findall(r"^\| ([\d, -]+) \|", text, re.MULTILINE)
+    firsts = [int(re.split("[,-]", items)[0]) for items in given]
+    assert firsts == sorted(firsts)
+    for items in given:
         for part in items.split(", "):
             first, _, last = part.partition("-")
             named |= set(range(int(first), int(last or first) + 1))
@@ -111,7 +114,10 @@ def test_what_was_measured_is_there_with_its_intervals() -> None:
         "Levels: sensitivity 0.812 (0.750 to 0.875), quadratic weighted kappa 0.176"
     )
     assert said["uncertainty and calibration"] == "Levels: ece 0.062 (0.031 to 0.125)"
-    assert said["evaluation data"] == "71 posts of the test split, not trained on"
+    held_out = "71 posts of the test split; a text that occurs in several splits is kept in"
+    assert said["evaluation data"] == f"{held_out} all of them"
+    dropped = rows(data={"sets": ["Plain"], "on_duplicate": "drop"})["evaluation data"]
+    assert dropped == f"{held_out} only the most held-out one"
     assert said["groups and fairness"] == NOT_REPORTED
 
 
