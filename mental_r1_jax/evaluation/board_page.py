@@ -103,7 +103,7 @@ td .soft{color:var(--soft)}.many .line{stroke-width:1.3}
 .choice label{display:inline-block;margin:.15rem 1rem .15rem 0;overflow-wrap:anywhere}
 .choice input{margin:0 .4rem 0 0}
 .values td{white-space:normal;overflow-wrap:anywhere;max-width:14rem}
-.values th[scope=row]{font-weight:400;font-family:ui-monospace,monospace;font-size:.85rem}
+.values th{max-width:none}.values thead th{white-space:nowrap}
 """
 
 

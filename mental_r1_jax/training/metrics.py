@@ -280,9 +280,11 @@ def read_sound_metrics(path: Path) -> tuple[list[dict[str, float | int]], list[s
             damaged.append(number)
     if not damaged:
         return lines, [] if lines else [f"{path.name} is empty"]
-    total = len(lines) + len(damaged)
-    left_out = f"{len(damaged)} of {total} lines cannot be read and are left out"
-    return lines, [f"{path.name}: {left_out}, the first is line {damaged[0]}"]
+    count = f"{len(damaged)} of {len(lines) + len(damaged)}"
+    return lines, [
+        f"{path.name}: lines that cannot be read and are left out: {count}, the first is line "
+        f"{damaged[0]}"
+    ]
 
 
 def last_step(path: Path) -> int | None:

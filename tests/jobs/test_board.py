@@ -153,12 +153,15 @@ def test_the_page_is_whole_and_needs_nothing_from_outside(tmp_path: Path, count:
 
 
 DAMAGE = {
-    "torn": ('{"step": 21, "rew', "metrics.jsonl: 1 of 23 lines cannot be read"),
+    "torn": (
+        '{"step": 21, "rew',
+        "metrics.jsonl: lines that cannot be read and are left out: 1 of 23, ",
+    ),
     "words": (
         "post of somebody\n[1]\n",
-        "2 of 24 lines cannot be read and are left out, the first",
+        "left out: 2 of 24, the first is line 23",
     ),
-    "binary": ("\x00\udcff\n", "1 of 23 lines cannot be read"),
+    "binary": ("\x00\udcff\n", "left out: 1 of 23, "),
 }
 
 

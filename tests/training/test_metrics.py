@@ -283,7 +283,7 @@ def test_sound_lines_of_a_damaged_file_are_read_and_the_others_are_counted(tmp_p
     lines, notes = m.read_sound_metrics(path)
     assert lines == whole
     assert notes == [
-        "metrics.jsonl: 3 of 5 lines cannot be read and are left out, the first is line 1"
+        "metrics.jsonl: lines that cannot be read and are left out: 3 of 5, the first is line 1"
     ]
     path.write_bytes(b"")
     assert m.read_sound_metrics(path) == ([], ["metrics.jsonl is empty"])
