@@ -19,8 +19,9 @@ from mental_r1_jax.release.markdown import plain, table
 
 NOT_REPORTED = "not reported"
 
-# Estimates of a set in `metrics.json`, each with its 95% interval: group -> is it uncertainty.
+# Groups of estimates of a set in `metrics.json`, each with its 95% interval.
 _PERFORMANCE, _UNCERTAINTY = ("clinical", "ordinal"), ("calibration",)
+_ACRONYMS = ("ppv", "npv", "auroc", "auprc", "mae", "ece", "aurc")
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,7 @@ def _estimates(sets: Mapping[str, Any], groups: Sequence[str]) -> str:
     parts = []
     for name, scores in sets.items():
         shown = [
-            _estimate(measure.replace("_", " "), one["value"], one.get("interval"))
+            _estimate(_words(measure), one["value"], one.get("interval"))
             for group in groups
             for measure, one in (scores.get(group) or {}).items()
             if isinstance(one, Mapping) and one.get("value") is not None
@@ -238,6 +239,11 @@ def _groups(sets: Mapping[str, Any]) -> str:
     """Whether an evaluation compared groups; its report has the numbers."""
     compared = [plain(name) for name, scores in sets.items() if scores.get("groups")]
     return f"compared in the report of {', '.join(compared)}" if compared else ""
+
+
+def _words(measure: str) -> str:
+    """The key of a measure as people write it."""
+    return measure.upper() if measure in _ACRONYMS else measure.replace("_", " ")
 
 
 def _estimate(name: str, value: float, interval: Sequence[float] | None) -> str:

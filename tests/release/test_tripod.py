@@ -113,7 +113,7 @@ def test_what_was_measured_is_there_with_its_intervals() -> None:
     assert said["clinical and ordinal measures"] == (
         "Levels: sensitivity 0.812 (0.750 to 0.875), quadratic weighted kappa 0.176"
     )
-    assert said["uncertainty and calibration"] == "Levels: ece 0.062 (0.031 to 0.125)"
+    assert said["uncertainty and calibration"] == "Levels: ECE 0.062 (0.031 to 0.125)"
     held_out = "71 posts of the test split; a text that occurs in several splits is kept in"
     assert said["evaluation data"] == f"{held_out} all of them"
     dropped = rows(data={"sets": ["Plain"], "on_duplicate": "drop"})["evaluation data"]
