@@ -88,9 +88,10 @@ def _described(path: Path, rows: Sequence[FileRow]) -> dict[str, Any]:
     else:
         group = _named("group", columns)
         mapped = {} if group is None else {"columns": {"group": group}}
-    spec = _stand_in(mapped)
-    found = raw_rows(rows, str(path), spec, layout_of(columns, spec))
-    raws = [row for row in found if isinstance(row, RawRow)]
+    raws, asked = _raws(path, rows, columns, mapped)
+    if not asked and "question" not in mapped.get("columns", {}):
+        mapped = {"question": _QUESTION, **mapped}
+        raws, _ = _raws(path, rows, columns, mapped)
     labels = _labels([row.label for row in raws])
     if labels is None:
         raise UserError(
@@ -99,8 +100,17 @@ def _described(path: Path, rows: Sequence[FileRow]) -> dict[str, Any]:
             f"{len({row.label for row in raws})} different values in {len(raws)} rows",
             "Write the lines yourself; docs/data.md shows those of each format.",
         )
-    asked = all(row.question and row.question.strip() for row in raws)
-    return {"labels": labels, **({} if asked else {"question": _QUESTION}), **mapped}
+    return {"labels": labels, **mapped}
+
+
+def _raws(
+    path: Path, rows: Sequence[FileRow], columns: Sequence[str], keys: Mapping[str, Any]
+) -> tuple[list[RawRow], bool]:
+    """The rows as these keys read them, and whether all of them have a question."""
+    spec = _stand_in(keys)
+    found = list(raw_rows(rows, str(path), spec, layout_of(columns, spec)))
+    asked = not any(isinstance(one, Problem) and one.kind == "empty question" for one in found)
+    return [one for one in found if isinstance(one, RawRow)], asked
 
 
 def _column_keys(path: Path, rows: Sequence[FileRow], columns: Sequence[str]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from mental_r1_jax.data.rows import FileRow, RawRow
 
 _IMHI_START = re.compile(r'(?:Consider this post|Post): "')
 _IMHI_END = '" Question:'
+_NO_QUESTION = ("a question, here or as the set's `question` in the recipe", "empty question")
 _BETWEEN_TEXTS = "\n\n"
 _ROLES = {
     "chat": {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"},
@@ -99,12 +100,14 @@ def raw_rows(
         except _Unreadable as error:
             yield Problem(file, row.line, *error.args)
             continue
-        if layout.name == "paper":
-            pass  # its question column holds whole user turns, and wins over the set's
-        elif spec.question is not None:
-            question = None  # the recipe's is asked of every post
-        elif question is not None and question.strip():
-            question = asked(question, spec.labels)
+        if spec.source is not None:
+            if spec.question is not None:
+                question = None  # the recipe's is asked of every post
+            elif question is not None and question.strip():
+                question = asked(question, spec.labels)
+            else:
+                yield Problem(file, row.line, layout.names.question or "", "none", *_NO_QUESTION)
+                continue
         yield RawRow(file, row.line, text, label, question, group, reasoning)
 
 

@@ -7,8 +7,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +39,9 @@ _ENDINGS: dict[str, FileFormat] = {
     ".parquet": "parquet",
     ".pq": "parquet",
 }
+_SHOWN_COLUMNS = 20
 # Problems of single rows that are the file's where every row has them.
-_OF_ALL_ROWS = ("missing column", "wrong type")
+_OF_ALL_ROWS = ("missing column", "wrong type", "missing label", "empty question")
 
 
 @dataclass(frozen=True)
@@ -189,21 +190,15 @@ def _read_objects(file: str, payload: bytes, spec: BenchmarkSpec, kind: str) -> 
     return ReadFile([*problems, *events], layout.names)
 
 
-_SHOWN_COLUMNS = 20
-
-
 def _as_one(events: Iterable[Event], rows: int) -> list[Event]:
-    """Report once what is wrong with every row: a column of another type, a map that is wrong."""
+    """Report once what is wrong with every row: a column of another type, a map that is wrong.
+
+    A row has one such problem at most, so what all rows have is all that there is.
+    """
     events = list(events)
     found = [e for e in events if isinstance(e, Problem) and e.kind in _OF_ALL_ROWS]
-    counts = Counter((e.column, e.value, e.kind) for e in found)
-    whole = {place for place, count in counts.items() if count == rows > 1}
-    kept: list[Event] = []
-    for event in events:
-        if isinstance(event, Problem) and (event.column, event.value, event.kind) in whole:
-            if any(event.kind == one.kind for one in kept if isinstance(one, Problem)):
-                continue
-            value = f"{event.value} in all {rows} rows"
-            event = Problem(event.file, event.line, event.column, value, event.expected, event.kind)
-        kept.append(event)
-    return kept
+    alike = {(e.column, e.value, e.kind) for e in found}
+    if len(alike) != 1 or not len(found) == rows > 1:
+        return events
+    first = dataclasses.replace(found[0], value=f"{found[0].value} in all {rows} rows")
+    return [first, *(event for event in events if event not in found)]

@@ -134,10 +134,7 @@ def _checked(
         wrong(names.label, value, expected, "unknown label")
     if not question.strip():
         expected = "the question asked about the post"
-        if spec.source is not None:
-            expected += ", here or as the set's `question` in the recipe"
-        column = names.question or ("" if spec.source is not None else "mental_prompt")
-        wrong(column, shown(question), expected, "empty question")
+        wrong(names.question or "", shown(question), expected, "empty question")
     reasoning = raw.reasoning if raw.reasoning and without_tags(raw.reasoning) else None
     if reasoning is not None and (fault := staged_fault(reasoning)) is not None:
         expected = "all stages once, in order, and an answer; or no tag of them"

@@ -97,9 +97,7 @@ def write_evaluation(
     table = _predictions_csv(predictions, include_text=include_text)
     # Broken UTF-8 of a completion is kept as lone surrogates, which only "replace" can write.
     write_private(folder / PREDICTIONS_FILE, table.encode("utf-8", errors="replace"))
-    _write(
-        folder / REPORT_FILE, report_page(metrics, title=title, context=context, sections=sections)
-    )
+    _write(folder / REPORT_FILE, report_page(metrics, title=title, context=context, sections=sections))
 
 
 def console_table(metrics: Mapping[str, SetMetrics]) -> Table:
