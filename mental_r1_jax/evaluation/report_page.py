@@ -23,6 +23,8 @@ h3{font-size:1rem;margin:0 0 .6rem}p{margin:.3rem 0 .8rem}
 p.soft{color:var(--soft);font-size:.9rem}
 .card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:1rem 1.15rem;
 margin:.75rem 0;overflow-x:auto}
+:focus-visible{outline:3px solid var(--blue);outline-offset:2px}
+caption{color:var(--soft);font-size:.9rem;text-align:left;padding:0 0 .4rem}
 .note{background:var(--note);border-color:var(--note-line)}
 .grid{display:grid;gap:.75rem;grid-template-columns:repeat(auto-fill,minmax(250px,1fr))}
 .grid .card{margin:0}
@@ -35,6 +37,8 @@ white-space:nowrap}
 th{font-weight:600}thead th{color:var(--soft);vertical-align:bottom;
 white-space:normal;max-width:7.5rem}
 th[scope=row],table thead th:first-child{text-align:left}
+.wide th,.wide td{padding:.32rem .45rem}
+.wide th[scope=row]{white-space:normal;overflow-wrap:anywhere;min-width:7rem;max-width:13rem}
 .confusion th[scope=row]{white-space:normal;max-width:13rem}
 .wide{width:100%}tbody tr:last-child>*{border-bottom:0}tr.mean>*{font-weight:700;
 border-top:2px solid var(--line)}
@@ -48,6 +52,7 @@ svg{display:block;width:100%;height:auto;font:12px system-ui,"DejaVu Sans",sans-
 svg text{fill:var(--ink)}svg .soft{fill:var(--soft)}.rule{stroke:var(--line)}
 .bar{fill:var(--blue)}.reach{stroke:var(--blue);stroke-width:3;stroke-linecap:round}
 .ring{fill:none;stroke:var(--amber);stroke-width:2}
+@media(max-width:30rem){.facts{grid-template-columns:1fr}.facts dd{margin-bottom:.35rem}}
 @media print{body{background:#fff}.card{break-inside:avoid}}
 """
 
@@ -75,11 +80,13 @@ def report_page(
     title: str,
     context: Mapping[str, str],
     sections: Sequence[str] = (),
+    style: str = "",
 ) -> str:
     """The whole page; every given string is escaped.
 
     Args:
         sections: further parts of the page, as HTML that is escaped already.
+        style: CSS that these parts need.
     """
     facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in context.items())
     measures = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in MEASURES)
@@ -88,9 +95,9 @@ def report_page(
         f'<div class="card"><dl class="facts">{facts}</dl></div>' if context else "",
         f'<div class="card note"><strong>Responsible use.</strong> {RESPONSIBLE_USE}</div>',
         "<h2>Scores</h2>",
-        f'<div class="card">{_score_table(metrics)}</div>',
+        scroll_card("Scores", _score_table(metrics)),
         "<h2>F1 of each set</h2>",
-        f'<div class="card">{_f1_chart(metrics)}</div>',
+        scroll_card("F1 of each set", _f1_chart(metrics)),
         "<h2>Mean entropy by stage</h2>",
         '<p class="soft">Nats, over the completions that have the stage. CRPO wants early stages '
         "to explore (high) and late stages to decide (low).</p>",
@@ -103,7 +110,7 @@ def report_page(
         "<h2>Measures</h2>",
         f'<div class="card"><dl class="facts">{measures}</dl></div>',
     ]
-    return html_page(title, body)
+    return html_page(title, body, style)
 
 
 def html_page(title: str, body: Iterable[str], style: str = "") -> str:
@@ -115,6 +122,16 @@ def html_page(title: str, body: Iterable[str], style: str = "") -> str:
         + "\n".join(part for part in body if part)
         + "\n</main></body></html>\n"
     )
+
+
+def scroll_card(name: str, content: str) -> str:
+    """A card that scrolls sideways where it is too wide, with the keyboard too; `name` is escaped.
+
+    What scrolls must take the focus, and what takes the focus must have a name that a screen
+    reader can say (WCAG 2.1.1 and 4.1.2).
+    """
+    label = escape(name, quote=True)
+    return f'<div class="card" role="region" tabindex="0" aria-label="{label}">{content}</div>'
 
 
 def percent(fraction: float) -> str:
@@ -142,20 +159,30 @@ def _score_table(metrics: Mapping[str, SetMetrics]) -> str:
     rows = []
     for name, one in metrics.items():
         cells = [percent(getattr(one, column)) for column in columns]
+        cells.insert(1, _interval(one))
         rows.append(table_row(name, [str(one.n), *cells, f"{one.mean_tokens:.0f}"]))
     average = average_metrics(metrics)
     cells = [percent(average[column]) for column in columns]
+    cells.insert(1, "")
     rows.append(table_row("average", ["", *cells, f"{average['mean_tokens']:.0f}"], kind="mean"))
+    names.insert(1, "95% interval")
     head = table_head(["set", "posts", *names, "tokens"])
+    caption = "Scores and rates in %; the average is over sets, unweighted."
     return (
-        f'<table class="wide">{head}<tbody>{"".join(rows)}</tbody></table>'
-        '<p class="soft">Scores and rates in %; the average is over sets, unweighted.</p>'
+        f'<table class="wide"><caption>{caption}</caption>{head}'
+        f"<tbody>{''.join(rows)}</tbody></table>"
     )
+
+
+def _interval(metrics: SetMetrics) -> str:
+    """The interval of the weighted F1 in percent, "-" where there is none."""
+    found = metrics.weighted_f1_interval
+    return "-" if found is None else " to ".join(percent(end) for end in found)
 
 
 def _f1_chart(metrics: Mapping[str, SetMetrics]) -> str:
     """Dots for weighted F1 with their intervals, rings for macro F1; one line a set."""
-    left, width, top, pitch = 170, 900, 34, 34
+    left, width, top, pitch = 190, 900, 34, 34
     height = top + pitch * len(metrics) + 26
 
     def x(score: float) -> float:
@@ -163,7 +190,7 @@ def _f1_chart(metrics: Mapping[str, SetMetrics]) -> str:
 
     parts = [
         f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" '
-        'aria-label="weighted and macro F1 of each set, in percent">',
+        'aria-label="weighted and macro F1 of each set; the numbers are in the table above">',
         f'<circle class="bar" cx="{left + 6}" cy="12" r="5"/>'
         f'<text x="{left + 18}" y="16">weighted F1, with 95% interval</text>'
         f'<circle class="ring" cx="{left + 246}" cy="12" r="5"/>'
@@ -209,18 +236,19 @@ def _entropy_card(name: str, stages: Sequence[tuple[float | None, float]]) -> st
     """Five bars, on a scale shared by all sets."""
     label_width, bar_width, pitch = 150, 78, 24
     height = pitch * len(stages)
+    named = zip(STAGE_NAMES, (entropy for entropy, _ in stages), strict=True)
+    values = ", ".join(f"{_words(stage)} {_nats(entropy)}" for stage, entropy in named)
     parts = [
         f'<svg class="bars" viewBox="0 0 280 {height}" role="img" '
-        f'aria-label="mean entropy by stage, {escape(name)}">'
+        f'aria-label="mean entropy in nats, {escape(name)}: {values}">'
     ]
     for i, (stage, (entropy, share)) in enumerate(zip(STAGE_NAMES, stages, strict=True)):
-        y = pitch * i
-        value = "none" if entropy is None else f"{entropy:.3f}"
+        y, end = pitch * i, label_width + bar_width * share
         parts.append(
-            f'<text class="soft" x="0" y="{y + 16}">{stage.replace("_", " ")}</text>'
+            f'<text class="soft" x="0" y="{y + 16}">{_words(stage)}</text>'
             f'<rect class="bar" x="{label_width}" y="{y + 5}" rx="2" height="14" '
             f'width="{bar_width * share:.1f}"/>'
-            f'<text x="{label_width + bar_width * share + 6:.1f}" y="{y + 16}">{value}</text>'
+            f'<text x="{end + 6:.1f}" y="{y + 16}">{_nats(entropy)}</text>'
         )
     return f'<div class="card"><h3>{escape(name)}</h3>{"".join(parts)}</svg></div>'
 
@@ -238,7 +266,8 @@ def _set_card(name: str, metrics: SetMetrics) -> str:
         )
         rows.append(f'<tr><th scope="row">{escape(labels[i])}</th>{cells}</tr>')
     confusion = (
-        f'<table class="confusion">{table_head(["true label", *labels, UNREADABLE])}'
+        '<table class="confusion"><caption>Answers by true label: how many posts</caption>'
+        f"{table_head(['true label', *labels, UNREADABLE])}"
         f"<tbody>{''.join(rows)}</tbody></table>"
     )
     classes = "".join(
@@ -249,11 +278,20 @@ def _set_card(name: str, metrics: SetMetrics) -> str:
         for one in metrics.per_class
     )
     table = (
-        f"<table>{table_head(['label', 'precision %', 'recall %', 'F1 %', 'posts'])}"
+        "<table><caption>Scores of each label</caption>"
+        f"{table_head(['label', 'precision %', 'recall %', 'F1 %', 'posts'])}"
         f"<tbody>{classes}</tbody></table>"
     )
     pair = f'<div class="pair">{confusion}{table}</div>'
-    return f'<div class="card"><h3>{escape(name)}</h3>{pair}</div>'
+    return scroll_card(f"Labels and confusions of {name}", f"<h3>{escape(name)}</h3>{pair}")
+
+
+def _nats(entropy: float | None) -> str:
+    return "none" if entropy is None else f"{entropy:.3f}"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _short(name: str, limit: int = 24) -> str:

@@ -41,6 +41,8 @@ def difference_chart(rows: Sequence[Difference], unit: str) -> str:
     """One row an arm: mean, thick interval over seeds and posts, thin one over seeds, the seeds."""
     left, width, top, pitch = 300, 900, 12, 38
     height = top + pitch * len(rows) + 44
+    values = "; ".join(f"{row.label} {_signed(row.mean, '+.1f')}" for row in rows)
+    label = escape(f"{unit}: {values}", quote=True)
     ends = [0.0]
     for row in rows:
         ends += [row.mean, *row.by_seed, *(row.over_seeds_and_posts or ())]
@@ -49,7 +51,7 @@ def difference_chart(rows: Sequence[Difference], unit: str) -> str:
     x = charts.scale((low, high), left, width - 70)
     parts = [
         f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" '
-        'aria-label="differences to the baseline, paired by seed">'
+        f'aria-label="{label}">'
     ]
     for tick in charts.ticks(low, high, 6):
         kind = "zero" if abs(tick) < 1e-9 * span else "rule"
@@ -77,7 +79,8 @@ def sensitivity_chart(title: str, points: Sequence[SensitivePoint], unit: str) -
     y = charts.scale(y_range, height - bottom, top)
     pitch = (width - left - 10) / len(points)
     at = [left + pitch * (i + 0.5) for i in range(len(points))]
-    label = escape(f"{title}: {unit} over the values", quote=True)
+    values = "; ".join(f"{point.value} {point.mean:.3g}" for point in points)
+    label = escape(f"{title}; {unit}: {values}", quote=True)
     parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">']
     for tick in charts.ticks(*y_range):
         parts.append(

@@ -20,7 +20,13 @@ from mental_r1_jax.evaluation.charts import (
     look,
     panel,
 )
-from mental_r1_jax.evaluation.report_page import RESPONSIBLE_USE, html_page, percent, table_head
+from mental_r1_jax.evaluation.report_page import (
+    RESPONSIBLE_USE,
+    html_page,
+    percent,
+    scroll_card,
+    table_head,
+)
 from mental_r1_jax.study.charts import (
     STYLE,
     Difference,
@@ -64,7 +70,7 @@ def study_page(document: Document, *, title: str) -> str:
         f'<div class="card note"><strong>{escape(note)}</strong></div>' if note else "",
         f'<div class="card note"><strong>Responsible use.</strong> {RESPONSIBLE_USE}</div>',
         "<h2>Scores</h2>",
-        f'<div class="card">{_table(arms)}</div>',
+        scroll_card("Scores", _table(arms)),
         *_differences(arms),
         *_section(
             "Learning curves: reward",
@@ -111,9 +117,9 @@ def _table(arms: Document) -> str:
         rows.append(f'<tr><th class="arm" scope="row">{escape(arm["label"])}</th>{columns}</tr>')
     head = table_head(["method", "seeds", *(heading for _, heading, _ in _COLUMNS)])
     return (
-        f'<table class="wide">{head}<tbody>{"".join(rows)}</tbody></table>'
-        '<p class="soft">Mean over seeds, &#177; the standard deviation over seeds, '
-        "[95% t interval of the mean]. Scores and rates in %.</p>"
+        '<table class="wide"><caption>Mean over seeds, &#177; the standard deviation over seeds, '
+        "[95% t interval of the mean]. Scores and rates in %.</caption>"
+        f"{head}<tbody>{''.join(rows)}</tbody></table>"
     )
 
 
@@ -152,7 +158,7 @@ def _differences(arms: Document) -> list[str]:
                 )
         if rows:
             unit = f"points of {heading} above the baseline, paired by seed"
-            parts.append(f'<div class="card">{difference_chart(rows, unit)}</div>')
+            parts.append(scroll_card(f"Differences in {heading}", difference_chart(rows, unit)))
     explanation = (
         '<p class="soft">Thick: 95% bootstrap interval over seeds and posts; thin: 95% t interval '
         "over seeds, cut at the edge; small dots: seeds. With few seeds the thick one is too "

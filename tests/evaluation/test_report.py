@@ -137,6 +137,22 @@ def test_report_shows_the_numbers(tmp_path, evaluation):
     assert "1.500" in page and "none" in page  # entropy of stage 1, and of the missing stage 2
 
 
+def test_drawings_say_their_numbers_to_those_who_do_not_see_them(tmp_path, evaluation):
+    write(tmp_path, evaluation)
+    page = (tmp_path / "report.html").read_text()
+    labels = re.findall(r'role="img" aria-label="([^"]+)"', page)
+    stages = "stimulus 1.500, primary appraisal none, secondary appraisal 0.750, reaction 0.500"
+    assert [stages in label for label in labels] == [False, True, True]
+
+
+def test_the_interval_of_the_chart_is_in_the_table_too(tmp_path, evaluation):
+    write(tmp_path, evaluation)
+    page = (tmp_path / "report.html").read_text()
+    for one in evaluation[0].values():
+        low, high = one.weighted_f1_interval
+        assert f"<td>{100 * low:.1f} to {100 * high:.1f}</td>" in page
+
+
 def test_missing_interval_and_entropies_are_shown_as_missing(tmp_path):
     predictions = predictions_of("Pair-Synthetic", ("Yes", "No"))
     empty = [p.__class__(**(vars(p) | {"stage_entropies": (None,) * 5})) for p in predictions]
