@@ -229,7 +229,10 @@ class EvaluateConfig(Section):
             curves: `votes`, its share of `num_votes` samples; `labels`, what the model gives each
             label after its reasoning (one more pass); `none` asks for no probabilities.
         bootstrap_samples: resamples behind the 95% intervals.
-        include_text: write posts and completions into `predictions.csv`.
+        include_text: write posts and completions into `predictions.csv`, and posts into the reading
+            room.
+        reading_room: right and as many wrong answers of each set whose completions `report.html`
+            shows, token by token; 0 shows none. null means 4 with `include_text`, else 0.
     """
 
     model: LocalName | None = None
@@ -241,6 +244,14 @@ class EvaluateConfig(Section):
     confidence: Literal["none", "votes", "labels"] = "none"
     bootstrap_samples: PositiveInt = 1000
     include_text: bool = False
+    reading_room: NonNegativeInt | None = None
+
+    @property
+    def shown_answers(self) -> int:
+        """Right, and as many wrong, answers of each set in the report's reading room."""
+        if self.reading_room is None:
+            return 4 if self.include_text else 0
+        return self.reading_room
 
     @pydantic.model_validator(mode="after")
     def _votes_are_several(self) -> EvaluateConfig:

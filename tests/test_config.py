@@ -122,6 +122,7 @@ BAD_VALUES = [
     ("evaluate.num_votes", "0"),
     ("evaluate.confidence", "logits"),
     ("evaluate.bootstrap_samples", "0"),
+    ("evaluate.reading_room", "-1"),
     ("export.checkpoint", "newest"),
     ("export.checkpoint", "-1"),
     ("export.dtype", "float16"),

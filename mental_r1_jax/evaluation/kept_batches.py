@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mental_r1_jax.evaluation.completion_tokens import tokens_from_json, tokens_to_json
 from mental_r1_jax.evaluation.metrics import Prediction
 from mental_r1_jax.private_files import make_private_folder, write_private
 
@@ -53,7 +54,8 @@ class KeptBatches:
         make_private_folder(self.folder)
         make_private_folder(self.folder / UNFINISHED_FOLDER)
         answers = [
-            {name: getattr(one, name) for name in _FIELDS} | {"entropies": one.stage_entropies}
+            {name: getattr(one, name) for name in _FIELDS}
+            | {"entropies": one.stage_entropies, "tokens": tokens_to_json(one.tokens)}
             for one in predictions
         ]
         body = json.dumps(answers).encode("ascii")
@@ -77,6 +79,7 @@ class KeptBatches:
                 text=post.text,
                 group=post.group,
                 stage_entropies=tuple(answer["entropies"]),
+                tokens=tokens_from_json(answer["tokens"]),
                 **{name: answer[name] for name in _FIELDS},
             )
             for post, answer in zip(posts, json.loads(body), strict=True)

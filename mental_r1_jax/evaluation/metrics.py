@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from mental_r1_jax.config import STAGE_NAMES
+from mental_r1_jax.evaluation.completion_tokens import CompletionTokens
 
 UNREADABLE = "unreadable"
 
@@ -50,6 +51,7 @@ class Prediction:
         group: whom or what the post belongs to, where the set says so.
         probabilities: of every label of the set, from where `evaluate.confidence` says; None where
             they were not asked for, or come from votes none of which is readable.
+        tokens: of the completion; None where no reading room is made.
     """
 
     set_name: str
@@ -65,6 +67,7 @@ class Prediction:
     text: str
     group: str | None = None
     probabilities: Mapping[str, float] | None = None
+    tokens: CompletionTokens | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,8 @@
 1. `metrics.json` holds every number, as fractions from 0 to 1 and nats.
 2. `predictions.csv` holds one line a post; posts, completions and raw answers (which may quote the
    post) only on request.
-3. `report.html` shows the numbers; it never holds a post or a completion.
+3. `report.html` shows the numbers; completions only where a reading room is asked for, and posts
+   in it only where they are asked for, too.
 
 Each file appears whole or not at all.
 """
@@ -31,6 +32,7 @@ from mental_r1_jax.evaluation.metrics import (
     average_metrics,
     metrics_document,
 )
+from mental_r1_jax.evaluation.reading_room import STYLE, reading_room
 from mental_r1_jax.evaluation.report_page import percent, report_page
 from mental_r1_jax.private_files import make_private_folder, write_private
 
@@ -76,17 +78,22 @@ def write_evaluation(
     context: Mapping[str, str],
     sections: Sequence[str] = (),
     further: Mapping[str, Mapping[str, Any]] | None = None,
+    shown_answers: int = 0,
 ) -> None:
     """Write the three files into `folder`, which is made if missing; older ones are replaced.
 
-    A folder that is made, and `predictions.csv` always, can be read by their owner only.
+    A folder that is made, `predictions.csv` always, and a report with a reading room can be read by
+    their owner only.
 
     Args:
-        include_text: add posts, completions and raw answers to `predictions.csv`.
+        include_text: add posts, completions and raw answers to `predictions.csv`, and posts to the
+            reading room.
         title: heading of the report.
         context: facts shown on top of the report, such as model, split and decoding.
         sections: further parts of the report, see `report_page`.
         further: set -> keys that `metrics.json` has of it beside those of `SetMetrics`.
+        shown_answers: right, and as many wrong, answers of each set in the report's reading room;
+            0 leaves it out. The predictions must hold their tokens.
     """
     make_private_folder(folder)
     document = metrics_document(metrics)
@@ -97,7 +104,16 @@ def write_evaluation(
     table = _predictions_csv(predictions, include_text=include_text)
     # Broken UTF-8 of a completion is kept as lone surrogates, which only "replace" can write.
     write_private(folder / PREDICTIONS_FILE, table.encode("utf-8", errors="replace"))
-    _write(folder / REPORT_FILE, report_page(metrics, title=title, context=context, sections=sections))
+    if not shown_answers:
+        page = report_page(metrics, title=title, context=context, sections=sections)
+        _write(folder / REPORT_FILE, page)
+        return
+    room = reading_room(
+        predictions, number=shown_answers, stages=STAGE_NAMES, include_text=include_text
+    )
+    sections = [*sections, room]
+    page = report_page(metrics, title=title, context=context, sections=sections, style=STYLE)
+    write_private(folder / REPORT_FILE, page.encode("utf-8", errors="replace"))
 
 
 def console_table(metrics: Mapping[str, SetMetrics]) -> Table:

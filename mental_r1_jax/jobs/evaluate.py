@@ -123,6 +123,7 @@ def _evaluate(config: ExperimentConfig, name: str, folder: Path, audit: Sequence
                     _training_part(model.run_folder),
                 ],
                 further=clinical,
+                shown_answers=config.evaluate.shown_answers,
             )
             write_audits(folder, audits)
             keep.remove()

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from mental_r1_jax import hosts, sharding
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.data.records import Example
+from mental_r1_jax.evaluation.completion_tokens import CompletionTokens
 from mental_r1_jax.evaluation.kept_batches import KeptBatches
 from mental_r1_jax.evaluation.metrics import Prediction, vote, vote_shares
 from mental_r1_jax.models import decoder as network
@@ -24,6 +25,7 @@ from mental_r1_jax.prediction.label_scores import (
     make_label_scorer,
     refuse_non_finite,
 )
+from mental_r1_jax.prediction.token_entropies import completion_tokens
 from mental_r1_jax.programs.step_programs import as_word, bind_sampler, traces_of
 from mental_r1_jax.rollout.collect import (
     ScoredCompletion,
@@ -52,6 +54,7 @@ class Predictor:
         confidence: whence predictions get probabilities of labels: `evaluate.confidence`, and
             nowhere in validation.
         labels: scores labels, where the probabilities come from there.
+        keep_tokens: whether predictions hold the entropies of their tokens.
     """
 
     model: ModelSource
@@ -61,6 +64,7 @@ class Predictor:
     entropies: Callable[..., Any]
     confidence: Literal["none", "votes", "labels"] = "none"
     labels: LabelScorer | None = None
+    keep_tokens: bool = False
 
 
 def make_predictor(
@@ -88,7 +92,8 @@ def make_predictor(
     measure = jax.jit(entropies, out_shardings=by_prompt)
     confidence = config.evaluate.confidence if use == "evaluate" else "none"
     labels = make_label_scorer(model, config, mesh) if confidence == "labels" else None
-    return Predictor(model, config, mesh, sample, measure, confidence, labels)
+    keep_tokens = use == "evaluate" and config.evaluate.shown_answers > 0
+    return Predictor(model, config, mesh, sample, measure, confidence, labels, keep_tokens)
 
 
 def predict(
@@ -178,6 +183,15 @@ def _answer(
     shares = _probabilities(
         predictor, params, [prompts[row] for row in rows], chosen, sampled, reader
     )
+    ids = hosts.fetch_rows(sampled.completion_ids)
+
+    def tokens_of(place: int) -> CompletionTokens | None:
+        if not predictor.keep_tokens:
+            return None
+        vote = chosen[place].place
+        completion, measured = groups.completions[place][vote], entropies[place, vote]
+        return completion_tokens(predictor.model.tokenizer, completion, ids[place, vote], measured)
+
     return {
         row: _prediction(
             posts[row],
@@ -186,6 +200,7 @@ def _answer(
             groups.stage_mask[place],
             entropies[place],
             shares[place],
+            tokens_of(place),
         )
         for place, row in enumerate(rows)
     }
@@ -291,6 +306,7 @@ def _prediction(
     stage_mask: Bool[np.ndarray, "votes S C"],
     entropies: Float[np.ndarray, "votes C"],
     probabilities: dict[str, float] | None,
+    tokens: CompletionTokens | None,
 ) -> Prediction:
     """The prediction of one post, with the text and the entropies of the completion chosen."""
     completion = completions[chosen.place]
@@ -312,4 +328,5 @@ def _prediction(
         text=post.text,
         group=post.group,
         probabilities=probabilities,
+        tokens=tokens,
     )

@@ -49,10 +49,7 @@ def difference_chart(rows: Sequence[Difference], unit: str) -> str:
     span = max(ends) - min(ends) or 1.0
     low, high = min(ends) - 0.15 * span, max(ends) + 0.15 * span
     x = charts.scale((low, high), left, width - 70)
-    parts = [
-        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{label}">'
-    ]
+    parts = [f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{label}">']
     for tick in charts.ticks(low, high, 6):
         kind = "zero" if abs(tick) < 1e-9 * span else "rule"
         parts.append(

@@ -11,7 +11,7 @@ import pytest
 
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.evaluation.kept_batches import UNFINISHED_FOLDER
-from mental_r1_jax.evaluation.report import METRICS_FILE, PREDICTIONS_FILE
+from mental_r1_jax.evaluation.report import METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
 from mental_r1_jax.jobs import evaluate
 from mental_r1_jax.prediction import predictor as prediction
 
@@ -50,7 +50,8 @@ def test_it_goes_on_after_three_interruptions(recipe, tmp_path, counted, monkeyp
         return recipe(tmp_path / "run", evaluate=section | changes, mesh=mesh)
 
     def files(name: str) -> list[bytes]:
-        return [(tmp_path / name / file).read_bytes() for file in (METRICS_FILE, PREDICTIONS_FILE)]
+        written = METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
+        return [(tmp_path / name / file).read_bytes() for file in written]
 
     def interrupt_after(batches: int | None, name: str, number: signal.Signals) -> None:
         """Evaluate; after so many batches the process gets a signal."""
@@ -74,6 +75,9 @@ def test_it_goes_on_after_three_interruptions(recipe, tmp_path, counted, monkeyp
     # Same folder name, as the recipe with it is part of what a kept batch is bound to.
     evaluate.run(config("out"))
     whole = files("out")
+    # Completions are shown, token by token, and with `include_text` the posts.
+    assert whole[-1].count(b"<details") == whole[-1].count(b"The post") >= 8
+    assert (tmp_path / "out" / REPORT_FILE).stat().st_mode & 0o777 == 0o600
     assert len(counted) == BATCHES and not (tmp_path / "out" / UNFINISHED_FOLDER).exists()
     (tmp_path / "out").rename(tmp_path / "whole")
 

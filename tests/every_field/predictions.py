@@ -68,6 +68,12 @@ def evaluated(lab: Lab, config: ExperimentConfig) -> Any:
     return _evaluate(lab, config, toys.COMPLETIONS[0])
 
 
+def reading_room(lab: Lab, config: ExperimentConfig) -> Any:
+    """How many completions the report shows."""
+    folder = lab.tmp / evaluated(lab, config)["folder"]
+    return (folder / "report.html").read_text(encoding="utf-8").count("<details")
+
+
 def evaluated_shapes(lab: Lab, config: ExperimentConfig) -> Any:
     """The shapes alone."""
     return evaluated(lab, config)["shapes"]

@@ -363,6 +363,7 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
     ),
     "evaluate.bootstrap_samples": Field(7, predictions.evaluated),
     "evaluate.include_text": Field(True, predictions.evaluated),
+    "evaluate.reading_room": Field(1, predictions.reading_room),
     "export.checkpoint": Field("latest", probes.exported_weights),
     "export.output_dir": Field("{tmp}/released", probes.exported),
     "export.format": Field("peft", adapters.released_adapters, LORA),

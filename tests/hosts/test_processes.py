@@ -81,14 +81,19 @@ def test_the_end_of_one_process_ends_the_others_and_a_rerun_resumes(
 def test_an_evaluation_by_several_processes_gives_the_same_figures(
     cluster: Cluster, alone: Path
 ) -> None:
-    (ended,) = cluster.run("evaluate", "alone", 1, 8)
+    shown = "evaluate.reading_room=2"
+    (ended,) = cluster.run("evaluate", "alone", 1, 8, shown)
     assert ended.status == 0, ended.err
     expected = cluster.scores("alone")
-    predictions = (alone / "evaluation" / "test" / "predictions.csv").read_text()
-    several = cluster.run("evaluate", "alone", 2, 4)
+    folder = alone / "evaluation" / "test"
+    predictions = (folder / "predictions.csv").read_text()
+    report = (folder / "report.html").read_text()
+    assert report.count("<details") >= 2
+    several = cluster.run("evaluate", "alone", 2, 4, shown)
     assert [one.status for one in several] == [0, 0], several
     assert cluster.scores("alone") == expected
-    assert (alone / "evaluation" / "test" / "predictions.csv").read_text() == predictions
+    assert (folder / "predictions.csv").read_text() == predictions
+    assert (folder / "report.html").read_text() == report
 
 
 @pytest.mark.slow
