@@ -44,6 +44,20 @@ check-gguf: $(VENV)/.installed-test  ## a GGUF file says in llama.cpp what the m
 	$(BIN)/python -m pip install -q llama-cpp-python
 	$(BIN)/python -m pytest -q tests/release/test_gguf_llama_cpp.py $(ARGS)
 
+# NODE_MODULES names a folder with axe-core and puppeteer-core.
+.PHONY: check-pages
+check-pages: $(VENV)/.installed-test  ## report and study in Chromium: axe, keyboard, light and dark, narrow
+	$(BIN)/python -m pytest -q -rs tests/browser $(ARGS)
+
+# Of the quickstart's model, on its made-up posts; by Chromium.
+.PHONY: pictures
+pictures: $(VENV)/.installed-test  ## the README's pictures, docs/images/*.png
+	test -d runs/quickstart/crpo || $(MAKE) quickstart
+	$(BIN)/python -m mental_r1_jax evaluate configs/quickstart.yaml evaluate.limit_per_set=60 \
+	  evaluate.reading_room=4 evaluate.model=runs/quickstart/crpo \
+	  evaluate.output_dir=runs/quickstart/pictures
+	$(BIN)/python benchmarks/pictures.py runs/quickstart/pictures/report.html docs/images
+
 # For the whole hour: make chaos, or shorter: make CHAOS_SECONDS=600 chaos
 CHAOS_SECONDS := 3600
 .PHONY: chaos
