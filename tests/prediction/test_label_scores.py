@@ -40,11 +40,9 @@ def scorer(mesh: Mesh) -> LabelScorer:
 
 def plain_sum(params, before: tuple[int, ...], ending: tuple[int, ...]) -> float:
     """Sum of log-probs of `ending` by the logits of the whole sequence, at temperature 1."""
-    ids = np.array([[(*before, *ending)]], np.int32)
+    ids = jax.numpy.array([[(*before, *ending)]], np.int32)
     first, rest = ids[:, 0, :1], ids[:, :, 1:]
-    hidden = decoder.forward(
-        params, CONFIG, first, np.ones_like(first, bool), rest, np.ones_like(rest, bool)
-    )
+    hidden = decoder.forward(params, CONFIG, first, first >= 0, rest, rest >= 0)
     logits = np.asarray(decoder.unembed(params, CONFIG, hidden))[0, 0]
     logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     places = range(len(before) - 1, len(before) + len(ending) - 1)
@@ -52,7 +50,7 @@ def plain_sum(params, before: tuple[int, ...], ending: tuple[int, ...]) -> float
 
 
 def test_probabilities_equal_plain_runs_of_every_label(scorer: LabelScorer) -> None:
-    params = random_params()
+    params = jax.tree.map(jax.numpy.asarray, random_params())
     with jax.disable_jit():
         sums = [
             [plain_sum(params, one.prompt + one.answer.shared, e) for e in one.answer.endings]
