@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from mental_r1_jax.section import LocalPath, Section
 
@@ -16,7 +16,10 @@ Layout = Literal["auto", "columns", "imhi", "instruction", "chat", "sharegpt"]
 
 
 # Keys of a set that say how its `files` are read.
-_OF_FILES = ("format", "layout", "columns", "text_columns", "label_map")
+_OF_FILES = (
+    *("format", "layout", "columns", "text_columns", "label_map"),
+    *("split", "whole_groups", "topics", "topic_separator"),
+)
 
 
 class SetFiles(Section):
@@ -63,6 +66,29 @@ class ColumnMap(Section):
     reasoning: str | None = None
 
 
+class SplitShares(Section):
+    """How the posts of one file are split, each label in the same shares.
+
+    Attributes:
+        validation: share of the posts that checkpoints are chosen by.
+        test: share of the posts that are reported on; what both leave is for training.
+        seed: another seed puts other posts into the splits, the same seed always the same ones.
+    """
+
+    validation: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    test: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    seed: NonNegativeInt = 0
+
+    @pydantic.model_validator(mode="after")
+    def _something_to_train_on(self) -> SplitShares:
+        if self.validation + self.test >= 1.0:
+            raise ValueError(
+                "validation and test must leave posts to train on, got shares of "
+                f"{self.validation} + {self.test}"
+            )
+        return self
+
+
 class CustomSet(Section):
     """A user's own data set: files in one of the formats of docs/data.md, or a folder `root/NAME`.
 
@@ -81,7 +107,14 @@ class CustomSet(Section):
         columns: names of the columns, for files that call them otherwise.
         text_columns: columns that make the post together, joined by an empty line; in place of
             `columns.text`.
-        label_map: label in the files -> label of `labels`, for example `{0: "No", 1: "Yes"}`.
+        label_map: label in the files -> label of `labels` (or topic of `topics`), for example
+            `{0: "No", 1: "Yes"}`.
+        split: how the posts are split where `files` is one file.
+        whole_groups: whether all posts of a group must lie in one split, as those of a writer;
+            false for what many writers share, such as an age band.
+        topics: of posts with several labels: label in the files -> question about it. Each post is
+            asked each question, and `labels` are the two answers, `[Yes, No]` where none are given.
+        topic_separator: what stands between the labels of a post in a cell that is text.
     """
 
     labels: Annotated[tuple[str, ...], Field(min_length=2)]
@@ -96,6 +129,17 @@ class CustomSet(Section):
     columns: ColumnMap = ColumnMap()
     text_columns: tuple[str, ...] = ()
     label_map: dict[str, str] = {}
+    split: SplitShares = SplitShares()
+    whole_groups: bool = True
+    topics: dict[str, str] = {}
+    topic_separator: Annotated[str, Field(min_length=1)] = ";"
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _two_answers(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("topics") and given.get("labels") is None:
+            return {**given, "labels": ("Yes", "No")}
+        return given
 
     @pydantic.field_validator("files", mode="before")
     @classmethod
@@ -114,8 +158,10 @@ class CustomSet(Section):
 
     @pydantic.model_validator(mode="after")
     def _mapped_to_labels(self) -> CustomSet:
-        if unknown := sorted(set(self.label_map.values()) - set(self.labels)):
-            raise ValueError(f"label_map leads to {unknown}, which are not among labels")
+        known = set(self.topics or self.labels)
+        if unknown := sorted(set(self.label_map.values()) - known):
+            among = "topics" if self.topics else "labels"
+            raise ValueError(f"label_map leads to {unknown}, which are not among {among}")
         return self
 
     @pydantic.model_validator(mode="after")
@@ -134,7 +180,34 @@ class CustomSet(Section):
             raise ValueError("text_columns stands in place of columns.text; set one of them")
         if self.question is not None and self.columns.question is not None:
             raise ValueError("question is asked of every post; set it or columns.question")
+        if self.files is not None and self.files.all is None and self.split != blank.split:
+            raise ValueError("split is for one file; these files are split already")
         return self
+
+    @pydantic.model_validator(mode="after")
+    def _topics_ask_and_answer(self) -> CustomSet:
+        if not self.topics:
+            if self.topic_separator != ";":
+                raise ValueError("topic_separator stands between topics, and there are none")
+            return self
+        both = [self.question, self.columns.question, self.columns.reasoning]
+        if self.layout not in ("auto", "columns") or self.ordered or any(both):
+            raise ValueError(
+                "topics ask their own questions about the posts of a table; leave layout, ordered, "
+                "question, columns.question and columns.reasoning out"
+            )
+        if len(self.labels) != 2 or len(self.positive_labels or ("Yes",)) != 1:
+            raise ValueError(f"topics have two answers and one that says yes, got {self.labels}")
+        if not {*(self.positive_labels or ("Yes",))} <= {*self.labels}:
+            raise ValueError("name the answer that says yes in positive_labels, or call it Yes")
+        if blank := sorted(t for t, asks in self.topics.items() if not asks.strip()):
+            raise ValueError(f"every topic needs a question, got none for {blank}")
+        return self
+
+    @property
+    def yes(self) -> str:
+        """The answer that says that a topic is there."""
+        return self.positive_labels[0] if self.positive_labels else "Yes"
 
     @property
     def maps_columns(self) -> bool:

@@ -113,8 +113,7 @@ def spec_for(name: str, custom_sets: Mapping[str, CustomSet] | None = None) -> B
             question=question,
             validation_file=description.validation_file,
             ordered=description.ordered,
-            positive_labels=description.positive_labels
-            or (any_risk(description.labels) if description.ordered else ()),
+            positive_labels=description.positive_labels or _positive(description),
             source=None if description.files is None else description,
         )
     for specs in (BENCHMARKS, SYNTHETIC_SPECS):
@@ -129,6 +128,13 @@ def spec_for(name: str, custom_sets: Mapping[str, CustomSet] | None = None) -> B
         repr(name),
         f"{hint}A set of your own needs an entry in data.custom_sets with its labels.",
     )
+
+
+def _positive(description: CustomSet) -> tuple[str, ...]:
+    """The positive labels of a custom set that names none."""
+    if description.topics:
+        return (description.yes,)
+    return any_risk(description.labels) if description.ordered else ()
 
 
 def _check_labels(name: str, labels: Sequence[str]) -> None:

@@ -4,6 +4,7 @@
 2. Read and check each; collect every problem with file, line, column, value and expectation.
 3. Look for repeated texts, inside and across splits, and for absurd lengths.
 4. Drop repeats if asked to.
+5. Split the posts of one file; in given splits, look for groups that are in several.
 
 The posts are by people in distress. A report never shows a post, only its length and the first
 digits of its SHA-256, which find it again in the file without repeating it on a screen or in a log.
@@ -23,6 +24,7 @@ from mental_r1_jax.data.records import CheckedSet, Example, Problem, redacted
 from mental_r1_jax.data.repeats import LocatedExample, drop_repeats, repeat_warnings
 from mental_r1_jax.data.rows import check_rows
 from mental_r1_jax.data.set_files import read_set_files
+from mental_r1_jax.data.splitting import shared_groups, split_posts
 
 MIN_POST_CHARS = 3
 # Changes whenever the records made from the same files would differ.
@@ -64,6 +66,11 @@ def check_set(
     warnings += control_warnings(found)
     if on_duplicate == "drop":
         found = drop_repeats(found)
+    if (one_file := _is_one_file(spec)) and spec.source is not None and not errors:
+        placed = split_posts(found, spec.source.split, spec.source.whole_groups)
+        found, errors = list(placed.found), list(placed.errors)
+    elif spec.source is not None and spec.source.whole_groups and not one_file:
+        errors += shared_groups(found)
     examples = {
         split: tuple(item.example for item in found if item.example.split == split)
         for split in SPLITS
@@ -73,8 +80,11 @@ def check_set(
             value = "only texts that are dropped, for other splits have them too"
             errors.append(Problem(str(path), None, "", value, "a post of its own", "no rows"))
     if not errors:
-        warnings += _absent_labels(str(files["train"][0]), spec, examples["train"])
-        warnings += single_label_warnings({s: str(p) for s, (p, _) in files.items()}, examples)
+        path = str(files["train"][0])
+        paths = {split: str(files[split][0]) if split in files else path for split in SPLITS}
+        for split in SPLITS if one_file else SPLITS[:1]:
+            warnings += _absent_labels(paths[split], spec, split, examples[split])
+        warnings += single_label_warnings(paths, examples)
     return CheckedSet(
         spec=spec,
         examples=examples,
@@ -109,11 +119,20 @@ def _length_warnings(
     ]
 
 
-def _absent_labels(file: str, spec: BenchmarkSpec, train: Sequence[Example]) -> list[Problem]:
-    """A warning for each label that no training post has: it cannot be learned or weighted."""
-    present = {example.label for example in train}
+def _is_one_file(spec: BenchmarkSpec) -> bool:
+    """Whether the set is one file that is to be split."""
+    files = None if spec.source is None else spec.source.files
+    return files is not None and files.all is not None
+
+
+def _absent_labels(
+    file: str, spec: BenchmarkSpec, split: Split, posts: Sequence[Example]
+) -> list[Problem]:
+    """A warning for each label that no post has: it cannot be learned, weighted or scored."""
+    present = {example.label for example in posts}
+    where = f" in {split}" if _is_one_file(spec) else ""
     return [
-        Problem(file, None, "label", f"no row labelled {label!r}", "some", "absent label")
+        Problem(file, None, "label", f"no row labelled {label!r}{where}", "some", "absent label")
         for label in spec.labels
         if label not in present
     ]
@@ -130,6 +149,7 @@ def _hash_of(
     if spec.source is not None:  # every key that says how files are read, those to come included
         parts.append(spec.source.model_dump_json(exclude=_NOT_READ))
         parts += [path.suffix for path, _ in files.values()]
+        parts += [spec.source.yes] if spec.source.topics else []
     for part in parts:
         digest.update(part.encode("utf-8") + b"\0")
     return digest.hexdigest()

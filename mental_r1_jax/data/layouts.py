@@ -61,7 +61,8 @@ def layout_of(columns: Collection[str], spec: BenchmarkSpec) -> LaidOut:
     mapped = source.columns
     name: str = source.layout
     if name == "auto":
-        name = "columns" if source.maps_columns else _told_by(columns)
+        told = source.maps_columns or bool(source.topics)
+        name = "columns" if told else _told_by(columns)
     group = () if mapped.group is None else (mapped.group,)
     if name == "columns":
         texts = source.text_columns or (mapped.text,)

@@ -26,6 +26,7 @@ from mental_r1_jax.data.reasoning import label_and_reasoning
 from mental_r1_jax.data.records import Problem, shown_names
 from mental_r1_jax.data.rows import Event, FileRow
 from mental_r1_jax.data.text_files import decode_lines
+from mental_r1_jax.data.topics import are_topics
 
 PAPER_COLUMNS = ColumnMap(text="text", label="label", question="mental_prompt")
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
@@ -143,6 +144,8 @@ def _read_table(file: str, payload: bytes, spec: BenchmarkSpec, delimiter: str) 
     assert spec.source is not None  # read_file asked
 
     def is_label(cell: str) -> bool:
+        if spec.source is not None and spec.source.topics:
+            return are_topics(cell, spec)
         if layout.name != "columns":
             cell, _ = label_and_reasoning(cell, lambda one: known_label(one, spec) is not None)
         return known_label(cell, spec) is not None

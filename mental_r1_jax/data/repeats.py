@@ -25,13 +25,14 @@ class LocatedExample:
 def repeat_warnings(found: Sequence[LocatedExample]) -> list[Problem]:
     """Return one warning for each post that `drop_repeats` would remove.
 
-    Two texts are the same when they differ only in white space or letter case.
+    Two texts are the same when they differ only in white space or letter case. Inside a split a
+    text with another question is another post; across splits it is a leak, whatever is asked.
     """
     return [_warning(item, kept) for item, kept in _repeats(found)]
 
 
 def drop_repeats(found: Sequence[LocatedExample]) -> list[LocatedExample]:
-    """Return `found` with every text once: its first occurrence in the most held-out split."""
+    """Return `found` with every text in one split, the most held-out one, once a question."""
     dropped = {id(item) for item, _ in _repeats(found)}
     return [item for item in found if id(item) not in dropped]
 
@@ -50,9 +51,17 @@ def _repeats(
         occurrences[same_text_key(item.example.text)].append(item)
     pairs = []
     for items in occurrences.values():
-        kept = max(items, key=lambda item: _HELD_OUT_ORDER.index(item.example.split))
-        pairs += [(item, kept) for item in items if item is not kept]
-    # Python's max returns the first of equals, so the first occurrence stays.
+        held_out = max((item.example.split for item in items), key=_HELD_OUT_ORDER.index)
+        # In that split a text stays once for each question: questions about it are no repeats.
+        kept: dict[str, LocatedExample] = {}
+        for item in items:
+            if item.example.split == held_out:
+                kept.setdefault(item.example.question, item)
+        first = next(iter(kept.values()))
+        for item in items:
+            stays = kept.get(item.example.question, first)
+            if item is not stays:
+                pairs.append((item, stays))
     order = {split: position for position, split in enumerate(_HELD_OUT_ORDER)}
     return sorted(pairs, key=lambda p: (order[p[0].example.split], p[0].line))
 

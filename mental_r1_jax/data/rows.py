@@ -8,16 +8,18 @@ depends on the format of a file stays in its reader; what a post must be is deci
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mental_r1_jax.config import ColumnMap
 from mental_r1_jax.data.benchmarks import BenchmarkSpec, Split
+from mental_r1_jax.data.label_hint import label_hint
 from mental_r1_jax.data.labels import expected_label, known_label, spellings
 from mental_r1_jax.data.reasoning import staged_answer, staged_fault, without_tags
 from mental_r1_jax.data.records import Example, Problem, shown
 from mental_r1_jax.data.repeats import LocatedExample
+from mental_r1_jax.data.topics import answers, topics_in
 
 _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can write half a character
 
@@ -104,13 +106,34 @@ def check_rows(
         if isinstance(event, Oddity):
             warnings.append(event.problem)
             continue
-        checked = _checked(event, row, spec, split, names) if isinstance(event, RawRow) else [event]
-        if isinstance(checked, LocatedExample):
+        several = _one_label_each(event, spec, names) if isinstance(event, RawRow) else [event]
+        for one in several:
+            checked = _checked(one, row, spec, split, names) if isinstance(one, RawRow) else [one]
+            if not isinstance(checked, LocatedExample):
+                errors += checked
+                break  # what is wrong with a row is the same for all of its topics
             found.append(checked)
-        else:
-            errors += checked
         row += 1
     return CheckedRows(tuple(found), tuple(errors), tuple(warnings))
+
+
+def _one_label_each(
+    raw: RawRow, spec: BenchmarkSpec, names: ColumnMap
+) -> Sequence[RawRow | Problem]:
+    """The row, or one for each topic of its set; a label that is no topic is a problem."""
+    if spec.source is None or not spec.source.topics:
+        return [raw]
+    topics = topics_in(raw.label, spec)
+    known = (*spec.source.label_map, *spec.source.topics)
+    for topic in topics:
+        if topic not in spec.source.topics:
+            expected = "topics of the set, " + ", ".join(map(repr, known))
+            expected += label_hint(topic, known)
+            value = shown(topic, known)
+            return [Problem(raw.file, raw.line, names.label, value, expected, "unknown label")]
+    return [
+        replace(raw, question=question, label=label) for question, label in answers(topics, spec)
+    ]
 
 
 def _checked(

@@ -13,6 +13,8 @@ Files = dict[Split, tuple[Path, bytes]]
 def read_set_files(root: Path, spec: BenchmarkSpec) -> tuple[Files, list[Problem]]:
     """Return path and bytes of each split's file, and a problem for each that cannot be had.
 
+    One file that is to be split is that of "train".
+
     Args:
         root: folder of the sets in the paper's layout.
         spec: the set, with its files where it is in another.
@@ -32,18 +34,19 @@ def _named_files(spec: BenchmarkSpec) -> tuple[dict[Split, Path], list[Problem]]
     """The files that the recipe names."""
     given = spec.source.files if spec.source is not None else None
     assert given is not None  # the caller asked
-    if given.all is not None:
-        expected = "files: {train: FILE, validation: FILE, test: FILE}"
-        return {}, [Problem(str(given.all), None, "", "one file", expected, "no splits")]
+    named: dict[Split, tuple[str, Path]] = (
+        {"train": ("all", given.all)}
+        if given.all is not None
+        else {split: (split, getattr(given, split)) for split in SPLITS}
+    )
     paths: dict[Split, Path] = {}
     problems = []
-    for split in SPLITS:
-        path: Path = getattr(given, split)
+    for split, (key, path) in named.items():
         if path.is_file():
             paths[split] = path
             continue
         value = "no plain file" if path.exists() else "no such file"
-        expected = f"the file of `files.{split}`; a relative path counts from the working directory"
+        expected = f"the file of `files.{key}`; a relative path counts from the working directory"
         problems.append(Problem(str(path), None, "", value, expected, "missing file"))
     return paths, problems
 

@@ -221,8 +221,11 @@ def _table(
 
 def _is_about(problem: Problem, split: str, spec: BenchmarkSpec) -> bool:
     """Whether `problem` lies in the file of this split."""
-    if spec.source is not None:
-        return problem.file == str(getattr(spec.source.files, split, None))
+    if spec.source is not None and spec.source.files is not None:
+        files = spec.source.files
+        if files.all is not None:  # of all posts, so it stands in the row of the first split
+            return split == SPLITS[0] and problem.file == str(files.all)
+        return problem.file == str(getattr(files, split))
     stem = Path(problem.file).name.removesuffix("_clean.csv")
     return stem == split or (split == "validation" and stem in ("val", "dev"))
 

@@ -37,13 +37,13 @@ def with_metaspace():
 
 
 def reaching(content: str, **options):
-    """ChatML that ends a turn by a special "<after", and an added token that may cover its "<".
+    """ChatML that ends a turn by a special "<i", and an added token that may cover its "<".
 
-    Where it is covered, the "after" joins the "noon" behind it, and tokens of both are others.
+    Where it is covered, the "i" joins the "ng" behind it to one token.
     """
-    template = CHATML.replace("{{ m['content'] }}<|im_end|>", "{{ m['content'] }}<afternoon")
+    template = CHATML.replace("{{ m['content'] }}<|im_end|>", "{{ m['content'] }}<ing")
     hf = byte_level(extra=[AddedToken(content, normalized=False, **options)], template=template)
-    hf.add_tokens([AddedToken("<after", normalized=False, special=True)], special_tokens=True)
+    hf.add_tokens([AddedToken("<i", normalized=False, special=True)], special_tokens=True)
     return hf
 
 
@@ -53,7 +53,7 @@ TOKENIZERS = {
     "llama": sentencepiece_bpe,
     "metaspace": with_metaspace,
     "reaches in from the left": lambda: reaching("x<"),
-    "holds a special token": lambda: reaching("rain <after"),
+    "holds a special token": lambda: reaching("rain <i"),
     "takes blanks": lambda: reaching("note", lstrip=True, rstrip=True),
     "without special tokens in the chat": lambda: byte_level(
         template="{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
@@ -68,7 +68,7 @@ def tokenizer(request):
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(QUESTIONS), odd_posts), max_size=6))
-@example([(QUESTIONS[0], "the rain x"), (QUESTIONS[1], "x<after"), (QUESTIONS[2], "the rain ")])
+@example([(QUESTIONS[0], "the rain x"), (QUESTIONS[1], "x<i"), (QUESTIONS[2], "the rain ")])
 def test_lengths_are_those_of_prompts_made_one_by_one(tokenizer, prompts):
     questions, posts = [q for q, _ in prompts], [p for _, p in prompts]
     lengths = prompt_lengths(tokenizer, questions, posts)
