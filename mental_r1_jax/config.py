@@ -17,6 +17,7 @@ from mental_r1_jax.data_section import ColumnMap as ColumnMap  # for those that 
 from mental_r1_jax.data_section import CustomSet as CustomSet
 from mental_r1_jax.data_section import DataConfig
 from mental_r1_jax.data_section import FileFormat as FileFormat
+from mental_r1_jax.data_section import SplitShares as SplitShares
 from mental_r1_jax.data_section import label_text as label_text
 from mental_r1_jax.objective import STAGE_NAMES as STAGE_NAMES  # for those that read it from here
 from mental_r1_jax.objective import CrpoConfig

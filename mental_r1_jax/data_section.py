@@ -99,7 +99,7 @@ class CustomSet(Section):
         validation_file: whether the validation split is `val_clean.csv` or `dev_clean.csv`.
         ordered: whether the labels are degrees of one thing, listed mildest first.
         positive_labels: the labels that a clinical reader wants to find; none means all but the
-            mildest of an ordered set, and no such labels otherwise.
+            mildest of an ordered set, `Yes` of one with topics, and no such labels otherwise.
         files: `{train: FILE, validation: FILE, test: FILE}`, or one file; a relative path counts
             from where the command is started. null means a folder in the paper's CSV layout.
         format: how the files are written; `auto` tells by ending and content.

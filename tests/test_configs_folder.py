@@ -20,7 +20,14 @@ import pydantic
 import pytest
 import yaml
 
-from mental_r1_jax.config import STAGE_NAMES, ColumnMap, CustomSet, ExperimentConfig, LoraConfig
+from mental_r1_jax.config import (
+    STAGE_NAMES,
+    ColumnMap,
+    CustomSet,
+    ExperimentConfig,
+    LoraConfig,
+    SplitShares,
+)
 from mental_r1_jax.data.benchmarks import BENCHMARKS, SYNTHETIC_SPECS, spec_for
 from mental_r1_jax.models import decoder
 from mental_r1_jax.models.decoder import DecoderConfig, parameter_count
@@ -264,6 +271,7 @@ def test_the_readme_explains_every_key_with_its_default() -> None:
     for name, section in ExperimentConfig.model_fields.items():
         expected |= fields(section.annotation, name)
     expected |= fields(ColumnMap, "data.custom_sets.NAME.columns")
+    expected |= fields(SplitShares, "data.custom_sets.NAME.split")
     expected |= fields(LoraConfig, "model.lora")
     keys = explained()
     assert keys.keys() == expected.keys()

@@ -66,10 +66,10 @@ def check_set(
     warnings += control_warnings(found)
     if on_duplicate == "drop":
         found = drop_repeats(found)
-    if (one_file := _is_one_file(spec)) and spec.source is not None and not errors:
+    if spec.source is not None and _is_one_file(spec) and not errors:
         placed = split_posts(found, spec.source.split, spec.source.whole_groups)
         found, errors = list(placed.found), list(placed.errors)
-    elif spec.source is not None and spec.source.whole_groups and not one_file:
+    elif spec.source is not None and spec.source.whole_groups:
         errors += shared_groups(found)
     examples = {
         split: tuple(item.example for item in found if item.example.split == split)
@@ -80,11 +80,7 @@ def check_set(
             value = "only texts that are dropped, for other splits have them too"
             errors.append(Problem(str(path), None, "", value, "a post of its own", "no rows"))
     if not errors:
-        path = str(files["train"][0])
-        paths = {split: str(files[split][0]) if split in files else path for split in SPLITS}
-        for split in SPLITS if one_file else SPLITS[:1]:
-            warnings += _absent_labels(paths[split], spec, split, examples[split])
-        warnings += single_label_warnings(paths, examples)
+        warnings += _label_warnings(spec, {s: str(p) for s, (p, _) in files.items()}, examples)
     return CheckedSet(
         spec=spec,
         examples=examples,
@@ -119,6 +115,23 @@ def _length_warnings(
     ]
 
 
+def _label_warnings(
+    spec: BenchmarkSpec, files: Mapping[Split, str], examples: Mapping[Split, Sequence[Example]]
+) -> list[Problem]:
+    """What a person should know about the labels of each split.
+
+    The splits of one file are ours, so it is said of each of them which labels it lacks.
+    """
+    if not _is_one_file(spec):
+        absent = _absent_labels(files["train"], spec, examples["train"])
+        return absent + single_label_warnings(files, examples)
+    return [
+        problem
+        for split in SPLITS
+        for problem in _absent_labels(files["train"], spec, examples[split], f" in {split}")
+    ]
+
+
 def _is_one_file(spec: BenchmarkSpec) -> bool:
     """Whether the set is one file that is to be split."""
     files = None if spec.source is None else spec.source.files
@@ -126,11 +139,10 @@ def _is_one_file(spec: BenchmarkSpec) -> bool:
 
 
 def _absent_labels(
-    file: str, spec: BenchmarkSpec, split: Split, posts: Sequence[Example]
+    file: str, spec: BenchmarkSpec, posts: Sequence[Example], where: str = ""
 ) -> list[Problem]:
     """A warning for each label that no post has: it cannot be learned, weighted or scored."""
     present = {example.label for example in posts}
-    where = f" in {split}" if _is_one_file(spec) else ""
     return [
         Problem(file, None, "label", f"no row labelled {label!r}{where}", "some", "absent label")
         for label in spec.labels

@@ -5,8 +5,8 @@
 3. In a stratum the units are drawn in an order that the seed gives; each goes to the split that
    lacks the most posts: target minus posts so far, summed over this stratum and those before.
 
-What a split lacks at the end of a stratum lies between -m and 2 m, where m is the number of posts of
-the largest unit. For a unit goes where most is lacking; while units are left that is more than
+What a split lacks at the end of a stratum lies between -m and 2 m, where m is the number of posts
+of the largest unit. For a unit goes where most is lacking; while units are left that is more than
 nothing, since what the splits lack adds up to the posts that are left. So no split gets m posts too
 many. At the end it adds up to nothing, so none lacks 2 m, the two others having less than m too
 many. In the whole a split is off by less than 2 m posts, therefore, and in a stratum, where it may
@@ -20,10 +20,10 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from mental_r1_jax.config import SplitShares
 from mental_r1_jax.data.benchmarks import SPLITS, Split
 from mental_r1_jax.data.records import Problem, redacted
 from mental_r1_jax.data.repeats import LocatedExample, same_text_key
-from mental_r1_jax.data_section import SplitShares
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,7 @@ def _kind(item: LocatedExample) -> tuple[str, str]:
     return item.example.label, item.example.question
 
 
-def _units(
-    found: Sequence[LocatedExample], whole_groups: bool
-) -> list[tuple[LocatedExample, ...]]:
+def _units(found: Sequence[LocatedExample], whole_groups: bool) -> list[tuple[LocatedExample, ...]]:
     """Posts that must lie in one split: linked by a group or by the same text."""
     parent: dict[Hashable, Hashable] = {}
 

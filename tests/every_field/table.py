@@ -110,6 +110,11 @@ FILES = {
     f"{MINE}.files.{split}": "{shared}/posts/Calm/" + f"{stem}_clean.csv"
     for split, stem in (("train", "train"), ("validation", "val"), ("test", "test"))
 }
+# One file of the set, which is then split; its label column as a group, and as topics.
+ONE_FILE = {f"{MINE}.files.all": "{shared}/posts/Calm/train_clean.csv"}
+BY_LABEL = {**ONE_FILE, f"{MINE}.columns.group": "label"}
+ASKED = {**ONE_FILE, f"{MINE}.question": None}
+YES_AND_NO = {"Yes": "Is the writer calm?", "No": "Is the writer upset?"}
 REASONED = {**FILES, f"{MINE}.columns.reasoning": "text", "sft.traces": "rows"}
 FIELDS: dict[str, Field | tuple[Field, ...]] = {
     "model.path": everywhere(
@@ -184,7 +189,15 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
     f"{MINE}.files.test": Field(
         "{shared}/other_posts/Calm/test_clean.csv", verbs.evaluated_posts, FILES
     ),
-    f"{MINE}.files.all": Field("{shared}/posts/Calm/train_clean.csv", probes.problems),
+    f"{MINE}.files.all": Field("{shared}/posts/Calm/train_clean.csv", probes.posts),
+    f"{MINE}.split.validation": Field(0.3, probes.posts, ONE_FILE),
+    f"{MINE}.split.test": Field(0.3, probes.posts, ONE_FILE),
+    f"{MINE}.split.seed": Field(1, probes.posts, ONE_FILE),
+    f"{MINE}.whole_groups": Field(False, probes.problems, BY_LABEL),
+    f"{MINE}.topics": Field(YES_AND_NO, probes.problems, ASKED),
+    f"{MINE}.topic_separator": Field(
+        "e", probes.problems, {**ASKED, f"{MINE}.topics": {"Y": "Is it?", "s": "Or?", "No": "So?"}}
+    ),
     f"{MINE}.format": Field("tsv", probes.problems, FILES),
     f"{MINE}.layout": Field("imhi", probes.problems, FILES),
     f"{MINE}.columns.text": Field("label", probes.posts, FILES),
