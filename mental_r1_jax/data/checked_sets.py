@@ -67,10 +67,15 @@ def check_set(
     if on_duplicate == "drop":
         found = drop_repeats(found)
     if spec.source is not None and _is_one_file(spec) and not errors:
-        placed = split_posts(found, spec.source.split, spec.source.whole_groups)
+        placed = split_posts(
+            found,
+            spec.source.split,
+            whole_groups=spec.source.whole_groups,
+            by_question=bool(spec.source.topics),
+        )
         found, errors = list(placed.found), list(placed.errors)
     elif spec.source is not None and spec.source.whole_groups:
-        errors += shared_groups(found)
+        errors += shared_groups(found, spec.source.columns.group or "")
     examples = {
         split: tuple(item.example for item in found if item.example.split == split)
         for split in SPLITS

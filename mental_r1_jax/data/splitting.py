@@ -35,7 +35,11 @@ class SplitPosts:
 
 
 def split_posts(
-    found: Sequence[LocatedExample], shares: SplitShares, whole_groups: bool
+    found: Sequence[LocatedExample],
+    shares: SplitShares,
+    *,
+    whole_groups: bool,
+    by_question: bool = False,
 ) -> SplitPosts:
     """Give each post of one file a split; what it is depends on no order of the rows.
 
@@ -43,18 +47,23 @@ def split_posts(
         found: the posts, in file order.
         shares: of validation and test, and the seed.
         whole_groups: whether the posts of a group stay together, as equal texts always do.
+        by_question: whether a label counts for each question by itself, as those of topics do.
     """
     if not found:
         return SplitPosts(())
+
+    def kind(item: LocatedExample) -> tuple[str, str]:
+        return item.example.label, item.example.question if by_question else ""
+
     units = _units(found, whole_groups)
-    kinds = Counter(_kind(item) for item in found)
-    rarity = {kind: (count, kind) for kind, count in kinds.items()}
+    rarity = {kind: (count, kind) for kind, count in Counter(map(kind, found)).items()}
     strata: dict[tuple[str, str], list[tuple[LocatedExample, ...]]] = defaultdict(list)
     for unit in units:
-        strata[min({_kind(item) for item in unit}, key=rarity.__getitem__)].append(unit)
-    if max(map(len, strata.values())) < len(SPLITS):
+        strata[min(set(map(kind, unit)), key=rarity.__getitem__)].append(unit)
+    most = max(map(len, strata.values()))
+    if most < len(SPLITS):
         grouped = whole_groups and any(item.example.group is not None for item in found)
-        return SplitPosts((), (_too_few(found, strata, grouped),))
+        return SplitPosts((), (_too_few(found[0].file, most, grouped),))
     split_of = _assigned([strata[kind] for kind in sorted(strata)], shares)
     placed = tuple(
         replace(item, example=replace(item.example, split=split_of[id(item)])) for item in found
@@ -63,8 +72,8 @@ def split_posts(
     return SplitPosts(placed, tuple(_empty(found[0].file, split, len(units)) for split in absent))
 
 
-def shared_groups(found: Sequence[LocatedExample]) -> list[Problem]:
-    """Return an error for each group that has posts in several given splits.
+def shared_groups(found: Sequence[LocatedExample], column: str) -> list[Problem]:
+    """Return an error for each group, of this column, that has posts in several given splits.
 
     A group may be a person, so it is shown by length and hash like a post.
     """
@@ -78,15 +87,10 @@ def shared_groups(found: Sequence[LocatedExample]) -> list[Problem]:
         expected = f"a group in one split; it is at {kept.file}:{kept.line} too"
         expected += ", or whole_groups: false for what many writers share"
         problems += [
-            Problem(x.file, x.line, "group", redacted(group), expected, "group in several splits")
+            Problem(x.file, x.line, column, redacted(group), expected, "group in several splits")
             for x in others
         ]
     return problems
-
-
-def _kind(item: LocatedExample) -> tuple[str, str]:
-    """What posts are stratified by: label and question, for a topic is rare by itself."""
-    return item.example.label, item.example.question
 
 
 def _units(found: Sequence[LocatedExample], whole_groups: bool) -> list[tuple[LocatedExample, ...]]:
@@ -137,19 +141,14 @@ def _draw(unit: Sequence[LocatedExample], seed: int) -> str:
     return hashlib.sha256(f"{seed}\0{text}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _too_few(
-    found: Sequence[LocatedExample],
-    strata: Mapping[tuple[str, str], Sequence[object]],
-    grouped: bool,
-) -> Problem:
+def _too_few(file: str, most: int, grouped: bool) -> Problem:
     """The error of posts of which no label has enough for every split."""
-    most = max(map(len, strata.values()))
     what = "groups" if grouped else "posts"
     value = f"at most {most} {what} with one label"
     expected = f"{len(SPLITS)} {what} or more with one label, one for each split"
     if grouped:
         expected += "; whole_groups: false if many writers share a group"
-    return Problem(found[0].file, None, "label", value, expected, "too few to split")
+    return Problem(file, None, "label", value, expected, "too few to split")
 
 
 def _empty(file: str, split: Split, units: int) -> Problem:

@@ -71,7 +71,7 @@ def linked(rows: Sequence[Row], whole_groups: bool = True) -> list[set[int]]:
 @given(rows_of_a_file, shares_of_splits, st.booleans())
 @example([("a", "Calm", "1"), ("b", "Calm", "1"), ("b", "Upset", "2")] * 5, SplitShares(), True)
 def test_what_is_linked_stays_together_and_shares_hold(rows, shares, whole_groups) -> None:
-    split = split_posts(located(rows), shares, whole_groups)
+    split = split_posts(located(rows), shares, whole_groups=whole_groups)
     parts = linked(rows, whole_groups)
     if not split.found:
         assert split.errors  # the test below says when
@@ -103,9 +103,36 @@ def test_what_is_linked_stays_together_and_shares_hold(rows, shares, whole_group
 def test_the_order_of_the_rows_does_not_matter(rows, shares, chance) -> None:
     order = list(range(len(rows)))
     chance.shuffle(order)
-    shuffled = sides(split_posts(located([rows[i] for i in order]), shares, True))
-    plain = sides(split_posts(located(rows), shares, True))
+    shuffled = sides(split_posts(located([rows[i] for i in order]), shares, whole_groups=True))
+    plain = sides(split_posts(located(rows), shares, whole_groups=True))
     assert {order[place]: side for place, side in shuffled.items()} == plain
+
+
+def test_topics_are_stratified_each_and_other_questions_are_not() -> None:
+    """Of 300 posts each is asked two questions; a tenth has the rare topic. Others ask one each."""
+    asked = [
+        LocatedExample("posts.csv", i + 2, Example("Mine", "train", i, f"post {i}", label, topic))
+        for i in range(300)
+        for topic, every in (("rare?", 10), ("common?", 2))
+        for label in ["Yes" if i % every == 0 else "No"]
+    ]
+    shares = SplitShares(validation=0.2, test=0.2)
+    split = split_posts(asked, shares, whole_groups=True, by_question=True)
+    rare = Counter(
+        x.example.split
+        for x in split.found
+        if (x.example.question, x.example.label) == ("rare?", "Yes")
+    )
+    # Units are two examples: less than 3 x 2 of the 2 x 30 examples of the stratum, 3 of the 30.
+    assert all(
+        abs(rare[s] - share * 30) < 3 for s, share in zip(SPLITS, (0.6, 0.2, 0.2), strict=True)
+    )
+    single = [
+        LocatedExample("posts.csv", i + 2, Example("Mine", "train", i, f"post {i}", "Yes", f"{i}?"))
+        for i in range(30)
+    ]
+    counts = Counter(sides(split_posts(single, shares, whole_groups=True)).values())
+    assert counts == {"train": 18, "validation": 6, "test": 6}
 
 
 def many(count: int) -> list[Row]:
@@ -114,7 +141,9 @@ def many(count: int) -> list[Row]:
 
 
 def test_without_large_groups_every_label_has_the_shares_in_every_split() -> None:
-    split = split_posts(located(many(1000)), SplitShares(validation=0.2, test=0.1), True)
+    split = split_posts(
+        located(many(1000)), SplitShares(validation=0.2, test=0.1), whole_groups=True
+    )
     counts = Counter((x.example.split, x.example.label) for x in split.found)
     for label, number in (("Calm", 800), ("Upset", 200)):
         for name, share in (("train", 0.7), ("validation", 0.2), ("test", 0.1)):
@@ -124,7 +153,7 @@ def test_without_large_groups_every_label_has_the_shares_in_every_split() -> Non
 def test_another_seed_gives_another_split_of_the_same_shares() -> None:
     posts = located(many(200))
     first, again, other = (
-        sides(split_posts(posts, SplitShares(seed=seed), True)) for seed in (1, 1, 2)
+        sides(split_posts(posts, SplitShares(seed=seed), whole_groups=True)) for seed in (1, 1, 2)
     )
     assert first == again != other
     assert sum(first[i] != other[i] for i in first) > 20
@@ -135,7 +164,8 @@ def test_large_groups_are_not_always_trained_on() -> None:
     """Else test sets would hold only people who write little."""
     rows = [(f"post {i}", "Calm", "much" if i < 10 else f"writer {i}") for i in range(100)]
     where = Counter(
-        sides(split_posts(located(rows), SplitShares(seed=seed), True))[0] for seed in range(60)
+        sides(split_posts(located(rows), SplitShares(seed=seed), whole_groups=True))[0]
+        for seed in range(60)
     )
     assert set(where) == set(SPLITS) and where["train"] > 30
 
@@ -242,11 +272,8 @@ def test_a_group_in_two_given_splits_is_an_error_with_both_places(tmp_path: Path
         files[split] = write_posts(tmp_path / f"{split}.csv", [*rows, *extra])
     spec = spec_for("Mine", {"Mine": described(files)})
     (error,) = check_set(tmp_path, spec).errors
-    assert (error.file, error.line, error.kind) == (
-        str(files["test"]),
-        6,
-        "group in several splits",
-    )
+    assert (error.file, error.line, error.column) == (str(files["test"]), 6, "user")
+    assert error.kind == "group in several splits"
     assert f"{files['train']}:6" in error.expected and "whole_groups" in error.expected
     assert "anna" not in str(error)
     assert not check_set(
