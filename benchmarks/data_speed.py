@@ -6,7 +6,8 @@
 Every run is a process of its own that checks all sets, builds them in a new folder and counts the
 tokens of their prompts. The checkouts run A B A B, for a machine's speed drifts, and medians are
 compared. `busy` is the processor time of all threads: on a machine that others use as well it says
-more than `wall`, which on two idle cores lies between a half of it and all of it.
+more than `wall`, which on two idle cores lies between a half of it and all of it. `--without-torch`
+hides torch, which transformers imports where it finds it and which this project does not need.
 """
 
 from __future__ import annotations
@@ -23,10 +24,14 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+# Found by every Python whose path holds it, before anything is imported.
+_HIDING = "import sys\nsys.modules['torch'] = None\n"
 _RECIPE = "configs/smollm2_135m_all_sets.yaml"
 
 
-def run_once(checkout: Path, recipe: str, overrides: Sequence[str]) -> dict[str, float]:
+def run_once(
+    checkout: Path, recipe: str, overrides: Sequence[str], *, without_torch: bool
+) -> dict[str, float]:
     """Wall and processor seconds of one `data` by the code in `checkout`.
 
     Raises:
@@ -34,7 +39,11 @@ def run_once(checkout: Path, recipe: str, overrides: Sequence[str]) -> dict[str,
     """
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, "-m", "mental_r1_jax", "data", recipe, *overrides]
-        environment = {**os.environ, "PYTHONPATH": str(checkout)}
+        paths = [str(checkout)]
+        if without_torch:
+            Path(folder, "sitecustomize.py").write_text(_HIDING, encoding="utf-8")
+            paths.append(folder)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         start = time.perf_counter()
         done = subprocess.run(
@@ -71,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", required=True, metavar="FOLDER", help="folder with the sets")
     parser.add_argument("--model", required=True, metavar="FOLDER", help="its tokenizer counts")
     parser.add_argument("--recipe", default=_RECIPE, help="in each checkout, or absolute")
+    parser.add_argument("--without-torch", action="store_true", help="hide it from transformers")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="where to write every run")
     options = parser.parse_args(arguments)
@@ -79,7 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     figures: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
     for turn in range(options.rounds):
         for name, folder in checkouts.items():
-            run = run_once(Path(folder).resolve(), options.recipe, overrides)
+            place, hidden = Path(folder).resolve(), options.without_torch
+            run = run_once(place, options.recipe, overrides, without_torch=hidden)
             figures[name].append(run)
             print(f"round {turn + 1}: {name} busy {run['busy']:.1f} s, wall {run['wall']:.1f} s")
             sys.stdout.flush()

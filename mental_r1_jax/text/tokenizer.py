@@ -223,8 +223,8 @@ def _generation_eos_ids(file: Path) -> tuple[int, ...]:
 
 def _token_bytes(hf: PreTrainedTokenizerBase) -> tuple[bytes, ...]:
     """The exact bytes of every id, by the kind of the tokenizer's decoder."""
-    decoder = json.loads(hf.backend_tokenizer.to_str())["decoder"]
-    steps = _decoder_steps(decoder)
+    decoder = hf.backend_tokenizer.decoder  # its state is its JSON, without the vocabulary
+    steps = _decoder_steps(None if decoder is None else json.loads(decoder.__getstate__()))
     added = hf.added_tokens_decoder
     vocabulary = {i: t for t, i in hf.get_vocab().items() if i not in added}
     spaces = "▁"  # what stands for a space in added tokens, which pass the same decoder
@@ -274,9 +274,10 @@ def _byte_level_alphabet() -> dict[str, int]:
 
 def _byte_level_bytes(token: str, char_to_byte: dict[str, int]) -> bytes:
     """Bytes of a byte-level token; one outside the alphabet stands for itself, as in decoding."""
-    if all(char in char_to_byte for char in token):
-        return bytes(char_to_byte[char] for char in token)
-    return token.encode("utf-8")
+    try:
+        return bytes(map(char_to_byte.__getitem__, token))
+    except KeyError:
+        return token.encode("utf-8")
 
 
 def _sentencepiece_bytes(token: str, fallback: bool) -> bytes:
