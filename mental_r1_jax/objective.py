@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from mental_r1_jax.section import Fraction, Section
 
-# The reasoning stages, in order. Everything that counts stages counts these names.
+# The paper's reasoning stages, in order; `text.grammar` of a recipe may name others.
 STAGE_NAMES: tuple[str, ...] = (
     "stimulus",
     "primary_appraisal",
@@ -26,12 +26,10 @@ SamplerCorrection = Literal["off", "tis", "icepop"]
 KlEstimator = Literal["k1", "k2", "k3", "k3_corrected"]
 Aggregation = Literal["token", "sequence", "dr_grpo"]
 
-PerStage = Annotated[
-    tuple[float, ...], Field(min_length=len(STAGE_NAMES), max_length=len(STAGE_NAMES))
-]
-PerStagePositive = Annotated[
-    tuple[PositiveFloat, ...], Field(min_length=len(STAGE_NAMES), max_length=len(STAGE_NAMES))
-]
+# One number a stage; `check_number_of_stages` knows how many there are.
+PerStage = Annotated[tuple[float, ...], Field(min_length=1)]
+PerStagePositive = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+_TARGETS = (1.1, 1.1, 1.0, 0.8, 0.6)
 
 
 class CrpoConfig(Section):
@@ -102,7 +100,7 @@ class CrpoConfig(Section):
     stage_entropy_scale: NonNegativeFloat = 0.06
     stage_entropy_threshold: float = 3.5
     stage_entropy_coefs: PerStage | None = None
-    stage_entropy_targets: PerStagePositive = (1.1, 1.1, 1.0, 0.8, 0.6)
+    stage_entropy_targets: PerStagePositive = _TARGETS
     stage_entropy_target_unit: Literal["relative", "nats"] = "relative"
     stage_entropy_start_steps: PositiveInt = 5
     stage_entropy_step: NonNegativeFloat = 1e-4
@@ -151,3 +149,37 @@ class CrpoConfig(Section):
                 "the ratio itself, so set dual_clip to null"
             )
         return self
+
+
+def check_number_of_stages(crpo: CrpoConfig, stages: tuple[str, ...]) -> None:
+    """Refuse keys that hold one number a stage, where they hold more or fewer.
+
+    Targets that nobody has set are those of the paper's stages, and are read under the rule
+    `target` alone. So is the stage at which exploring turns into deciding, under `tanh`: of other
+    stages nobody but the user can say which one that is.
+
+    Raises:
+        ValueError: names the key and the stages.
+    """
+    rule, number = crpo.stage_entropy_rule, len(stages)
+    counted = {"stage_entropy_coefs": crpo.stage_entropy_coefs}
+    if rule == "target" or crpo.stage_entropy_targets != _TARGETS:
+        counted["stage_entropy_targets"] = crpo.stage_entropy_targets
+    for key, values in counted.items():
+        if values is not None and len(values) != number:
+            raise ValueError(
+                f"crpo.{key} needs one number for each of the {number} stages "
+                f"({', '.join(stages)}), got {list(values)}"
+            )
+    chosen = "stage_entropy_threshold" in crpo.model_fields_set
+    if (
+        rule == "tanh"
+        and crpo.stage_entropy_scale > 0
+        and number != len(STAGE_NAMES)
+        and not chosen
+    ):
+        raise ValueError(
+            f"crpo.stage_entropy_threshold={crpo.stage_entropy_threshold} is for "
+            f"{len(STAGE_NAMES)} stages and text.grammar has {number}; set the stage at which "
+            f"exploring turns into deciding, for example to {(number + 2) / 2}"
+        )

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
-import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,9 @@ import yaml
 
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.errors import UserError
+from mental_r1_jax.recipe_problems import describe_problem
+from mental_r1_jax.section import Section
+from mental_r1_jax.text_section import GrammarSection, WordingSection
 
 # A chain of `base:` recipes longer than this is a mistake, not a design.
 MAX_BASES = 8
@@ -112,11 +112,12 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, source: str) -> Ex
         _merge(tree, layer)
     for override in overrides:
         _apply_override(tree, override)
+    _read_named_files(tree)
     try:
         return ExperimentConfig.model_validate(tree)
     except pydantic.ValidationError as error:
         problems = [
-            describe_problem(problem) + _origin(problem["loc"], layers, overrides)
+            describe_problem(problem, ExperimentConfig) + _origin(problem["loc"], layers, overrides)
             for problem in error.errors()[:_SHOWN_PROBLEMS]
         ]
         raise UserError(
@@ -124,6 +125,40 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, source: str) -> Ex
             expected="known keys with values in range",
             got="\n" + "\n".join(f"  - {problem}" for problem in problems),
             remedy="correct the recipe or the overrides; configs/README.md explains every key",
+        ) from None
+
+
+def _read_named_files(tree: dict[str, Any]) -> None:
+    """Put what stands in the files that the section `text` names in the place of their names."""
+    section = tree.get("text")
+    for key, model in (("wording", WordingSection), ("grammar", GrammarSection)):
+        if isinstance(section, dict) and isinstance(section.get(key), str):
+            section[key] = _read_section(Path(section[key]), model, f"text.{key}")
+
+
+def _read_section(file: Path, model: type[Section], key: str) -> dict[str, Any]:
+    """A section that is a file of its own, checked.
+
+    Raises:
+        UserError: the file is missing or is not YAML, or any value is wrong; lists every problem.
+    """
+    if not os.path.isfile(file):
+        raise UserError(
+            what=f"{key} names a file that is not there",
+            expected="a YAML file; a relative path counts from where the command is started",
+            got=str(file),
+            remedy="correct the path",
+        )
+    content = parse_yaml(recipe_text(file), what=f"{file} is not YAML")
+    try:
+        return model.model_validate(content).model_dump(mode="json")
+    except pydantic.ValidationError as error:
+        found = [describe_problem(problem, model) for problem in error.errors()[:_SHOWN_PROBLEMS]]
+        raise UserError(
+            what=f"{error.error_count()} problem(s) in {file}, which {key} names",
+            expected="known keys with values of the right form",
+            got="\n" + "\n".join(f"  - {problem}" for problem in found),
+            remedy="correct the file; docs/languages.md explains every key",
         ) from None
 
 
@@ -338,56 +373,3 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
             )
         node = child
     node[keys[-1]] = value
-
-
-# How pydantic names the branch of a union behind the key that has one.
-_BRANCH = re.compile(r"(function-\w+|literal|lax-or-strict|constrained-\w+)\[")
-
-
-def describe_problem(
-    problem: Mapping[str, Any], root: type[pydantic.BaseModel] = ExperimentConfig
-) -> str:
-    """One line for one pydantic problem of a `root`, with the nearest field for an unknown key."""
-    keys = [part for part in problem["loc"] if not _BRANCH.match(str(part))]
-    location = ".".join(f"{part!s:.200}" for part in keys)
-    if problem["type"] == "extra_forbidden":
-        *parents, key = (str(part) for part in problem["loc"])
-        section = _section_at(parents, root)
-        fields = list(section.model_fields) if section else []
-        # Of a long key the beginning only: comparing takes time with the product of the lengths.
-        near = difflib.get_close_matches(key[:80], fields, n=1, cutoff=0.0)
-        hint = f"; did you mean {'.'.join([*parents, near[0]])!r}?" if near else ""
-        return f"unknown key {location!r}{hint}"
-    if problem["type"] == "missing":
-        return f"{location} is required"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    if problem["type"] == "value_error":
-        return f"{location}: {message}" if location else message
-    return f"{location}: {message}, got {_shown(problem['input'])}"
-
-
-def _shown(value: Any) -> str:
-    """A value as the user wrote it, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 300 else f"{text[:300]}..."
-
-
-def _section_at(
-    keys: Sequence[str], root: type[pydantic.BaseModel]
-) -> type[pydantic.BaseModel] | None:
-    """The section class that a path of keys from `root` leads to; None in free-form mappings."""
-    section: type[pydantic.BaseModel] | None = root
-    for key in keys:
-        if section is None:
-            return None
-        field = section.model_fields.get(key)
-        section = next(_models_in(field.annotation), None) if field else section
-    return section
-
-
-def _models_in(annotation: Any) -> Iterator[type[pydantic.BaseModel]]:
-    """Section classes named by a field's annotation, also inside dict[...] and unions."""
-    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
-        yield annotation
-    for part in typing.get_args(annotation):
-        yield from _models_in(part)

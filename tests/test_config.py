@@ -93,8 +93,8 @@ BAD_VALUES = [
     ("crpo.stage_entropy_rule", "linear"),
     ("crpo.stage_entropy_scale", "-0.1"),
     ("crpo.stage_entropy_threshold", ".inf"),
-    ("crpo.stage_entropy_coefs", "[0, 0, 0]"),
-    ("crpo.stage_entropy_targets", "[1, 1, 1]"),
+    ("crpo.stage_entropy_coefs", "[]"),
+    ("crpo.stage_entropy_targets", "[]"),
     ("crpo.stage_entropy_target_unit", "bits"),
     ("crpo.stage_entropy_start_steps", "0"),
     ("crpo.stage_entropy_step", "-0.1"),
@@ -149,6 +149,9 @@ BAD_VALUES = [
     ("run.eval_limit_per_set", "0"),
     ("run.log_completions_every", "-1"),
     ("run.profile_steps", "[0]"),
+    ("text.language", "klingon"),
+    ("text.wording", "3"),
+    ("text.grammar", "3"),
 ]
 
 
@@ -244,6 +247,14 @@ def test_required_keys_are_named() -> None:
         ([OF_FILE, f"{MINE}.columns.label=y", f"{MINE}.layout=chat"], ["layout=chat knows"]),
         ([OF_FILE, f"{MINE}.columns.text=t", f"{MINE}.text_columns=[t, u]"], ["set one of them"]),
         ([OF_FILE, f"{MINE}.columns.question=q", f"{MINE}.question=Q"], ["asked of every post"]),
+        (
+            ["crpo.stage_entropy_rule=explicit", "crpo.stage_entropy_coefs=[0, 0, 0]"],
+            ["crpo.stage_entropy_coefs", "each of the 5 stages", "got [0.0, 0.0, 0.0]"],
+        ),
+        (
+            ["crpo.stage_entropy_targets=[1, 1, 1]"],
+            ["crpo.stage_entropy_targets", "each of the 5 stages", "got [1.0, 1.0, 1.0]"],
+        ),
     ],
 )
 def test_values_that_contradict_each_other(overrides: list[str], parts: list[str]) -> None:
@@ -254,7 +265,7 @@ def test_values_that_contradict_each_other(overrides: list[str], parts: list[str
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stage_entropy_rule": "explicit", "stage_entropy_coefs": (0.1,)}, "at least 5 items"),
+        ({"stage_entropy_rule": "explicit", "stage_entropy_coefs": ()}, "at least 1 item"),
         ({"stage_entropy_rule": "explicit"}, "go together"),
         ({"dual_clip": 1.0}, "greater than 1"),
         ({"dual_clip": 3.0, "policy_loss": "cispo"}, "dual_clip=3.0 bounds.*set dual_clip to null"),

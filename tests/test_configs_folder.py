@@ -75,8 +75,9 @@ MODELS = {
     "google/gemma-3-270m-it": 268,
     "google/gemma-3-1b-it": 1000,
     "runs/quickstart/tiny_model": 0.46,
+    "runs/chinese_made_up/tiny_model": 0.46,
 }
-# The one model that no hub has: the quickstart makes it.
+# The models that no hub has: the quickstart makes them.
 TINY = KNOWN_CONFIGS["Qwen/Qwen3-0.6B"] | {
     **{"vocab_size": 512, "hidden_size": 128, "intermediate_size": 384, "head_dim": 32},
     **{"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},

@@ -28,7 +28,7 @@ def leaf_fields(section: type[pydantic.BaseModel], prefix: str = "") -> Iterator
     """Every key of a recipe; those of a custom set under the name that the table uses."""
     for name, field in section.model_fields.items():
         inner = next(_models_in(field.annotation), None)
-        if inner is None:
+        if inner is None or typing.get_origin(field.annotation) is tuple:
             yield prefix + name
         elif typing.get_origin(field.annotation) is dict:
             yield from leaf_fields(inner, f"{prefix}{name}.Calm.")

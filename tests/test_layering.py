@@ -20,12 +20,15 @@ ALLOWED: dict[str, set[str]] = {
     "data_section": {"section"},
     "private_files": set(),
     "json_files": {"errors"},
-    "config": {"data_section", "objective", "section"},
+    "text_section": {"objective", "section"},
+    "evaluate_section": {"section"},
+    "config": {"data_section", "evaluate_section", "objective", "section", "text_section"},
+    "recipe_problems": set(),
     "types": set(),
-    "recipe": {"config", "errors"},
+    "recipe": {"config", "errors", "recipe_problems", "section", "text_section"},
     # L1: one subject each
-    "text": {"errors", "config", "json_files"},
-    "data": {"errors", "config", "private_files", "text"},
+    "text": {"errors", "config", "json_files", "text_section"},
+    "data": {"errors", "config", "private_files", "text", "text_section"},
     "rewards": {"errors", "text"},
     "rl": {"types", "objective"},
     "sharding": {"errors"},
@@ -66,7 +69,7 @@ ALLOWED: dict[str, set[str]] = {
         *("json_files", "evaluation", "training"),
     },
     "planning": {"errors", "config", "data", "models", "footprint", "programs", "opening", "runs"},
-    "study": {"errors", "config", "recipe", "evaluation"},
+    "study": {"errors", "config", "recipe", "recipe_problems", "evaluation"},
     # L4: the verbs
     "jobs": {
         *("__init__", "errors", "config", "types", "text", "data", "models", "hosts"),
@@ -80,7 +83,7 @@ ALLOWED: dict[str, set[str]] = {
 
 # Modules that a whole part may take from another one, and no others.
 ONLY = {
-    ("data", "text"): {"mental_r1_jax.text.stages"},
+    ("data", "text"): {"mental_r1_jax.text.stages", "mental_r1_jax.text.wording"},
 }
 
 # Outside packages that a part must do without. `jax` also stands for flax, optax and orbax.
@@ -90,6 +93,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "section": JAX | {"transformers", "numpy"},
     "objective": JAX | {"transformers", "numpy"},
     "data_section": JAX | {"transformers", "numpy"},
+    "text_section": JAX | {"transformers", "numpy"},
     "config": JAX | {"transformers", "numpy"},
     "recipe": JAX | {"transformers", "numpy"},
     "text": JAX,

@@ -48,6 +48,7 @@ class Progress:
         total: int,
         *,
         start: int = 0,
+        stages: Sequence[str] = STAGE_NAMES,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -56,12 +57,14 @@ class Progress:
         Args:
             total: steps of the whole run.
             start: steps done before this process (on resume).
+            stages: names of the grammar's, in order.
             console: where to show; by default standard output.
             clock: seconds; replaced in tests.
         """
         self._console = console or open_console()
         self._total = total
         self._step = start
+        self._stages = stages
         self._metrics: dict[str, float | int] = {}
         self._phase = "starting"
         self._clock = clock
@@ -132,7 +135,7 @@ class Progress:
             for key, name, form in FIELDS
             if key in self._metrics
         ]
-        stages = [self._metrics.get(f"entropy/stage/{name}") for name in STAGE_NAMES]
+        stages = [self._metrics.get(f"entropy/stage/{name}") for name in self._stages]
         if any(value is not None for value in stages):
             shown.insert(2, ("stage entropies", " ".join(_number(e, ".2f") for e in stages)))
         eta = MISSING if left is None else str(datetime.timedelta(seconds=round(left)))

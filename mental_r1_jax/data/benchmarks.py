@@ -16,11 +16,13 @@ from typing import Literal
 
 from mental_r1_jax.config import CustomSet
 from mental_r1_jax.errors import UserError
+from mental_r1_jax.text.wording import QuestionWords
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
-QUESTION_END = "\nStatement: "
+ENGLISH = QuestionWords()
+QUESTION_END = ENGLISH.end
 
 # Also the name of a folder and of a TFDS config, so nothing that a path would interpret.
 _SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -78,10 +80,10 @@ def any_risk(labels: Sequence[str]) -> tuple[str, ...]:
     return tuple(labels[1:])
 
 
-def question_text(asks: str, labels: Sequence[str]) -> str:
+def question_text(asks: str, labels: Sequence[str], words: QuestionWords = ENGLISH) -> str:
     """Return the user turn before a post: `asks`, the labels to choose from, "Statement: "."""
     options = "\n".join(f"* {label}" for label in labels)
-    return f"{asks}\nReply with one of these labels, spelled exactly so:\n{options}{QUESTION_END}"
+    return f"{asks}\n{words.choose}\n{options}{words.end}"
 
 
 def asked(question: str, labels: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from mental_r1_jax.config import DataConfig, ExperimentConfig
 from mental_r1_jax.data.benchmarks import SYNTHETIC_SPECS, BenchmarkSpec, Split, spec_for
 from mental_r1_jax.data.checked_sets import check_set, content_hash
 from mental_r1_jax.data.label_noise import NoisyLabels
+from mental_r1_jax.data.questions import in_words, worded_question
 from mental_r1_jax.data.records import CheckedSet, Example
 from mental_r1_jax.data.synthetic import GENERATOR_VERSION, write_synthetic_sets
 from mental_r1_jax.data.tfds_builder import build_set, built_folder, open_set
@@ -39,7 +41,10 @@ def load_examples(config: ExperimentConfig, split: Split) -> dict[str, Sequence[
         spec = set_spec(data, name)
         folder = built_folder(tfds_dir, name, content_hash(root, spec, data.on_duplicate))
         folders[name] = folder if folder.is_dir() else _check_and_build(data, root, spec, tfds_dir)
-    posts = {name: spread(open_set(folder, split), limit) for name, folder in folders.items()}
+    posts = {
+        name: in_words(config, set_spec(data, name), spread(open_set(folder, split), limit))
+        for name, folder in folders.items()
+    }
     if data.label_noise == 0 or split != "train":
         return posts
     return {
@@ -87,6 +92,12 @@ def set_spec(data: DataConfig, name: str) -> BenchmarkSpec:
             f"data.custom_sets.{name}.files.",
         )
     return spec
+
+
+def worded_spec(config: ExperimentConfig, name: str) -> BenchmarkSpec:
+    """Return the spec of a set with its question in the words of the recipe; see `set_spec`."""
+    spec = set_spec(config.data, name)
+    return dataclasses.replace(spec, question=worded_question(config, spec))
 
 
 def csv_root(data: DataConfig) -> Path:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from mental_r1_jax.config import STAGE_NAMES
 from mental_r1_jax.evaluation.charts import (
     LARGE,
     Line,
@@ -21,9 +20,11 @@ from mental_r1_jax.evaluation.charts import (
 )
 from mental_r1_jax.evaluation.report_page import RESPONSIBLE_USE, html_page, percent, table_head
 from mental_r1_jax.evaluation.run_metrics import (
+    STAGE_ENTROPY,
     MetricLine,
     duration,
     final_reward,
+    in_words,
     training_seconds,
     training_steps,
     validations,
@@ -48,10 +49,6 @@ _PANELS = (
     ("Well formed", "% of completions", "well_formed", 100.0),
     ("KL to the start model", "nats a token", "kl", 1.0),
     ("Completion length", "tokens", "completions/mean_length", 1.0),
-    *(
-        (f"Entropy: {name.replace('_', ' ')}", "nats a token", f"entropy/stage/{name}", 1.0)
-        for name in STAGE_NAMES
-    ),
 )
 
 
@@ -190,7 +187,10 @@ def _differences_part(runs: Sequence[BoardRun]) -> str:
 def _curves_part(runs: Sequence[BoardRun]) -> str:
     """One panel a metric, all runs in it, drawn alike in all panels."""
     panels = []
-    for title, unit, metric, factor in _PANELS:
+    names = {key: None for run in runs for line in run.lines for key in line}
+    stages = [name for name in names if name.startswith(STAGE_ENTROPY)]
+    of_stages = [(f"Entropy: {in_words(name)}", "nats a token", name, 1.0) for name in stages]
+    for title, unit, metric, factor in (*_PANELS, *of_stages):
         drawn = []
         for number, run in enumerate(runs):
             # The loss is shown where it is what is trained: in runs without a reward.

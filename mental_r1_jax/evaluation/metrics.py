@@ -41,7 +41,7 @@ class Prediction:
         row: row of the post in its split.
         label: the gold label.
         prediction: the label read from the answer, or None when none could be read.
-        well_formed: the completion follows the five-stage grammar.
+        well_formed: the completion follows the grammar.
         truncated: the completion hit the length limit.
         num_tokens: number of sampled tokens, the end-of-sequence token included.
         answer: the raw text of the answer, or None without one.
@@ -99,6 +99,7 @@ class SetMetrics:
         weighted_f1_interval: 95% percentile bootstrap over posts; None if none was asked for.
         stage_entropies: mean over the completions that have the stage, nats; None if none has it.
         mean_tokens: mean completion length.
+        stages: names of the grammar's, in the order of `stage_entropies`.
     """
 
     weighted_f1: float
@@ -114,6 +115,7 @@ class SetMetrics:
     weighted_f1_interval: tuple[float, float] | None
     stage_entropies: tuple[float | None, ...]
     mean_tokens: float
+    stages: tuple[str, ...] = STAGE_NAMES
 
 
 def set_metrics(
@@ -122,6 +124,7 @@ def set_metrics(
     *,
     bootstrap_samples: int,
     seed: int,
+    stages: tuple[str, ...] = STAGE_NAMES,
 ) -> SetMetrics:
     """Score the predictions of one data set.
 
@@ -129,11 +132,12 @@ def set_metrics(
         labels: every label of the set; fixes the order of `per_class` and `confusion`.
         bootstrap_samples: resamples behind the interval; 0 leaves it out.
         seed: seed of the resampling; the same seed gives the same interval.
+        stages: names of the grammar's.
 
     Raises:
         ValueError: no predictions, predictions of several sets, or a label outside `labels`.
     """
-    _check(predictions, labels)
+    _check(predictions, labels, stages)
     truth = np.array([labels.index(p.label) for p in predictions])
     # Code L stands for "unreadable": a predicted class that is never the true one.
     guess = np.array(
@@ -163,6 +167,7 @@ def set_metrics(
         weighted_f1_interval=interval,
         stage_entropies=_stage_means(predictions),
         mean_tokens=float(np.mean([p.num_tokens for p in predictions])),
+        stages=stages,
     )
 
 
@@ -254,7 +259,7 @@ def _set_document(metrics: SetMetrics) -> dict[str, Any]:
             "predicted": [*labels, UNREADABLE],
             "counts": [list(row) for row in metrics.confusion],
         },
-        "stage_entropies": dict(zip(STAGE_NAMES, metrics.stage_entropies, strict=True)),
+        "stage_entropies": dict(zip(metrics.stages, metrics.stage_entropies, strict=True)),
     }
 
 
@@ -272,7 +277,9 @@ def _count(truth: np.ndarray, guess: np.ndarray, num_labels: int) -> tuple[Any, 
         return scores, confusion_matrix(truth, guess, labels=np.arange(num_labels + 1))[:-1]
 
 
-def _check(predictions: Sequence[Prediction], labels: tuple[str, ...]) -> None:
+def _check(
+    predictions: Sequence[Prediction], labels: tuple[str, ...], stages: tuple[str, ...]
+) -> None:
     """Refuse input whose scores would be meaningless."""
     if not predictions:
         raise ValueError("expected at least one prediction, got none; is the split empty?")
@@ -284,9 +291,9 @@ def _check(predictions: Sequence[Prediction], labels: tuple[str, ...]) -> None:
     if unknown:
         raise ValueError(f"data set {names[0]}: expected labels in {list(labels)}, got {unknown}")
     lengths = {len(p.stage_entropies) for p in predictions}
-    if lengths != {len(STAGE_NAMES)}:
+    if lengths != {len(stages)}:
         raise ValueError(
-            f"expected {len(STAGE_NAMES)} stage entropies a prediction, got {sorted(lengths)}"
+            f"expected {len(stages)} stage entropies a prediction, got {sorted(lengths)}"
         )
 
 

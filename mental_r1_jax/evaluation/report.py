@@ -23,7 +23,6 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from mental_r1_jax.config import STAGE_NAMES
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.evaluation.kept_batches import UNFINISHED_FOLDER
 from mental_r1_jax.evaluation.metrics import (
@@ -101,16 +100,15 @@ def write_evaluation(
         document["sets"][name] |= keys
     text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)
     _write(folder / METRICS_FILE, text + "\n")
-    table = _predictions_csv(predictions, include_text=include_text)
+    stages = next(iter(metrics.values())).stages
+    table = _predictions_csv(predictions, stages, include_text=include_text)
     # Broken UTF-8 of a completion is kept as lone surrogates, which only "replace" can write.
     write_private(folder / PREDICTIONS_FILE, table.encode("utf-8", errors="replace"))
     if not shown_answers:
         page = report_page(metrics, title=title, context=context, sections=sections)
         _write(folder / REPORT_FILE, page)
         return
-    room = reading_room(
-        predictions, number=shown_answers, stages=STAGE_NAMES, include_text=include_text
-    )
+    room = reading_room(predictions, number=shown_answers, stages=stages, include_text=include_text)
     sections = [*sections, room]
     page = report_page(metrics, title=title, context=context, sections=sections, style=STYLE)
     write_private(folder / REPORT_FILE, page.encode("utf-8", errors="replace"))
@@ -137,7 +135,9 @@ def console_table(metrics: Mapping[str, SetMetrics]) -> Table:
     return table
 
 
-def _predictions_csv(predictions: Sequence[Prediction], *, include_text: bool) -> str:
+def _predictions_csv(
+    predictions: Sequence[Prediction], stages: Sequence[str], *, include_text: bool
+) -> str:
     """One line a post; an unreadable prediction and a missing stage are empty cells.
 
     Groups, and probabilities of labels with that of the answer, have columns where there are any.
@@ -145,7 +145,7 @@ def _predictions_csv(predictions: Sequence[Prediction], *, include_text: bool) -
     A text that a spreadsheet would take for a formula begins with an apostrophe here.
     """
     header = ["set_name", "row", "label", "prediction", "correct", "well_formed", "truncated"]
-    header += ["num_tokens", *(f"entropy_{stage}" for stage in STAGE_NAMES)]
+    header += ["num_tokens", *(f"entropy_{stage}" for stage in stages)]
     grouped = any(p.group is not None for p in predictions)
     scored = any(p.probabilities is not None for p in predictions)
     header += ["group"] if grouped else []

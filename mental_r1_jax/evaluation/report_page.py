@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from mental_r1_jax.config import STAGE_NAMES
 from mental_r1_jax.evaluation import charts
 from mental_r1_jax.evaluation.metrics import UNREADABLE, SetMetrics, average_metrics
 
@@ -67,7 +66,7 @@ MEASURES = (
     ("weighted F1", "mean F1 of the labels, weighted by how often they occur"),
     ("macro F1", "plain mean F1 of the labels: rare ones count as much as common ones"),
     ("balanced accuracy", "mean recall of the labels; a constant answer gets 1 / labels"),
-    ("well formed", "completions that follow the five-stage grammar"),
+    ("well formed", "completions with every stage and an answer, in the form of the grammar"),
     ("truncated", "completions that reached the length limit"),
     (UNREADABLE, "completions without a readable label; they count as wrong"),
     ("interval", "95% percentile bootstrap over the posts"),
@@ -101,7 +100,7 @@ def report_page(
         "<h2>Mean entropy by stage</h2>",
         '<p class="soft">Nats, over the completions that have the stage. CRPO wants early stages '
         "to explore (high) and late stages to decide (low).</p>",
-        f'<div class="grid">{"".join(_entropy_card(n, m) for n, m in _scaled(metrics))}</div>',
+        f'<div class="grid">{"".join(_entropy_cards(metrics))}</div>',
         "<h2>Labels and confusions</h2>",
         '<p class="soft">Rows are true labels, columns the answers; shade is the share of the row. '
         "Right answers are outlined.</p>",
@@ -232,20 +231,28 @@ def _scaled(
     ]
 
 
-def _entropy_card(name: str, stages: Sequence[tuple[float | None, float]]) -> str:
-    """Five bars, on a scale shared by all sets."""
+def _entropy_cards(metrics: Mapping[str, SetMetrics]) -> list[str]:
+    """A card a set."""
+    scaled = _scaled(metrics)
+    return [_entropy_card(name, metrics[name].stages, stages) for name, stages in scaled]
+
+
+def _entropy_card(
+    name: str, names: Sequence[str], stages: Sequence[tuple[float | None, float]]
+) -> str:
+    """A bar a stage, on a scale shared by all sets."""
     label_width, bar_width, pitch = 150, 78, 24
     height = pitch * len(stages)
-    named = zip(STAGE_NAMES, (entropy for entropy, _ in stages), strict=True)
+    named = zip(names, (entropy for entropy, _ in stages), strict=True)
     values = ", ".join(f"{_words(stage)} {_nats(entropy)}" for stage, entropy in named)
     parts = [
         f'<svg class="bars" viewBox="0 0 280 {height}" role="img" '
         f'aria-label="mean entropy in nats, {escape(name)}: {values}">'
     ]
-    for i, (stage, (entropy, share)) in enumerate(zip(STAGE_NAMES, stages, strict=True)):
+    for i, (stage, (entropy, share)) in enumerate(zip(names, stages, strict=True)):
         y, end = pitch * i, label_width + bar_width * share
         parts.append(
-            f'<text class="soft" x="0" y="{y + 16}">{_words(stage)}</text>'
+            f'<text class="soft" x="0" y="{y + 16}">{escape(_short(_words(stage)))}</text>'
             f'<rect class="bar" x="{label_width}" y="{y + 5}" rx="2" height="14" '
             f'width="{bar_width * share:.1f}"/>'
             f'<text x="{end + 6:.1f}" y="{y + 16}">{_nats(entropy)}</text>'

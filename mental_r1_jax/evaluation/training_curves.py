@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from mental_r1_jax.config import STAGE_NAMES
 from mental_r1_jax.evaluation.charts import (
     LARGE,
     Line,
@@ -16,7 +16,7 @@ from mental_r1_jax.evaluation.charts import (
     series,
     thinned,
 )
-from mental_r1_jax.evaluation.run_metrics import MetricLine
+from mental_r1_jax.evaluation.run_metrics import STAGE_ENTROPY, MetricLine, in_words
 
 # A curve is drawn with at most so many points, each the mean over its share of the steps.
 MOST_POINTS = 120
@@ -58,11 +58,8 @@ PANELS = (
         },
         100.0,
     ),
-    Curves(
-        "Stage entropies",
-        "nats a token",
-        {f"entropy/stage/{name}": name.replace("_", " ") for name in STAGE_NAMES},
-    ),
+    # Its metrics are those of the run's own stages.
+    Curves("Stage entropies", "nats a token", {}),
     Curves("KL to the start model", "nats a token", {"kl": "KL"}),
     Curves(
         "Completion length",
@@ -98,9 +95,12 @@ def training_section(lines: Sequence[MetricLine], notes: Sequence[str] = ()) -> 
         lines: of the run's `metrics.jsonl`, in order.
         notes: what could not be read of them.
     """
+    names = {key: None for line in lines for key in line if key.startswith(STAGE_ENTROPY)}
+    stages = {name: in_words(name) for name in names}
     supervised = not any("reward" in line for line in lines)
     panels = []
-    for curves in PANELS:
+    for panel_of in PANELS:
+        curves = panel_of if panel_of.metrics else dataclasses.replace(panel_of, metrics=stages)
         # The loss of reinforcement learning is no measure of progress; that of a cold start is.
         if "loss" in curves.metrics and not supervised:
             continue

@@ -25,13 +25,19 @@ from mental_r1_jax.console.progress import open_console
 from mental_r1_jax.data.benchmarks import SPLITS, BenchmarkSpec, Split
 from mental_r1_jax.data.guessing import guess_lines
 from mental_r1_jax.data.loading import check_sets, tfds_folder
+from mental_r1_jax.data.questions import in_words
 from mental_r1_jax.data.records import CheckedSet, Example, Problem
 from mental_r1_jax.data.tfds_builder import build_set
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.private_files import write_private
 from mental_r1_jax.text.prompt_lengths import frame_length, prompt_lengths
+from mental_r1_jax.text.stages import GRAMMAR, Grammar
 from mental_r1_jax.text.tokenizer import Tokenizer, load_tokenizer
 from mental_r1_jax.text.truncation import check_room
+from mental_r1_jax.text.wording import grammar_of
+
+# Set -> split -> its posts.
+Posts = Mapping[str, Mapping[Split, Sequence[Example]]]
 
 _PERCENTILES = (50, 90, 99, 100)
 # Warnings about single posts, of which a set may have thousands.
@@ -71,11 +77,12 @@ def run(config: ExperimentConfig | Path, guess: bool = False) -> int:
     _stop_on_errors(console, checked)
     tokenizer = _find_tokenizer(console, config.model.path)
     limit = config.rollout.max_prompt_length
+    asked = {name: _worded(config, one) for name, one in checked.items()}
     if tokenizer is not None:
-        _check_room(tokenizer, checked, limit)
+        _check_room(tokenizer, asked, limit, grammar_of(config.text))
     tfds_dir = tfds_folder(config.data)
     with ThreadPoolExecutor(1) as pool:
-        counting = pool.submit(_measure, tokenizer, checked, limit)
+        counting = pool.submit(_measure, tokenizer, asked, limit, grammar_of(config.text))
         for one in checked.values():
             build_set(one, tfds_dir)
         with console.status("Counting tokens"):
@@ -105,14 +112,18 @@ def _print_guess(file: Path) -> int:
 
 
 def token_lengths(
-    tokenizer: Tokenizer, examples: Sequence[Example], max_prompt_length: int
+    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    max_prompt_length: int,
+    grammar: Grammar = GRAMMAR,
 ) -> TokenLengths:
     """Measure the posts of one split.
 
     Raises:
         UserError: the tokenizer has no usable chat template.
     """
-    lengths = prompt_lengths(tokenizer, [x.question for x in examples], [x.text for x in examples])
+    questions, texts = [x.question for x in examples], [x.text for x in examples]
+    lengths = prompt_lengths(tokenizer, questions, texts, grammar)
     truncated = int((lengths.prompts > max_prompt_length).sum())
     posts = lengths.posts if len(examples) else [0]
     # "higher" gives a length that some post has.
@@ -120,23 +131,29 @@ def token_lengths(
     return TokenLengths(tuple(int(length) for length in percentiles), truncated)
 
 
-def _check_room(tokenizer: Tokenizer, checked: Mapping[str, CheckedSet], limit: int) -> None:
+def _worded(config: ExperimentConfig, checked: CheckedSet) -> dict[Split, Sequence[Example]]:
+    """The posts of each split of a set, asked in the words of the recipe."""
+    return {split: in_words(config, checked.spec, checked.examples[split]) for split in SPLITS}
+
+
+def _check_room(tokenizer: Tokenizer, sets: Posts, limit: int, grammar: Grammar) -> None:
     """Raise if a prompt of any set is too long before a post is in it."""
-    for name, one in checked.items():
-        for question in {x.question: None for split in SPLITS for x in one.examples[split]}:
-            check_room(frame_length(tokenizer, question), limit, f"a post of the set {name!r}")
+    for name, splits in sets.items():
+        for question in {x.question: None for posts in splits.values() for x in posts}:
+            length = frame_length(tokenizer, question, grammar)
+            check_room(length, limit, f"a post of the set {name!r}")
 
 
 def _measure(
-    tokenizer: Tokenizer | None, checked: Mapping[str, CheckedSet], limit: int
+    tokenizer: Tokenizer | None, sets: Posts, limit: int, grammar: Grammar
 ) -> dict[tuple[str, Split], TokenLengths]:
     """The lengths of every split of every set; none without a tokenizer."""
     if tokenizer is None:
         return {}
     return {
-        (name, split): token_lengths(tokenizer, one.examples[split], limit)
-        for name, one in checked.items()
-        for split in SPLITS
+        (name, split): token_lengths(tokenizer, posts, limit, grammar)
+        for name, splits in sets.items()
+        for split, posts in splits.items()
     }
 
 

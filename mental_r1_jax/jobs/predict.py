@@ -28,6 +28,7 @@ from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.console.bar import item_bar
 from mental_r1_jax.console.progress import open_console
 from mental_r1_jax.data.benchmarks import BenchmarkSpec, spec_for
+from mental_r1_jax.data.questions import worded_question
 from mental_r1_jax.data.unlabelled import PostsFile, Survey, sha256_of, survey
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.models.fingerprint import fingerprint
@@ -47,6 +48,7 @@ from mental_r1_jax.private_files import check_writable, make_private_folder
 from mental_r1_jax.runs.interruption import ends_with_a_line
 from mental_r1_jax.runs.run_lock import run_lock
 from mental_r1_jax.text.prompts import render_prompt
+from mental_r1_jax.text.wording import grammar_of
 
 # Of the recipe's section `rollout`: what answers do not depend on.
 _OF_TRAINING = {"prompts_per_step", "num_generations", "keep_groups", "max_rounds"}
@@ -81,7 +83,13 @@ def run(
         UserError: something given is wrong, or the output belongs to something else.
     """
     _refuse_several_processes()
-    asking = Asking(_spec(config, set_name), min_confidence, id_column is not None, include_text)
+    asking = Asking(
+        _spec(config, set_name),
+        min_confidence,
+        id_column is not None,
+        include_text,
+        grammar_of(config.text),
+    )
     _check_options(config, min_confidence)
     _check_output(output)
     file = PostsFile(posts, column, id_column)
@@ -213,6 +221,7 @@ def _spec(config: ExperimentConfig, set_name: str | None) -> BenchmarkSpec:
             remedy="choose one with --set",
         )
     spec = spec_for(set_name or config.data.sets[0], config.data.custom_sets)
+    spec = dataclasses.replace(spec, question=worded_question(config, spec))
     if spec.question is None:
         raise UserError(
             what=f"the set {spec.name!r} has no question of its own",
@@ -283,9 +292,8 @@ def _facts_of_model(
 ) -> dict[str, Any]:
     """What answers depend on besides."""
     rollout = config.rollout
-    prompt = render_prompt(
-        model.tokenizer, spec.question or "", "A post.", rollout.max_prompt_length
-    )
+    question, limit = spec.question or "", rollout.max_prompt_length
+    prompt = render_prompt(model.tokenizer, question, "A post.", limit, grammar_of(config.text))
     return {
         "weights": fingerprint(params),
         "prompt": hashlib.sha256(repr((prompt.text, prompt.ids)).encode()).hexdigest(),

@@ -19,6 +19,7 @@ from mental_r1_jax.console.progress import open_console
 from mental_r1_jax.jobs import evaluate, export, sft, train
 from mental_r1_jax.models.tiny import make_tiny_model
 from mental_r1_jax.text.prompts import system_instruction
+from mental_r1_jax.text.wording import grammar_of
 
 
 def run(config: ExperimentConfig, *, model_only: bool = False) -> dict[str, dict[str, float]]:
@@ -52,7 +53,7 @@ def run(config: ExperimentConfig, *, model_only: bool = False) -> dict[str, dict
 
 def corpus(config: ExperimentConfig) -> Iterator[str]:
     """Text to train the tiny tokenizer on: instruction, questions, posts and traces."""
-    instruction = system_instruction()
+    instruction = system_instruction(grammar_of(config.text))
     for trace in sft.collect_traces(config):
         yield instruction
         yield trace.question

@@ -8,15 +8,15 @@ from rich.text import Text
 
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.console.progress import open_console
-from mental_r1_jax.data.loading import set_spec
+from mental_r1_jax.data.loading import worded_spec
 from mental_r1_jax.data.records import Example
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.opening.devices import open_mesh
 from mental_r1_jax.opening.model_source import load_weights, open_model
 from mental_r1_jax.prediction.predictor import make_predictor, predict
 from mental_r1_jax.sharding import batch_shards
-from mental_r1_jax.text.stages import GRAMMAR
 from mental_r1_jax.text.tokenizer import printable
+from mental_r1_jax.text.wording import grammar_of
 
 
 def run(config: ExperimentConfig, *, post: str | None, set_name: str | None) -> None:
@@ -49,7 +49,7 @@ def run(config: ExperimentConfig, *, post: str | None, set_name: str | None) -> 
     rows = config.evaluate.model_copy(update={"batch_size": batch_shards(mesh)})
     one = config.model_copy(update={"evaluate": rows})
     params = load_weights(model, mesh, which="best")
-    spec = set_spec(config.data, name)
+    spec = worded_spec(config, name)
     if spec.question is None:
         raise UserError(
             what=f"the set {name!r} has no question of its own",
@@ -61,10 +61,11 @@ def run(config: ExperimentConfig, *, post: str | None, set_name: str | None) -> 
     (prediction,) = predict(
         make_predictor(model, one, mesh, "evaluate"), params, [example], {name: spec.labels}
     )
-    parsed = GRAMMAR.parse(prediction.completion)
+    grammar = grammar_of(config.text)
+    parsed = grammar.parse(prediction.completion)
     console = open_console()
     for stage, span, entropy in zip(
-        GRAMMAR.stages, parsed.stage_spans, prediction.stage_entropies, strict=True
+        grammar.stages, parsed.stage_spans, prediction.stage_entropies, strict=True
     ):
         content = prediction.completion[slice(*span)].strip() if span else "(missing)"
         nats = f" [{entropy:.2f} nats]" if entropy is not None else ""

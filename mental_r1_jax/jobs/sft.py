@@ -28,6 +28,7 @@ from mental_r1_jax.runs.session import check_output, open_session
 from mental_r1_jax.runs.step_log import StepRecord
 from mental_r1_jax.text.prompts import RenderedPrompt, render_prompt
 from mental_r1_jax.text.tokenizer import Tokenizer
+from mental_r1_jax.text.wording import grammar_of
 from mental_r1_jax.training.optimizer import learning_rates, make_optimizer, make_schedule
 from mental_r1_jax.training.train_step import jit_sft_step
 from mental_r1_jax.types import TraceBatch
@@ -76,15 +77,17 @@ def collect_traces(config: ExperimentConfig) -> list[Trace]:
             per_set=config.sft.traces_per_set,
             free_reasoning=config.sft.free_reasoning,
             seed=config.run.seed,
+            grammar=grammar_of(config.text),
         )
     if config.sft.traces is not None:
-        return read_traces(config.sft.traces)
+        return read_traces(config.sft.traces, grammar_of(config.text))
     return template_traces(
         load_examples(config, "train"),
         {name: set_spec(config.data, name).labels for name in config.data.sets},
         per_set=config.sft.traces_per_set,
         label_noise=config.sft.label_noise,
         seed=config.run.seed,
+        grammar=grammar_of(config.text),
     )
 
 
@@ -96,12 +99,14 @@ def encode_traces(
     Raises:
         UserError: completions that do not fit into `rollout.max_completion_length`.
     """
-    rollout = config.rollout
+    rollout, grammar = config.rollout, grammar_of(config.text)
     own_eos = tokenizer.hf.eos_token_id
     eos = tokenizer.eos_ids[0] if own_eos is None else own_eos
     encoded = [
         (
-            render_prompt(tokenizer, trace.question, trace.post, rollout.max_prompt_length),
+            render_prompt(
+                tokenizer, trace.question, trace.post, rollout.max_prompt_length, grammar
+            ),
             [*tokenizer.encode(trace.completion), eos],
         )
         for trace in traces

@@ -41,6 +41,7 @@ from mental_r1_jax.runs.training_run import (
     open_training_run,
     reference_weights,
 )
+from mental_r1_jax.text.wording import grammar_of
 
 
 def run(config: ExperimentConfig, *, dry_run: bool = False) -> None:
@@ -57,7 +58,7 @@ def run(config: ExperimentConfig, *, dry_run: bool = False) -> None:
 def train(run: TrainingRun) -> None:
     """Make the steps of a run, from its start model or its newest checkpoint to the last one."""
     config, mesh, tokenizer, programs = run.config, run.mesh, run.model.tokenizer, run.programs
-    crpo, seed = config.crpo, as_word(config.run.seed)
+    crpo, seed, grammar = config.crpo, as_word(config.run.seed), grammar_of(config.text)
     posts = open_posts(run)
     compile_first_step(run, posts)
     with open_session(config, run.model, mesh, run.optimizer, run.num_steps, crpo) as session:
@@ -70,7 +71,7 @@ def train(run: TrainingRun) -> None:
             with session.traced(step):
                 started, drawn = time.perf_counter(), Rollout()
                 while wants_round(drawn, config.rollout):
-                    prompts = next_prompts(next(posts), tokenizer, config.rollout, mesh)
+                    prompts = next_prompts(next(posts), tokenizer, config.rollout, mesh, grammar)
                     number = as_word(number_of_round(step, len(drawn.rounds)))
                     completions = programs.sample(state.weights, prompts.batch, seed, number)
                     traces = traces_of(prompts.batch, completions)
@@ -84,7 +85,8 @@ def train(run: TrainingRun) -> None:
                     started = max(started, log.flush())
                     session.progress.phase("sampling")
                     groups = score_completions(
-                        tokenizer, prompts.posts, completions, run.functions, run.reader
+                        *(tokenizer, prompts.posts, completions),
+                        *(run.functions, run.reader, grammar),
                     )
                     batch = assemble_batch(
                         prompts.batch, completions, groups, mesh, crpo, of_reference, of_sampler

@@ -37,6 +37,7 @@ from mental_r1_jax.opening.adapters import (
 from mental_r1_jax.recipe import load_config
 from mental_r1_jax.text.prompts import check_grammar
 from mental_r1_jax.text.tokenizer import Tokenizer, load_tokenizer
+from mental_r1_jax.text.wording import grammar_of
 from mental_r1_jax.training.checkpoint import abstract_like, restore_params
 
 _COPIED_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".md", ".tiktoken")
@@ -143,7 +144,7 @@ def open_model(name: str, config: ExperimentConfig) -> ModelSource:
     decoder = dataclasses.replace(decoder, lora=lora)
     tokenizer = load_tokenizer(folder)
     _check_ids(folder, tokenizer, decoder)
-    check_grammar(tokenizer)
+    check_grammar(tokenizer, grammar_of(config.text))
     return ModelSource(
         folder=folder,
         run_folder=run_folder,

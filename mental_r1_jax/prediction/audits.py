@@ -20,6 +20,7 @@ from mental_r1_jax.prediction.predictor import Predictor, predict
 from mental_r1_jax.rollout.collect import render_prompts
 from mental_r1_jax.text.forced_answer import forced_answer
 from mental_r1_jax.text.tokenizer import printable
+from mental_r1_jax.text.wording import grammar_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,9 @@ def _stages(evaluated: Evaluated) -> dict[str, Any]:
     predictor, config = evaluated.predictor, evaluated.config
     tokenizer = predictor.model.tokenizer
     scorer = predictor.labels or make_label_scorer(predictor.model, config, predictor.mesh)
-    prompts = render_prompts(tokenizer, evaluated.posts, config.rollout.max_prompt_length)
+    prompts = render_prompts(
+        tokenizer, evaluated.posts, config.rollout.max_prompt_length, grammar_of(config.text)
+    )
 
     def ask(changed: Sequence[Changed]) -> list[tuple[float, ...]]:
         asked = []
@@ -82,6 +85,7 @@ def _stages(evaluated: Evaluated) -> dict[str, Any]:
         ask,
         samples=config.evaluate.bootstrap_samples,
         seed=config.run.seed,
+        grammar=grammar_of(config.text),
     )
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from mental_r1_jax import hosts
-from mental_r1_jax.config import STAGE_NAMES
 from mental_r1_jax.data.benchmarks import BenchmarkSpec
 from mental_r1_jax.data.unlabelled import PostId, UnlabelledPost
 from mental_r1_jax.evaluation.metrics import vote
@@ -24,7 +23,7 @@ from mental_r1_jax.prediction.predictor import Predictor, ask, length_batches
 from mental_r1_jax.rollout.collect import prompt_width
 from mental_r1_jax.text.answers import AnswerReader
 from mental_r1_jax.text.prompts import RenderedPrompt, render_prompt
-from mental_r1_jax.text.stages import GRAMMAR
+from mental_r1_jax.text.stages import GRAMMAR, Grammar
 from mental_r1_jax.text.tokenizer import printable
 from mental_r1_jax.types import Completions
 
@@ -49,12 +48,14 @@ class Asking:
             None: none does.
         with_id: whether records have the post's id.
         include_text: whether records have the post.
+        grammar: form of the answers, and wording of the prompts.
     """
 
     spec: BenchmarkSpec
     min_confidence: float | None = None
     with_id: bool = False
     include_text: bool = False
+    grammar: Grammar = GRAMMAR
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ def answer_posts(
         UserError: the model computes no numbers, or its prompts leave no room for a post.
     """
     under_way: tuple[PostBatch, Completions | None] | None = None
-    for batch in post_batches(predictor, posts, asking.spec.question or "", done):
+    for batch in post_batches(predictor, posts, asking, done):
         started = (batch, _start(predictor, params, batch))
         if under_way is not None:
             yield _records(predictor, *under_way, asking)
@@ -104,7 +105,7 @@ def answer_posts(
 
 
 def post_batches(
-    predictor: Predictor, posts: Iterable[UnlabelledPost], question: str, done: int
+    predictor: Predictor, posts: Iterable[UnlabelledPost], asking: Asking, done: int
 ) -> Iterator[PostBatch]:
     """Yield the batches of `posts` behind the first `done`; of those nothing is rendered.
 
@@ -117,7 +118,7 @@ def post_batches(
         count = bool(empty) + -(-len(filled) // size)
         if done < count:
             made = [PostBatch(tuple(empty))] if empty else []
-            made += _filled_batches(predictor, filled, question) if filled else []
+            made += _filled_batches(predictor, filled, asking) if filled else []
             yield from made[done:]
         done = max(0, done - count)
 
@@ -135,11 +136,13 @@ def is_empty(text: str) -> bool:
 
 
 def _filled_batches(
-    predictor: Predictor, posts: Sequence[UnlabelledPost], question: str
+    predictor: Predictor, posts: Sequence[UnlabelledPost], asking: Asking
 ) -> list[PostBatch]:
     config, tokenizer = predictor.config, predictor.model.tokenizer
-    limit = config.rollout.max_prompt_length
-    prompts = [render_prompt(tokenizer, question, post.text, limit) for post in posts]
+    question, limit = asking.spec.question or "", config.rollout.max_prompt_length
+    prompts = [
+        render_prompt(tokenizer, question, post.text, limit, asking.grammar) for post in posts
+    ]
     return [
         PostBatch(
             posts=tuple(posts[place] for place in dict.fromkeys(batch)),
@@ -176,7 +179,7 @@ def _records(
             tokenizer.decode(own[real]).text
             for own, real in zip(ids[place], mask[place], strict=True)
         ]
-        parsed = [GRAMMAR.parse(text) for text in texts]
+        parsed = [asking.grammar.parse(text) for text in texts]
         answers = [reader.read(spec.name, one.answer) for one in parsed]
         label = vote(answers)
         chosen = answers.index(label)
@@ -227,10 +230,10 @@ def _record(
     well_formed: bool = False,
     num_tokens: int = 0,
     answer: str | None = None,
-    stages: Sequence[str | None] = (None,) * len(STAGE_NAMES),
+    stages: Sequence[str | None] = (),
 ) -> Record:
     """What is written about a post; of one without an answer, nothing but its row and flags."""
-    threshold = asking.min_confidence
+    threshold, names = asking.min_confidence, [stage.name for stage in asking.grammar.stages]
     unsure = threshold is not None and (confidence is None or confidence < threshold)
     return {
         "row": post.row,
@@ -242,7 +245,7 @@ def _record(
         "flags": flags,
         "num_tokens": num_tokens,
         "answer": None if answer is None else printable(answer),
-        **{f"stage_{name}": text for name, text in zip(STAGE_NAMES, stages, strict=True)},
+        **{f"stage_{name}": text for name, text in itertools.zip_longest(names, stages)},
         **({"text": printable(post.text)} if asking.include_text else {}),
     }
 

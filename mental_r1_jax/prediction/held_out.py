@@ -48,6 +48,7 @@ def evaluate_posts(
             labels[name],
             bootstrap_samples=config.evaluate.bootstrap_samples,
             seed=config.run.seed,
+            stages=config.text.stage_names,
         )
         for name in posts
     }

@@ -38,6 +38,7 @@ from mental_r1_jax.rollout.sampler import sampler_settings
 from mental_r1_jax.text.answers import AnswerReader
 from mental_r1_jax.text.forced_answer import forced_answer
 from mental_r1_jax.text.prompts import RenderedPrompt
+from mental_r1_jax.text.wording import grammar_of
 from mental_r1_jax.types import Completions, PromptBatch, TraceBatch
 
 
@@ -117,7 +118,8 @@ def predict(
     """
     config = predictor.config
     reader = AnswerReader(labels, config.rewards.answer_match)
-    prompts = render_prompts(predictor.model.tokenizer, posts, config.rollout.max_prompt_length)
+    grammar, limit = grammar_of(config.text), config.rollout.max_prompt_length
+    prompts = render_prompts(predictor.model.tokenizer, posts, limit, grammar)
     size = config.evaluate.batch_size
     predictions: dict[int, Prediction] = {}
     for number, batch in enumerate(length_batches(prompts, size)):
@@ -220,7 +222,8 @@ def _generate(
     batch, completions = ask(predictor, params, [prompts[row] for row in rows], width, rows)
     entropies = predictor.entropies(params, traces_of(batch, completions))
     posts = [posts[row] for row in rows]
-    groups = score_completions(tokenizer, posts, completions, (), reader)
+    grammar = grammar_of(predictor.config.text)
+    groups = score_completions(tokenizer, posts, completions, (), reader, grammar)
     measured = hosts.fetch_rows(entropies)
     refuse_non_finite(measured, hosts.fetch_rows(completions.completion_mask))
     return groups, measured, completions

@@ -218,7 +218,8 @@ def program_calls(
 
     `continues` says that the start model has adapters: the reference then has them, too.
     """
-    state = abstract_state(decoder, optimizer, mesh, config.crpo)
+    stages = config.text.stage_names
+    state = abstract_state(decoder, optimizer, mesh, config.crpo, stages)
     batch = abstract_batch(config, mesh, width)
     traces = traces_of(batch, batch)
     asked = (state.weights, abstract_prompts(config, mesh, width), as_word(0), as_word(0))
@@ -237,14 +238,15 @@ def abstract_state(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     crpo: CrpoConfig | None = None,
+    stages: tuple[str, ...] = STAGE_NAMES,
 ) -> TrainState:
     """Shapes and shardings of the state, to compile for or to restore a checkpoint into.
 
-    `crpo` is None in supervised runs.
+    `crpo` is None in supervised runs; `stages` are the names of the grammar's.
     """
-    create = functools.partial(init_state, optimizer=optimizer, crpo=crpo)
+    create = functools.partial(init_state, optimizer=optimizer, crpo=crpo, stages=stages)
     shapes = jax.eval_shape(create, network.abstract_trained(decoder))
-    where = state_shardings(decoder, optimizer, mesh, crpo)
+    where = state_shardings(decoder, optimizer, mesh, crpo, stages)
     state: TrainState = abstract_like(shapes, dataclasses.replace(where, frozen=None))
     if decoder.lora is None:
         return state
@@ -263,7 +265,7 @@ def abstract_prompts(config: ExperimentConfig, mesh: Mesh, width: int | None = N
 
 def abstract_batch(config: ExperimentConfig, mesh: Mesh, width: int | None = None) -> Batch:
     """Shapes and shardings of a step's training batch, as `assemble_batch` makes it."""
-    rollout, crpo = config.rollout, config.crpo
+    rollout, crpo, stages = config.rollout, config.crpo, config.text.stage_names
     groups = rollout.prompts_per_step, rollout.num_generations
     tokens = *groups, rollout.max_completion_length
     prompts = abstract_prompts(config, mesh, width)
@@ -273,7 +275,7 @@ def abstract_batch(config: ExperimentConfig, mesh: Mesh, width: int | None = Non
         prompt_mask=prompts.prompt_mask,
         completion_ids=_rows(mesh, jnp.int32, *tokens),
         completion_mask=_rows(mesh, bool, *tokens),
-        stage_mask=_rows(mesh, bool, *groups, len(STAGE_NAMES), tokens[-1]),
+        stage_mask=_rows(mesh, bool, *groups, len(stages), tokens[-1]),
         rewards=_rows(mesh, jnp.float32, *groups),
         sampler_logprobs=of_tokens,
         decode_logprobs=of_tokens,

@@ -16,7 +16,7 @@ from typing import Any
 
 import mental_r1_jax
 from mental_r1_jax.config import ExperimentConfig
-from mental_r1_jax.data.loading import set_spec
+from mental_r1_jax.data.loading import worded_spec
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.json_files import read_json_object
 from mental_r1_jax.models import decoder as network
@@ -177,7 +177,7 @@ def card_of(config: ExperimentConfig, model: ModelSource) -> str:
     newest = evaluations[-1] if evaluations else None
     metrics = json.loads(newest.read_text(encoding="utf-8")) if newest else None
     base = public_name(origin_of(config.model.path))
-    sets = [set_spec(config.data, name) for name in config.data.sets]
+    sets = [worded_spec(config, name) for name in config.data.sets]
     record = read_record(config, model, newest)
     return model_card(
         config,

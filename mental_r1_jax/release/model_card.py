@@ -14,7 +14,7 @@ from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.data.benchmarks import BenchmarkSpec
 from mental_r1_jax.release.markdown import plain, table
 from mental_r1_jax.text.prompts import system_instruction
-from mental_r1_jax.text.stages import GRAMMAR, STAGES
+from mental_r1_jax.text.wording import grammar_of, language_code
 
 # What the Hugging Face hub takes for a model: "organisation/name".
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -51,19 +51,26 @@ def model_card(
         reporting: the answers to a reporting guideline, as Markdown.
     """
     questions = [one.question for one in sets if one.question]
-    stages = [(f"`{stage.name}`", stage.description) for stage in STAGES]
+    grammar = grammar_of(config.text)
+    stages = [(f"`{stage.name}`", plain(stage.description)) for stage in grammar.stages]
     recipe = [(f"`{key}`", plain(value)) for key, value in shown_settings(config).items()]
     recipe += [(plain(name), plain(value)) for name, value in facts.items()]
     template = (importlib.resources.files(__package__) / "model_card.md").read_text("utf-8")
     return string.Template(template).substitute(
-        front_matter=_front_matter(base_model, config.export.format),
+        front_matter=_front_matter(base_model, config),
         base=plain(shown_name(base_model)),
         data_sets="\n\n".join(_data_set(one, counts[one.name]) for one in sets),
+        purpose="for mental-health assessment"
+        if config.text.grammar is None
+        else "with stages of its own",
+        form="five stages, after cognitive appraisal theory, then answers"
+        if config.text.grammar is None
+        else f"{len(stages)} {'stage' if len(stages) == 1 else 'stages'}, then answers",
         stages=table(("stage", "what stands there"), stages),
-        skeleton=GRAMMAR.skeleton(),
-        instruction=repr(system_instruction()),
+        skeleton=grammar.skeleton(),
+        instruction=repr(system_instruction(grammar)),
         question=repr(questions[0] if questions else "YOUR QUESTION, WITH ITS LABELS\nStatement: "),
-        prefill=repr(GRAMMAR.prefill),
+        prefill=repr(grammar.prefill),
         max_new_tokens=config.rollout.max_completion_length,
         recipe=table(("setting", "value"), recipe),
         results=_results(metrics),
@@ -76,8 +83,9 @@ def shown_name(base_model: str) -> str:
     return base_model if _HUB_ID.fullmatch(base_model) else re.split(r"[/\\]", base_model)[-1]
 
 
-def _front_matter(base_model: str, written: str) -> str:
+def _front_matter(base_model: str, config: ExperimentConfig) -> str:
     """Metadata that the hub reads; a local start model has no `base_model` there."""
+    written, code = config.export.format, language_code(config.text)
     hub_id = _HUB_ID.fullmatch(base_model) is not None
     matter: dict[str, Any] = {
         "license": "other",
@@ -85,6 +93,7 @@ def _front_matter(base_model: str, written: str) -> str:
         **({"license_link": f"https://huggingface.co/{base_model}"} if hub_id else {}),
         "library_name": "peft" if written == "peft" else "transformers",
         "pipeline_tag": "text-generation",
+        **({"language": code} if code else {}),
         **({"base_model": base_model} if hub_id else {}),
         "tags": ["mental-health", "reasoning", "reinforcement-learning", "grpo", "crpo", "jax"],
         "metrics": ["f1", "accuracy"],

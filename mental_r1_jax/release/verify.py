@@ -22,6 +22,7 @@ from mental_r1_jax.opening.devices import open_mesh
 from mental_r1_jax.opening.model_source import ModelSource, load_weights
 from mental_r1_jax.rollout.collect import pad_prompts, render_prompts
 from mental_r1_jax.rollout.sampler import sample_completions, sampler_settings, step_key
+from mental_r1_jax.text.wording import grammar_of
 
 # float32 logits of two implementations; the sums run in another order.
 LOGIT_TOLERANCE = 1e-3
@@ -38,7 +39,8 @@ def verify_export(folder: Path, model: ModelSource, config: ExperimentConfig) ->
     exact = decoder_config_from_hf(model.hf_config, compute_dtype="float32", remat="none")
     exact, params = _read_back(folder, model, exact, config)
     post = next(source[0] for source in load_examples(config, "validation").values())
-    prompt = render_prompts(model.tokenizer, [post], config.rollout.max_prompt_length)[0]
+    grammar, limit = grammar_of(config.text), config.rollout.max_prompt_length
+    prompt = render_prompts(model.tokenizer, [post], limit, grammar)[0]
     padded = pad_prompts([prompt], len(prompt.ids), model.tokenizer.pad_id)
     batch = jax.tree.map(jnp.asarray, padded)
     eos_ids, pad_id = model.tokenizer.eos_ids, model.tokenizer.pad_id

@@ -96,25 +96,25 @@ class MeasuredEntropies:
     tokens: Any
 
 
-def start_control(crpo: CrpoConfig) -> EntropyControl | None:
+def start_control(crpo: CrpoConfig, stages: tuple[str, ...] = STAGE_NAMES) -> EntropyControl | None:
     """Make the state before the first step; None where the recipe steers nothing."""
-    stages = _start_stages(crpo) if _steers_stages(crpo) else None
+    of_stages = _start_stages(crpo, stages) if _steers_stages(crpo) else None
     bonus = None
     if crpo.entropy_bonus_rule == "adaptive":
         alpha = jnp.array(crpo.entropy_bonus_coef, jnp.float32)
         bonus = BonusControl(alpha=alpha, entropy=jnp.array(jnp.inf, jnp.float32))
-    return None if stages is None and bonus is None else EntropyControl(stages, bonus)
+    return None if of_stages is None and bonus is None else EntropyControl(of_stages, bonus)
 
 
-def _start_stages(crpo: CrpoConfig) -> StageControl:
+def _start_stages(crpo: CrpoConfig, stages: tuple[str, ...]) -> StageControl:
     """The coefficients of the first step, and the targets where they are known."""
-    zeros = jnp.zeros(len(STAGE_NAMES), jnp.float32)
+    zeros = jnp.zeros(len(stages), jnp.float32)
     given = jnp.array(crpo.stage_entropy_targets, jnp.float32)
     return StageControl(
-        betas=jnp.array(stage_coefficients(crpo), jnp.float32),
+        betas=jnp.array(stage_coefficients(crpo, stages), jnp.float32),
         targets=given if crpo.stage_entropy_target_unit == "nats" else zeros + jnp.nan,
         start_entropies=zeros,
-        start_steps=jnp.zeros(len(STAGE_NAMES), jnp.int32),
+        start_steps=jnp.zeros(len(stages), jnp.int32),
     )
 
 
@@ -127,23 +127,27 @@ def _steers_stages(crpo: CrpoConfig) -> bool:
     return crpo.stage_entropy_rule == "target" and crpo.stage_entropy_step > 0
 
 
-def entropy_weights(crpo: CrpoConfig, control: EntropyControl | None = None) -> EntropyWeights:
+def entropy_weights(
+    crpo: CrpoConfig,
+    control: EntropyControl | None = None,
+    stages: tuple[str, ...] = STAGE_NAMES,
+) -> EntropyWeights:
     """Return the weights of the next loss: those of the recipe, and of `control` what it steers.
 
     Raises:
         ValueError: the recipe steers, and there is no state.
     """
-    stages: tuple[float, ...] | Array = stage_coefficients(crpo)
+    betas: tuple[float, ...] | Array = stage_coefficients(crpo, stages)
     bonus: float | Array = crpo.entropy_bonus_coef
     if _steers_stages(crpo):
         if control is None or control.stages is None:
             raise _no_state("crpo.stage_entropy_rule=target")
-        stages = control.stages.betas
+        betas = control.stages.betas
     if crpo.entropy_bonus_rule == "adaptive":
         if control is None or control.bonus is None:
             raise _no_state("crpo.entropy_bonus_rule=adaptive")
         bonus = control.bonus.alpha * _is_on(control.bonus, crpo)
-    return EntropyWeights(stages, bonus)
+    return EntropyWeights(betas, bonus)
 
 
 def _no_state(rule: str) -> ValueError:
@@ -158,10 +162,12 @@ def _is_on(control: BonusControl, crpo: CrpoConfig) -> Array:
     return jnp.where(control.entropy < crpo.entropy_bonus_target, 1.0, 0.0)
 
 
-def measured_entropies(metrics: Mapping[str, Metric]) -> MeasuredEntropies:
+def measured_entropies(
+    metrics: Mapping[str, Metric], stages: tuple[str, ...] = STAGE_NAMES
+) -> MeasuredEntropies:
     """Read the entropies of a step off its metrics, which are reduced over all micro-batches."""
-    stages = [metrics[f"entropy/stage/{name}"].value for name in STAGE_NAMES]
-    return MeasuredEntropies(stages=jnp.stack(stages), tokens=metrics["entropy"].value)
+    found = [metrics[f"entropy/stage/{name}"].value for name in stages]
+    return MeasuredEntropies(stages=jnp.stack(found), tokens=metrics["entropy"].value)
 
 
 def next_control(
@@ -244,14 +250,16 @@ def next_bonus(control: BonusControl, entropy: Float[Array, ""], crpo: CrpoConfi
     )
 
 
-def control_metrics(control: EntropyControl | None, crpo: CrpoConfig) -> dict[str, Metric]:
+def control_metrics(
+    control: EntropyControl | None, crpo: CrpoConfig, stages: tuple[str, ...] = STAGE_NAMES
+) -> dict[str, Metric]:
     """Report what was steered with in a step: the state before it."""
     metrics: dict[str, Metric] = {}
     if control is not None and control.bonus is not None:
         metrics["entropy_bonus/alpha"] = Sum(control.bonus.alpha)
         metrics["entropy_bonus/on"] = Sum(_is_on(control.bonus, crpo))
     if control is not None and control.stages is not None:
-        for stage, name in enumerate(STAGE_NAMES):
+        for stage, name in enumerate(stages):
             metrics[f"beta/stage/{name}"] = Sum(control.stages.betas[stage])
             metrics[f"entropy_target/stage/{name}"] = Sum(control.stages.targets[stage])
     return metrics

@@ -27,7 +27,9 @@ TIS_LIMIT = 2.0
 ICEPOP_RANGE = (0.5, 5.0)
 
 
-def stage_coefficients(crpo: CrpoConfig) -> tuple[float, ...]:
+def stage_coefficients(
+    crpo: CrpoConfig, stages: tuple[str, ...] = STAGE_NAMES
+) -> tuple[float, ...]:
     """Compute the entropy coefficient beta_t of every stage, by `crpo.stage_entropy_rule`.
 
         tanh:      beta_t = M * tanh(t - tau),  t = 1..S
@@ -44,9 +46,9 @@ def stage_coefficients(crpo: CrpoConfig) -> tuple[float, ...]:
     if crpo.stage_entropy_coefs is not None:  # only for the rules "explicit" and "target"
         return crpo.stage_entropy_coefs
     if crpo.stage_entropy_rule in ("off", "target"):
-        return (0.0,) * len(STAGE_NAMES)
+        return (0.0,) * len(stages)
     scale, tau = crpo.stage_entropy_scale, crpo.stage_entropy_threshold
-    return tuple(scale * math.tanh(t - tau) for t in range(1, len(STAGE_NAMES) + 1))
+    return tuple(scale * math.tanh(t - tau) for t in range(1, len(stages) + 1))
 
 
 def probability_ratio(

@@ -84,6 +84,7 @@ def crpo_loss(
     crpo: CrpoConfig,
     max_completion_length: int,
     weights: EntropyWeights | None = None,
+    stages: tuple[str, ...] = STAGE_NAMES,
 ) -> tuple[Float[Array, ""], dict[str, Metric]]:
     """Compute this micro-batch's share of the step's CRPO loss.
 
@@ -99,6 +100,7 @@ def crpo_loss(
         crpo: the recipe's section, static: the program holds the chosen formulas only.
         max_completion_length: the length limit of the rollout, tokens.
         weights: of the entropy terms; None: those of the recipe, which must not be steered.
+        stages: names of the stages, in the order of `batch.stage_mask`.
 
     Returns:
         (loss, metrics): a scalar whose sum over the micro-batches is the loss of the step, and
@@ -123,8 +125,8 @@ def crpo_loss(
 
     policy_loss, metrics = _policy_term(logprobs, batch, advantages, share, crpo)
     kl_loss, kl_metrics = _kl_term(logprobs, batch, share, crpo)
-    weights = weights or entropy_weights(crpo)
-    stage_loss, stage_metrics = _stage_term(entropies, batch, denominators, weights.stages)
+    weights = weights or entropy_weights(crpo, stages=stages)
+    stage_loss, stage_metrics = _stage_term(entropies, batch, denominators, weights.stages, stages)
     bonus = _constant_if_unweighted(entropies, weights.bonus)
     bonus_loss = -weights.bonus * masked_sum(bonus, mask) / denominators.tokens
     mismatch = jnp.abs(logprobs - jnp.where(mask, batch.sampler_logprobs, 0.0))
@@ -226,7 +228,11 @@ def _kl_term(
 
 @jax.named_scope("stage_entropy")
 def _stage_term(
-    entropies: Array, batch: Batch, denominators: Denominators, betas: tuple[float, ...] | Array
+    entropies: Array,
+    batch: Batch,
+    denominators: Denominators,
+    betas: tuple[float, ...] | Array,
+    names: tuple[str, ...],
 ) -> tuple[Array, dict[str, Metric]]:
     """Return `sum_t beta_t Hbar_t`, and every stage's entropy and coverage.
 
@@ -241,7 +247,7 @@ def _stage_term(
     loss = jnp.sum(jnp.asarray(betas, jnp.float32) * stage_means)
     metrics: dict[str, Metric] = {"loss/stage_entropy": Sum(loss)}
     everyone = jnp.ones(present.shape[:2], bool)
-    for stage, name in enumerate(STAGE_NAMES):
+    for stage, name in enumerate(names):
         metrics[f"entropy/stage/{name}"] = mean_over(means[:, :, stage], present[:, :, stage])
         metrics[f"coverage/stage/{name}"] = mean_over(present[:, :, stage], everyone)
     return loss, metrics

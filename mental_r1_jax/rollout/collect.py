@@ -23,7 +23,7 @@ from mental_r1_jax.data.records import Example
 from mental_r1_jax.rewards import Reward, score_completion, total_reward
 from mental_r1_jax.text.answers import MENDED_KINDS, AnswerReader
 from mental_r1_jax.text.prompts import RenderedPrompt, render_prompt
-from mental_r1_jax.text.stages import GRAMMAR, ParsedCompletion
+from mental_r1_jax.text.stages import GRAMMAR, Grammar, ParsedCompletion
 from mental_r1_jax.text.tokenizer import Tokenizer, byte_spans
 from mental_r1_jax.types import Batch, Completions, PromptBatch
 
@@ -93,6 +93,7 @@ def next_prompts(
     tokenizer: Tokenizer,
     rollout: RolloutConfig,
     mesh: Mesh,
+    grammar: Grammar = GRAMMAR,
 ) -> StepPrompts:
     """Render, pad and place the prompts of a step, in the smallest compiled length that fits all.
 
@@ -101,19 +102,23 @@ def next_prompts(
         tokenizer: the model's own, with its chat template.
         rollout: the compiled prompt lengths; posts are truncated to the longest.
         mesh: where the prompts go, sharded over the batch axes.
+        grammar: the recipe's.
     """
     # Positions of the posts in the global step, the source of their random numbers.
     rows = hosts.local_rows(mesh, rollout.prompts_per_step)
-    rendered = render_prompts(tokenizer, posts, rollout.max_prompt_length)
+    rendered = render_prompts(tokenizer, posts, rollout.max_prompt_length, grammar)
     padded = pad_prompts(rendered, common_width(rendered, rollout), tokenizer.pad_id, rows)
     return StepPrompts(posts, rendered, hosts.put_batch(mesh, padded))
 
 
 def render_prompts(
-    tokenizer: Tokenizer, posts: Sequence[Example], max_prompt_length: int
+    tokenizer: Tokenizer,
+    posts: Sequence[Example],
+    max_prompt_length: int,
+    grammar: Grammar = GRAMMAR,
 ) -> list[RenderedPrompt]:
     """The chat prompt of each post; long posts are truncated to `max_prompt_length` tokens."""
-    return [render_prompt(tokenizer, p.question, p.text, max_prompt_length) for p in posts]
+    return [render_prompt(tokenizer, p.question, p.text, max_prompt_length, grammar) for p in posts]
 
 
 def prompt_width(prompts: Sequence[RenderedPrompt], lengths: Sequence[int]) -> int:
@@ -158,6 +163,7 @@ def score_completions(
     completions: Completions,
     functions: Sequence[Reward],
     reader: AnswerReader,
+    grammar: Grammar = GRAMMAR,
 ) -> ScoredGroups:
     """Wait for the completions of this process's posts; decode, parse and score every one.
 
@@ -169,11 +175,12 @@ def score_completions(
         completions: all processes' rows, on the mesh; only our own are read.
         functions: reward functions; none where completions are only read.
         reader: finds the columns "correct" and "mended" of the table.
+        grammar: the recipe's.
     """
     wanted = (completions.completion_ids, completions.completion_mask, completions.finished)
     all_ids, mask, finished = map(hosts.fetch_rows, wanted)
     num_prompts, group, length = all_ids.shape
-    stages = np.zeros((num_prompts, group, len(GRAMMAR.stages), length), bool)
+    stages = np.zeros((num_prompts, group, len(grammar.stages), length), bool)
     table = np.zeros((num_prompts, group, len(_COLUMNS) + len(functions)), np.float32)
     scored: list[tuple[ScoredCompletion, ...]] = []
     for b, post in enumerate(posts):
@@ -181,7 +188,7 @@ def score_completions(
         for g in range(group):
             ids = all_ids[b, g][mask[b, g]].tolist()
             decoded = tokenizer.decode(ids)
-            parsed = GRAMMAR.parse(decoded.text)
+            parsed = grammar.parse(decoded.text)
             spans = byte_spans(decoded.text, parsed.stage_spans)
             stages[b, g] = stage_mask(decoded.offsets, spans, length)
             values = score_completion(functions, decoded.text, parsed, post, len(ids))
@@ -193,7 +200,8 @@ def score_completions(
         scored.append(tuple(row))
     baseline = None
     if completions.greedy is not None:
-        alone = score_completions(tokenizer, posts, completions.greedy, functions, reader)
+        greedy = completions.greedy
+        alone = score_completions(tokenizer, posts, greedy, functions, reader, grammar)
         baseline = alone.rewards[:, 0]
     return ScoredGroups(tuple(scored), table, stages, baseline)
 

@@ -179,6 +179,7 @@ def _resumed(
 ) -> Iterator[Session]:
     """`open_session` in a run folder that is open."""
     folder, began = config.run.output_dir, time.monotonic()
+    stages = config.text.stage_names
     check_base_model(model, folder)
     if hosts.is_first():
         save_base_model(model, folder)
@@ -186,7 +187,7 @@ def _resumed(
     sound_steps(checkpoint.absolute(folder / "checkpoints"))
     manager = checkpoint.open_checkpoints(folder / "checkpoints", keep=config.run.keep_checkpoints)
     with manager as checkpoints, StopSignal() as stop:
-        abstract = abstract_state(model.decoder, optimizer, mesh, crpo)
+        abstract = abstract_state(model.decoder, optimizer, mesh, crpo, stages)
         restored = checkpoint.restore(checkpoints, abstract)
         if restored is not None:
             print(f"resuming after step {restored[0]}")
@@ -195,11 +196,11 @@ def _resumed(
                 restored = (restored[0], whole, restored[2])
         start: tuple[int, TrainState, dict[str, Any] | None]
         seed = config.run.seed
-        start = restored or (0, fresh_state(model, optimizer, mesh, crpo, seed), None)
+        start = restored or (0, fresh_state(model, optimizer, mesh, crpo, seed, stages), None)
         # A run that died before its first checkpoint starts anew, its step-0 line included.
         with (
             _open_writers(folder, config, -1 if restored is None else start[0]) as writers,
-            Progress(num_steps, start=start[0]) as progress,
+            Progress(num_steps, start=start[0], stages=stages) as progress,
             contextlib.closing(StepLog(config.run, mesh, writers, progress)) as log,
             Profiler(folder, config.run.profile_steps) as profiler,
         ):

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from mental_r1_jax import hosts
-from mental_r1_jax.config import CrpoConfig, ExperimentConfig
+from mental_r1_jax.config import STAGE_NAMES, CrpoConfig, ExperimentConfig
 from mental_r1_jax.data.loading import label_counts, load_examples, set_spec
 from mental_r1_jax.data.pipeline import PromptIterator, make_prompt_iterator, steps_per_epoch
 from mental_r1_jax.models import decoder as network
@@ -39,6 +39,7 @@ from mental_r1_jax.rewards import (
 from mental_r1_jax.rollout.collect import common_width, render_prompts
 from mental_r1_jax.rollout.sampler import sampler_settings
 from mental_r1_jax.text.answers import AnswerReader
+from mental_r1_jax.text.wording import grammar_of
 from mental_r1_jax.training.optimizer import learning_rates, make_optimizer, make_schedule
 from mental_r1_jax.training.train_step import TrainState, init_state, state_shardings
 
@@ -156,7 +157,8 @@ def compile_first_step(run: TrainingRun, posts: PromptIterator) -> None:
     A resumed run may begin with shorter prompts than the first step's; then that step compiles.
     """
     start, rollout = posts.get_state(), run.config.rollout
-    rendered = render_prompts(run.model.tokenizer, next(posts), rollout.max_prompt_length)
+    grammar = grammar_of(run.config.text)
+    rendered = render_prompts(run.model.tokenizer, next(posts), rollout.max_prompt_length, grammar)
     posts.set_state(start)
     width = common_width(rendered, rollout)
     model = run.model
@@ -190,6 +192,7 @@ def fresh_state(
     mesh: Mesh,
     crpo: CrpoConfig | None = None,
     seed: int = 0,
+    stages: tuple[str, ...] = STAGE_NAMES,
 ) -> TrainState:
     """The start model's weights with zero moments.
 
@@ -199,10 +202,11 @@ def fresh_state(
         mesh: where the weights live.
         crpo: None in supervised runs.
         seed: draws adapters, where the model has none yet.
+        stages: names of the grammar's.
     """
-    where = state_shardings(model.decoder, optimizer, mesh, crpo)
+    where = state_shardings(model.decoder, optimizer, mesh, crpo, stages)
     create = jax.jit(
-        functools.partial(init_state, optimizer=optimizer, crpo=crpo),
+        functools.partial(init_state, optimizer=optimizer, crpo=crpo, stages=stages),
         out_shardings=dataclasses.replace(where, frozen=None),
         donate_argnums=0,
     )

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from mental_r1_jax.config import STAGE_NAMES
 from mental_r1_jax.evaluation.charts import (
     BEHIND,
     PLAIN,
@@ -208,11 +207,12 @@ def _curve_panels(document: Document, group: str, name: str, factor: float = 1.0
 
 
 def _stage_panels(document: Document) -> str:
-    """A panel for every arm with its five stage entropies."""
+    """A panel for every arm with its stage entropies."""
+    names = {name: None for cell in document["cells"].values() for name in cell["stage_entropies"]}
     by_arm: dict[str, list[Line]] = {}
-    key = [Line((), (), look(i), name.replace("_", " ")) for i, name in enumerate(STAGE_NAMES)]
+    key = [Line((), (), look(i), name.replace("_", " ")) for i, name in enumerate(names)]
     for arm in document["arms"]:
-        for stage, entry in zip(STAGE_NAMES, key, strict=True):
+        for stage, entry in zip(names, key, strict=True):
             curves = _curves(document, arm, "curves", f"entropy/stage/{stage}")
             if curves and max(len(curve) for curve in curves) > 1:
                 line = _mean_line(curves, factor=1.0, look=entry.look)
@@ -258,7 +258,10 @@ def _measures() -> str:
         ("weighted F1", "mean F1 of the labels, weighted by how often they occur; mean over sets"),
         ("macro F1", "plain mean F1 of the labels: rare ones count as much as common ones"),
         ("accuracy", "share of right answers; one that cannot be read is wrong"),
-        ("well formed", "evaluated completions that follow the five-stage grammar"),
+        (
+            "well formed",
+            "evaluated completions with every stage and an answer, in the form of the grammar",
+        ),
         ("reward", "mean reward of the last tenth of the training steps"),
         ("tokens", "mean length of the evaluated completions"),
         ("seconds", "training, without opening, validation and evaluation"),

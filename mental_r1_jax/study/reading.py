@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mental_r1_jax.config import STAGE_NAMES
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.evaluation.run_metrics import (
     MetricLine,
@@ -45,11 +44,9 @@ CURVES = (
     "entropy",
     "completions/mean_length",
     "learning_rate",
-    *(f"entropy/stage/{stage}" for stage in STAGE_NAMES),
-    # Of methods that steer them.
-    *(f"beta/stage/{stage}" for stage in STAGE_NAMES),
-    *(f"entropy_target/stage/{stage}" for stage in STAGE_NAMES),
 )
+# The same of every stage; the last two where a method steers them.
+STAGE_CURVES = ("entropy/stage", "beta/stage", "entropy_target/stage")
 _VALIDATION = "eval/average/"
 
 
@@ -96,7 +93,7 @@ def read_cell(cell: Cell) -> CellResult:
             for name, one in sets.items()
         },
         stage_entropies=_mean_over_sets([one["stage_entropies"] for one in sets.values()]),
-        curves=_columns(steps, CURVES),
+        curves=_columns(steps, [*CURVES, *_stage_curves(sets)]),
         validation=_columns(validated, [f"{_VALIDATION}{n}" for n in ("weighted_f1", "macro_f1")]),
         answers=_read_predictions(cell.evaluation / "predictions.csv"),
     )
@@ -174,9 +171,15 @@ def _columns(lines: Sequence[MetricLine], names: Sequence[str]) -> dict[str, lis
     return columns
 
 
+def _stage_curves(sets: Mapping[str, Any]) -> list[str]:
+    """Names of the curves of every stage that the evaluation of a cell names."""
+    stages = next(iter(sets.values()))["stage_entropies"]
+    return [f"{curve}/{stage}" for curve in STAGE_CURVES for stage in stages]
+
+
 def _mean_over_sets(by_set: Sequence[dict[str, float | None]]) -> dict[str, float | None]:
     means: dict[str, float | None] = {}
-    for stage in STAGE_NAMES:
+    for stage in by_set[0]:
         found = [value for one in by_set if (value := one[stage]) is not None]
         means[stage] = float(np.mean(found)) if found else None
     return means

@@ -21,7 +21,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from mental_r1_jax.config import LocalPath, Section
 from mental_r1_jax.errors import UserError
-from mental_r1_jax.recipe import describe_problem, parse_override, parse_yaml, recipe_text
+from mental_r1_jax.recipe import parse_override, parse_yaml, recipe_text
+from mental_r1_jax.recipe_problems import describe_problem
 
 # Keys that tell the cells of a study apart, so that only the study itself may set them.
 SET_BY_THE_STUDY = (

@@ -1,1 +1,1 @@
-"""Strings only: the five-stage grammar, chat prompts, and the tokenizer with its byte offsets."""
+"""Strings only: the grammar of stages, chat prompts, and the tokenizer with its byte offsets."""

@@ -53,9 +53,9 @@ def read_answer(
     Args:
         answer: the stripped answer, or None where there is none.
         labels: all labels of the set.
-        match: "prefix": the answer starts with the label and no word character follows it, so
-            "Yes, clearly" names "Yes" and "Yesterday" does not; "exact": it is the label;
-            "lenient": as "prefix", but past the signs that `MENDED_KINDS` lists.
+        match: "prefix": the answer starts with the label and no word character follows it, nor a
+            mark of one, so "Yes, clearly" names "Yes" and "Yesterday" does not; "exact": it is the
+            label; "lenient": as "prefix", but past the signs that `MENDED_KINDS` lists.
     """
     if answer is None:
         return None
@@ -78,7 +78,12 @@ def mended_kinds(answer: str) -> int:
 def _begins(answer: str, label: str, exact: bool) -> bool:
     """Whether `answer` is `label`, or begins with it as a whole word."""
     end = r"\Z" if exact else r"(?!\w)"
-    return re.match(re.escape(label) + end, answer, re.IGNORECASE) is not None
+    found = re.match(re.escape(label) + end, answer, re.IGNORECASE)
+    if found is None:
+        return False
+    # Vowel signs and other marks belong to the letter before them, and `\w` does not know them.
+    following = answer[found.end() : found.end() + 1]
+    return not following or not unicodedata.category(following).startswith("M")
 
 
 @functools.lru_cache(maxsize=1024)

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Int
 
 from mental_r1_jax.text.prompts import prompt_parts
+from mental_r1_jax.text.stages import GRAMMAR, Grammar
 from mental_r1_jax.text.tokenizer import Tokenizer
 
 
@@ -36,16 +37,19 @@ class PromptLengths:
 
 
 def prompt_lengths(
-    tokenizer: Tokenizer, questions: Sequence[str], posts: Sequence[str]
+    tokenizer: Tokenizer,
+    questions: Sequence[str],
+    posts: Sequence[str],
+    grammar: Grammar = GRAMMAR,
 ) -> PromptLengths:
     """Return the lengths of the prompts of `posts`, each with its question, none truncated.
 
     Raises:
         UserError: there is no usable chat template.
     """
-    cores = [_core(tokenizer, question) for question in questions]
+    cores = [_core(tokenizer, question, grammar) for question in questions]
     turns = [
-        core.before + prompt_parts(tokenizer, question, post)[1] + core.after
+        core.before + prompt_parts(tokenizer, question, post, grammar)[1] + core.after
         for core, question, post in zip(cores, questions, posts, strict=True)
     ]
     common = np.array([core.common for core in cores], dtype=np.int64)
@@ -54,13 +58,13 @@ def prompt_lengths(
     return PromptLengths(prompts=prompts, posts=prompts - frames)
 
 
-def frame_length(tokenizer: Tokenizer, question: str) -> int:
+def frame_length(tokenizer: Tokenizer, question: str, grammar: Grammar = GRAMMAR) -> int:
     """Return the tokens of a prompt without a post: instruction, question and prefill.
 
     Raises:
         UserError: there is no usable chat template.
     """
-    return _core(tokenizer, question).frame
+    return _core(tokenizer, question, grammar).frame
 
 
 @dataclass(frozen=True)
@@ -81,12 +85,12 @@ class _Core:
 
 
 @functools.lru_cache(maxsize=256)
-def _core(tokenizer: Tokenizer, question: str) -> _Core:
+def _core(tokenizer: Tokenizer, question: str, grammar: Grammar) -> _Core:
     """Find the core between the special tokens nearest to the post, these included.
 
     Where the pieces do not encode to what the whole does, the core is all of the prompt.
     """
-    before, _, after = prompt_parts(tokenizer, question, "")
+    before, _, after = prompt_parts(tokenizer, question, "", grammar)
     whole = tokenizer.encode(before + after)
     separators = _separators(tokenizer)
     start = max([before.rfind(token) for token in separators if token in before], default=0)

@@ -18,10 +18,11 @@ from itertools import pairwise
 from jinja2 import TemplateError
 
 from mental_r1_jax.errors import UserError
-from mental_r1_jax.text.stages import GRAMMAR, THINK_TAG
+from mental_r1_jax.text.stages import GRAMMAR, Grammar
 from mental_r1_jax.text.template_trial import check_template_ends
 from mental_r1_jax.text.tokenizer import Tokenizer, printable
 from mental_r1_jax.text.truncation import longest_beginning
+from mental_r1_jax.text_section import fill
 
 # Stands for the post while the template is rendered; private-use characters, so that no template
 # or question holds it.
@@ -47,18 +48,18 @@ class RenderedPrompt:
     truncated: bool
 
 
-def system_instruction() -> str:
+def system_instruction(grammar: Grammar = GRAMMAR) -> str:
     """Return the system turn: the task and the form of the completion."""
-    return (
-        "You assess mental health from what people write. Think through the post in "
-        f"{len(GRAMMAR.stages)} stages, then answer with one of the labels given in the question. "
-        "Write each stage briefly, in this order, and use exactly this form:\n"
-        f"{GRAMMAR.skeleton()}"
-    )
+    stages = str(len(grammar.stages))
+    return fill(grammar.instruction, stages=stages, form=grammar.skeleton())
 
 
 def render_prompt(
-    tokenizer: Tokenizer, question: str, post: str, max_prompt_length: int
+    tokenizer: Tokenizer,
+    question: str,
+    post: str,
+    max_prompt_length: int,
+    grammar: Grammar = GRAMMAR,
 ) -> RenderedPrompt:
     """Render and encode the prompt of one post, truncating the post where it is too long.
 
@@ -71,11 +72,12 @@ def render_prompt(
         question: the question of the data set, directly followed by the post.
         post: the text to assess.
         max_prompt_length: the limit in tokens, prefill included.
+        grammar: instruction and prefill.
 
     Raises:
         UserError: there is no usable chat template, or the prompt without the post is too long.
     """
-    before, post, after = prompt_parts(tokenizer, question, post)
+    before, post, after = prompt_parts(tokenizer, question, post, grammar)
     ids = tokenizer.encode(before + post + after)
     if len(ids) <= max_prompt_length:
         return RenderedPrompt(tuple(ids), before + post + after, truncated=False)
@@ -83,25 +85,27 @@ def render_prompt(
     return RenderedPrompt(tuple(ids), before + kept + after, truncated=True)
 
 
-def prompt_parts(tokenizer: Tokenizer, question: str, post: str) -> tuple[str, str, str]:
+def prompt_parts(
+    tokenizer: Tokenizer, question: str, post: str, grammar: Grammar = GRAMMAR
+) -> tuple[str, str, str]:
     """Return the prompt before the post, the whole post as it stands there, and what follows it.
 
     Raises:
         UserError: there is no usable chat template.
     """
-    before, after = _frame(tokenizer, question)
+    before, after = _frame(tokenizer, question, grammar)
     return before, _without_special_tokens(printable(post).strip(), tokenizer), after
 
 
-def check_grammar(tokenizer: Tokenizer) -> None:
+def check_grammar(tokenizer: Tokenizer, grammar: Grammar = GRAMMAR) -> None:
     """Check that the tokenizer can write the grammar: tags survive encoding and decoding.
 
     Raises:
         UserError: they do not, for instance because a tag is a special token, which has no text.
     """
-    completion = GRAMMAR.render([stage.description for stage in GRAMMAR.stages], "Yes")
+    completion = grammar.render([stage.description for stage in grammar.stages], "Yes")
     decoded = tokenizer.decode(tokenizer.encode(completion)).text
-    parsed = GRAMMAR.parse(decoded)
+    parsed = grammar.parse(decoded)
     if not parsed.well_formed:
         raise UserError(
             what="The tokenizer cannot write the tags of the grammar",
@@ -112,7 +116,7 @@ def check_grammar(tokenizer: Tokenizer) -> None:
 
 
 @functools.lru_cache(maxsize=256)
-def _frame(tokenizer: Tokenizer, question: str) -> tuple[str, str]:
+def _frame(tokenizer: Tokenizer, question: str, grammar: Grammar) -> tuple[str, str]:
     """The rendered prompt before and after the post, prefill included."""
     if not tokenizer.hf.chat_template:
         raise UserError(
@@ -121,7 +125,7 @@ def _frame(tokenizer: Tokenizer, question: str) -> tuple[str, str]:
             got="neither",
             remedy="Use an instruction-tuned model, or add the template of its family.",
         )
-    rendered = _apply_template(tokenizer, system_instruction(), question + _POST_MARK)
+    rendered = _apply_template(tokenizer, system_instruction(grammar), question + _POST_MARK)
     before, mark, after = rendered.partition(_POST_MARK)
     if not mark or _POST_MARK in after or question.strip() not in before:
         raise UserError(
@@ -131,10 +135,10 @@ def _frame(tokenizer: Tokenizer, question: str) -> tuple[str, str]:
             remedy="Use the template of an ordinary chat model.",
         )
     # Templates of reasoning models may open the thinking themselves; the prefill opens it here.
-    opening = f"<{THINK_TAG}>"
+    opening = f"<{grammar.think_tag}>"
     if after.rstrip().endswith(opening):
         after = after.rstrip().removesuffix(opening)
-    return before, after + GRAMMAR.prefill
+    return before, after + grammar.prefill
 
 
 def _apply_template(tokenizer: Tokenizer, system: str, user: str) -> str:

@@ -1,8 +1,9 @@
-"""The grammar of a completion: five cognitive stages, then an answer.
+"""The grammar of a completion: reasoning stages, then an answer; five cognitive ones by default.
 
-`GRAMMAR` is the only place that knows the tags. The form shown in the prompt, the prefill of the
-assistant turn, the renderer, the parser, the stage spans behind the entropy term and the verdict
-behind the format reward are all derived from it, so they cannot disagree.
+A `Grammar` is the only thing that knows the tags. The instruction, the form shown in it, the
+prefill of the assistant turn, the renderer, the parser, the stage spans behind the entropy term and
+the verdict behind the format reward are all derived from it, so they cannot disagree. `GRAMMAR` is
+the paper's, in English; `wording.grammar_of` makes that of a recipe.
 
 Source: the CRPO paper (arXiv 2606.13176); the stages follow cognitive appraisal theory
 (Lazarus & Folkman 1984).
@@ -14,6 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mental_r1_jax.config import STAGE_NAMES
+from mental_r1_jax.text_section import ANSWER_TAG, THINK_TAG
+
+INSTRUCTION = (
+    "You assess mental health from what people write. Think through the post in {stages} stages, "
+    "then answer with one of the labels given in the question. Write each stage briefly, in this "
+    "order, and use exactly this form:\n{form}"
+)
 
 
 @dataclass(frozen=True)
@@ -23,10 +31,12 @@ class Stage:
     Attributes:
         name: the tag, without angle brackets.
         description: what the model writes there; shown in the prompt.
+        traces: its wordings in template traces, see `data/traces.py`.
     """
 
     name: str
     description: str
+    traces: tuple[str, ...] = ()
 
 
 _DESCRIPTIONS = (
@@ -36,9 +46,16 @@ _DESCRIPTIONS = (
     "the likely feelings and behaviour",
     "the probable mental-health condition or state",
 )
-STAGES = tuple(Stage(*both) for both in zip(STAGE_NAMES, _DESCRIPTIONS, strict=True))
-
-THINK_TAG, ANSWER_TAG = "think", "answer"  # around all stages, and around the answer
+# For each stage two wordings; the last stage names the label, the first quotes the post. Few words
+# and few wordings on purpose: what a trace leaves open is noise for the label that CRPO learns.
+_TRACES = (
+    ("The writer says: {quote}.", "It is about this: {quote}."),
+    ("This matters to the writer.", "It bears on daily life."),
+    ("Some support may be there.", "The means to cope are unclear."),
+    ("Strong feelings are likely.", "The writer may look for help."),
+    ("This points to {label}.", "Taken together: {label}."),
+)
+STAGES = tuple(Stage(*one) for one in zip(STAGE_NAMES, _DESCRIPTIONS, _TRACES, strict=True))
 
 
 @dataclass(frozen=True)
@@ -66,18 +83,35 @@ class Grammar:
 
     Attributes:
         stages: the stages, in order.
+        instruction: the system turn; `{stages}` stands for their number, `{form}` for the skeleton.
+        label: stands in the skeleton where the answer goes.
+        nothing: what a template trace quotes of a post without a word.
+        spaced: whether words of posts are parted by spaces.
+        think_tag: the tag around all stages.
+        answer_tag: the tag around the answer.
     """
 
     stages: tuple[Stage, ...] = STAGES
+    instruction: str = INSTRUCTION
+    label: str = "LABEL"
+    nothing: str = "nothing"
+    spaced: bool = True
+    think_tag: str = THINK_TAG
+    answer_tag: str = ANSWER_TAG
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Tags of the stages, in order."""
+        return tuple(stage.name for stage in self.stages)
 
     @property
     def prefill(self) -> str:
         """The start of the assistant turn; a completion begins inside the first stage."""
-        return f"{_opening(THINK_TAG)}\n{_opening(self.stages[0].name)}"
+        return f"{_opening(self.think_tag)}\n{_opening(self.stages[0].name)}"
 
     def skeleton(self) -> str:
         """Return the form shown in the prompt: every stage holds its description."""
-        return self.prefill + self._after_prefill([s.description for s in self.stages], "LABEL")
+        return self.prefill + self._after_prefill([s.description for s in self.stages], self.label)
 
     def render(self, contents: Sequence[str], answer: str) -> str:
         """Return the well-formed completion, without the prefill.
@@ -113,7 +147,7 @@ class Grammar:
                 _span(completion, stage.name, opened_before=index == 0)
                 for index, stage in enumerate(self.stages)
             ),
-            answer=_first_answer(completion),
+            answer=_first_answer(completion, self.answer_tag),
             well_formed=reason is None,
             reason=reason,
         )
@@ -123,8 +157,8 @@ class Grammar:
         first, *others = zip(self.stages, contents, strict=True)
         lines = [first[1] + _closing(first[0].name)]
         lines += [f"{_opening(stage.name)}{text}{_closing(stage.name)}" for stage, text in others]
-        answer_line = f"{_opening(ANSWER_TAG)}{answer}{_closing(ANSWER_TAG)}"
-        return "\n".join([*lines, _closing(THINK_TAG), answer_line])
+        answer_line = f"{_opening(self.answer_tag)}{answer}{_closing(self.answer_tag)}"
+        return "\n".join([*lines, _closing(self.think_tag), answer_line])
 
     def _first_fault(self, text: str) -> str | None:
         """The first reason why `text` (prefill included) is not well formed.
@@ -132,9 +166,9 @@ class Grammar:
         Well formed: every tag exactly once, in the grammar's order, and neither a stage nor the
         answer blank. Text between the elements is allowed.
         """
-        inner = (*(stage.name for stage in self.stages), ANSWER_TAG)
+        inner, think = (*self.names, self.answer_tag), self.think_tag
         tags = [tag for name in inner for tag in (_opening(name), _closing(name))]
-        tags = [_opening(THINK_TAG), *tags[:-2], _closing(THINK_TAG), *tags[-2:]]
+        tags = [_opening(think), *tags[:-2], _closing(think), *tags[-2:]]
         for tag in tags:
             count = text.count(tag)
             if count != 1:
@@ -172,10 +206,10 @@ def _span(text: str, name: str, *, opened_before: bool) -> tuple[int, int] | Non
     return (start, closing) if closing >= start else None
 
 
-def _first_answer(text: str) -> str | None:
+def _first_answer(text: str, tag: str) -> str | None:
     """Stripped text from the first opening answer tag to the closing tag that follows it."""
-    _, opening, rest = text.partition(_opening(ANSWER_TAG))
-    answer, closing, _ = rest.partition(_closing(ANSWER_TAG))
+    _, opening, rest = text.partition(_opening(tag))
+    answer, closing, _ = rest.partition(_closing(tag))
     return answer.strip() if opening and closing else None
 
 

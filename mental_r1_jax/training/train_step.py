@@ -2,8 +2,7 @@
 
 `train_step(state, batch) -> (state, metrics, advantages)`:
 
-1. advantages of the whole step (before micro-batching), and the tokens that the policy loss counts,
-   where the recipe asks for a share of them;
+1. advantages of the whole step (before micro-batching), and which tokens the policy loss counts;
 2. global denominators of every loss term, from masks alone;
 3. for each interleaved micro-batch: one forward pass over shared prompts, log-probs and entropies
    of the completions, the loss as sums over global weights, its gradient;
@@ -26,7 +25,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from mental_r1_jax import sharding
-from mental_r1_jax.config import CrpoConfig, ExperimentConfig
+from mental_r1_jax.config import STAGE_NAMES, CrpoConfig, ExperimentConfig
 from mental_r1_jax.models import decoder as network
 from mental_r1_jax.models.decoder import DecoderConfig
 from mental_r1_jax.rl import advantages as estimators
@@ -75,13 +74,14 @@ def init_state(
     optimizer: optax.GradientTransformation,
     crpo: CrpoConfig | None = None,
     frozen: Any = None,
+    stages: tuple[str, ...] = STAGE_NAMES,
 ) -> TrainState:
-    """Wrap `params` with a fresh optimizer state, and with what `crpo` steers, if it is given."""
+    """Wrap `params` with a fresh optimizer state, and with what `crpo` steers of the `stages`."""
     return TrainState(
         num_updates=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=optimizer.init(params),
-        entropy_control=None if crpo is None else entropy_control.start_control(crpo),
+        entropy_control=None if crpo is None else entropy_control.start_control(crpo, stages),
         frozen=frozen,
     )
 
@@ -110,11 +110,12 @@ def train_step(
         a completion.
     """
     crpo, limit = config.crpo, config.rollout.max_completion_length
+    stages = config.text.stage_names
     advantages = estimators.advantages(batch, crpo)
     if crpo.policy_entropy_share < 1.0:
         batch = with_policy_mask(state.weights, batch, config=config, decoder=decoder)
     denominators = loss_denominators(batch, crpo, limit)
-    weights = entropy_control.entropy_weights(crpo, state.entropy_control)
+    weights = entropy_control.entropy_weights(crpo, state.entropy_control, stages)
     gradient, metrics = crpo_gradient(
         state.params,
         batch,
@@ -125,8 +126,8 @@ def train_step(
         decoder=decoder,
         frozen=state.frozen,
     )
-    steered = steer_entropies(state, metrics, crpo)
-    metrics |= entropy_control.control_metrics(state.entropy_control, crpo)
+    steered = steer_entropies(state, metrics, crpo, stages)
+    metrics |= entropy_control.control_metrics(state.entropy_control, crpo, stages)
     state = dataclasses.replace(state, entropy_control=steered)
     state, norms = apply_gradient(state, gradient, optimizer)
     reported = estimators.of_completions(advantages, batch.completion_mask)
@@ -194,7 +195,8 @@ def crpo_gradient(
         )
         limit = config.rollout.max_completion_length
         loss, metrics = crpo_loss(
-            logprobs, entropies, batch, advantages, denominators, config.crpo, limit, weights
+            *(logprobs, entropies, batch, advantages, denominators),
+            *(config.crpo, limit, weights, config.text.stage_names),
         )
         drift = jnp.abs(logprobs - batch.decode_logprobs)
         return loss, metrics | {
@@ -205,7 +207,12 @@ def crpo_gradient(
     return accumulate_gradient(loss_of, params, (batch, advantages), config.run.micro_batches)
 
 
-def steer_entropies(state: TrainState, metrics: Metrics, crpo: CrpoConfig) -> EntropyControl | None:
+def steer_entropies(
+    state: TrainState,
+    metrics: Metrics,
+    crpo: CrpoConfig,
+    stages: tuple[str, ...] = STAGE_NAMES,
+) -> EntropyControl | None:
     """Return the entropy coefficients of the next update.
 
     They are the same in all `num_iterations` updates of a step, and move after the last of them, by
@@ -214,7 +221,8 @@ def steer_entropies(state: TrainState, metrics: Metrics, crpo: CrpoConfig) -> En
     before: EntropyControl | None = state.entropy_control
     if before is None:
         return None
-    after = entropy_control.next_control(before, entropy_control.measured_entropies(metrics), crpo)
+    measured = entropy_control.measured_entropies(metrics, stages)
+    after = entropy_control.next_control(before, measured, crpo)
     ends_step = (state.num_updates + 1) % crpo.num_iterations == 0
     return jax.tree.map(lambda new, old: jnp.where(ends_step, new, old), after, before)
 
@@ -337,7 +345,7 @@ def jit_train_step(
     update may be laid out otherwise than the one that went in, and the second update would compile
     the whole step again.
     """
-    state = state_shardings(decoder, optimizer, mesh, config.crpo)
+    state = state_shardings(decoder, optimizer, mesh, config.crpo, config.text.stage_names)
     return jax.jit(
         functools.partial(train_step, config=config, decoder=decoder, optimizer=optimizer),
         in_shardings=(state, None),
@@ -368,6 +376,7 @@ def state_shardings(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     crpo: CrpoConfig | None = None,
+    stages: tuple[str, ...] = STAGE_NAMES,
 ) -> TrainState:
     """Where each part of a `TrainState` lives: moments as their weights, all else replicated."""
     params = network.trained_shardings(config, mesh)
@@ -381,7 +390,7 @@ def state_shardings(
         params,
         transform_non_params=lambda _: everywhere,
     )
-    control = None if crpo is None else entropy_control.start_control(crpo)
+    control = None if crpo is None else entropy_control.start_control(crpo, stages)
     return TrainState(
         num_updates=everywhere,
         params=params,

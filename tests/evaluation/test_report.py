@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -168,3 +169,26 @@ def test_console_table_is_in_percent_and_ends_with_the_average(evaluation):
     lines = [line for line in buffer.getvalue().splitlines() if "Pair" in line or "average" in line]
     assert "58.3" in lines[0] and "75.0" in lines[0]
     assert "58.3" in lines[-1]
+
+
+def test_other_stages_are_in_every_file_under_their_names(tmp_path):
+    names = ("night", "原因", "judgement")
+    predictions = [
+        dataclasses.replace(p, stage_entropies=(0.5, None, 0.25))
+        for p in predictions_of("Pair-Synthetic", SETS["Pair-Synthetic"])
+    ]
+    metrics = set_metrics(
+        predictions, SETS["Pair-Synthetic"], bootstrap_samples=5, seed=0, stages=names
+    )
+    write(tmp_path, ({"Pair-Synthetic": metrics}, predictions))
+    document = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    entropies = document["sets"]["Pair-Synthetic"]["stage_entropies"]
+    assert entropies == {"night": 0.5, "原因": None, "judgement": 0.25}
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "predictions.csv").read_text("utf-8"))))
+    columns = [key for key in rows[0] if key.startswith("entropy_")]
+    assert columns == ["entropy_night", "entropy_原因", "entropy_judgement"]
+    assert [rows[0][key] for key in columns] == ["0.500000", "", "0.250000"]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert all(name in page for name in names) and "stimulus" not in page and "five" not in page
+    with pytest.raises(ValueError, match="expected 5 stage entropies a prediction, got .3."):
+        set_metrics(predictions, SETS["Pair-Synthetic"], bootstrap_samples=5, seed=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,7 @@ from mental_r1_jax.cli import main
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.console import overview
 from mental_r1_jax.data import loading
+from mental_r1_jax.data.traces import template_completion
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.jobs import export, sft, train
 from mental_r1_jax.opening.devices import open_mesh
@@ -29,7 +31,8 @@ from mental_r1_jax.recipe import dump_config
 from mental_r1_jax.release import verify
 from mental_r1_jax.rollout import sampler
 from mental_r1_jax.runs import training_run
-from mental_r1_jax.text.tokenizer import Tokenizer
+from mental_r1_jax.text.tokenizer import Tokenizer, load_tokenizer
+from mental_r1_jax.text.wording import grammar_of
 from mental_r1_jax.types import PromptBatch
 from tests.every_field import toys
 from tests.every_field.lab import Lab
@@ -95,6 +98,12 @@ def objective(lab: Lab, config: ExperimentConfig) -> Any:
     """Loss and gradient norm of one step: what a number of the objective must change."""
     outcome = one_step(lab, config)
     return outcome["loss"], outcome["grad_norm"]
+
+
+def stage_metrics(lab: Lab, config: ExperimentConfig) -> Any:
+    """Names of the metrics of stages that a step of training logs."""
+    ((_, metrics),) = train_one_step(lab, toy_run(lab, config)).lines.told
+    return sorted(name for name in metrics if "/stage/" in name)
 
 
 def steered(lab: Lab, config: ExperimentConfig) -> Any:
@@ -265,6 +274,17 @@ def traces_or_refusal(lab: Lab, config: ExperimentConfig) -> Any:
         return traces(lab, config)
     except UserError as error:
         return str(error)
+
+
+def encoded_traces(lab: Lab, config: ExperimentConfig) -> Any:
+    """Tokens of the prompts of the cold start."""
+    tokenizer, found = load_tokenizer(config.model.path), sft.collect_traces(config)
+    return [prompt.ids for prompt, _ in sft.encode_traces(tokenizer, config, found)]
+
+
+def wordless_trace(lab: Lab, config: ExperimentConfig) -> Any:
+    """A template trace of a post without a word."""
+    return template_completion("", "Yes", Random(0), grammar_of(config.text))
 
 
 def cold_start_shapes(lab: Lab, config: ExperimentConfig) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mental_r1_jax.config import ExperimentConfig
+from mental_r1_jax.text.stages import STAGES
 from tests.every_field import adapters, predictions, probes, programs, verbs
 from tests.every_field.kept import run_kept
 from tests.every_field.lab import Lab
@@ -102,6 +103,22 @@ MESHES = (probes.mesh, probes.mesh_of_cold_start, programs.evaluation_mesh)
 LORA = {"model.lora.rank": 2}
 ADAPTED = (programs.training_sampler, probes.cold_start_update)
 MINE = "data.custom_sets.Calm"
+WORDS = "text.wording"
+GRAMMAR = "text.grammar"
+# The paper's stages, written as a grammar of one's own.
+PAPERS = {
+    f"{GRAMMAR}.stages": [
+        {"name": stage.name, "description": stage.description, "traces": list(stage.traces)}
+        for stage in STAGES
+    ]
+}
+# Parts that show the instruction; room for one that a tokenizer of English writes in many tokens.
+INSTRUCTED = (probes.asked_prompts, verbs.verified_prompt, verbs.sampled_prompt, probes.exported)
+ROOMY = {
+    "rollout.max_prompt_length": 1500,
+    "rollout.prompt_length_buckets": [400, 500, 600, 700, 800, 900, 1000, 1100, 1200],
+    "rollout.max_completion_length": 200,
+}
 # A set with a third label, so that one wrong answer may be nearer than another.
 DEGREES = {f"{MINE}.labels": ["No", "Yes", "Often"], f"{MINE}.ordered": True}
 ORDINAL = {**DEGREES, "rewards.answer_scale": "ordinal"}
@@ -423,6 +440,44 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
     "run.trackio_project": Field("demo", run_kept),
     "run.compilation_cache": Field("{tmp}/programs", probes.program_cache),
     "run.profile_steps": Field([2, 3], run_kept),
+    "text.language": everywhere(
+        "spanish",
+        probes.asked_prompts,
+        verbs.verified_prompt,
+        verbs.sampled_prompt,
+        verbs.evaluated_posts,
+        (verbs.reported, TIGHT),
+        probes.posts,
+        probes.traces,
+        (probes.encoded_traces, ROOMY),
+        probes.exported,
+        given=ROOMY,
+    ),
+    f"{GRAMMAR}.stages": everywhere(
+        # As many stages as the paper's, so that no other key must change with them.
+        [{"name": name, "description": "more", "traces": ["{quote}"]} for name in "abcde"],
+        *INSTRUCTED,
+        probes.traces,
+        probes.encoded_traces,
+        probes.reward,
+        probes.stage_metrics,
+        predictions.evaluated,
+    ),
+    f"{GRAMMAR}.instruction": everywhere("Think. {form}", *INSTRUCTED, given=PAPERS),
+    f"{GRAMMAR}.think_tag": everywhere("thought", *INSTRUCTED, probes.reward, given=PAPERS),
+    f"{GRAMMAR}.answer_tag": everywhere(
+        "label", *INSTRUCTED, probes.reward, probes.traces, given=PAPERS
+    ),
+    f"{WORDS}.code": Field("de", probes.exported),
+    f"{WORDS}.instruction": everywhere("Think. {form}", *INSTRUCTED),
+    f"{WORDS}.label": everywhere("WORD", *INSTRUCTED),
+    f"{WORDS}.stages": everywhere({"reaction": "how it feels"}, *INSTRUCTED),
+    f"{WORDS}.choose": everywhere("Choose:", *READERS, probes.exported),
+    f"{WORDS}.statement": everywhere("Post: ", *READERS, probes.exported),
+    f"{WORDS}.questions": everywhere({"Calm": "At ease?"}, *READERS, probes.exported),
+    f"{WORDS}.traces": Field({"reaction": ["calm"]}, probes.traces),
+    f"{WORDS}.spaced": Field(False, probes.traces),
+    f"{WORDS}.nothing": Field("no word", probes.wordless_trace),
 }
 
 

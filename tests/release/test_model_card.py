@@ -11,6 +11,7 @@ from mental_r1_jax.data.benchmarks import BenchmarkSpec
 from mental_r1_jax.release.model_card import METHOD_SECTIONS, model_card, shown_settings
 from mental_r1_jax.text.prompts import system_instruction
 from mental_r1_jax.text.stages import GRAMMAR, STAGES
+from mental_r1_jax.text_section import TextConfig
 
 QUESTION = "How lonely does the writer sound? Answer with [1-2], [2-3] or A|B.\nStatement: "
 SETS = [
@@ -201,3 +202,17 @@ def test_usage_snippet_builds_the_prompt_of_training(config, monkeypatch, capsys
     assert prompts == [expected]
     assert options == [{"do_sample": False, "max_new_tokens": 389}]
     assert capsys.readouterr().out == "[3, 4]\n"
+
+
+def test_the_card_of_another_grammar_shows_its_form_and_language(config):
+    stages = ({"name": "night", "description": "夜里"}, {"name": "end", "description": "判断"})
+    grammar = {"stages": stages, "answer_tag": "finding"}
+    text = TextConfig(language="chinese", grammar=grammar)
+    crpo = config.crpo.model_copy(update={"stage_entropy_coefs": (-0.1, 0.1)})
+    written = card(config.model_copy(update={"text": text, "crpo": crpo}))
+    matter, body = front_matter(written)
+    assert matter["language"] == "zh"
+    assert "thinks in 2 stages, then answers" in body and "cognitive appraisal" not in body
+    assert "| `night` | 夜里 |" in body and "stimulus" not in body
+    assert "<finding>标签</finding>" in body
+    assert front_matter(card(config))[0]["language"] == "en"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from mental_r1_jax.study.cells import plan_study
+from mental_r1_jax.study.cells import Cell, plan_study
 from mental_r1_jax.study.charts import Difference, difference_chart
 from mental_r1_jax.study.page import study_page
 from mental_r1_jax.study.reading import read_cell
@@ -70,3 +72,38 @@ def test_an_interval_that_leaves_the_frame_is_cut_at_its_edge() -> None:
     thin = ElementTree.fromstring(text).find(".//line[@class='thin']")
     assert thin is not None
     assert (thin.attrib["x1"], thin.attrib["x2"]) == ("300.0", "830.0")
+
+
+def rename_stages(cell: Cell, names: tuple[str, ...]) -> None:
+    """Give the cell's evaluation and training other stages."""
+    file = cell.evaluation / "metrics.json"
+    document = json.loads(file.read_text(encoding="utf-8"))
+    for scores in document["sets"].values():
+        scores["stage_entropies"] = {name: 0.5 for name in names}
+    file.write_text(json.dumps(document), encoding="utf-8")
+    file = cell.run / "metrics.jsonl"
+    lines = []
+    for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
+        kept = {key: value for key, value in line.items() if "/stage/" not in key}
+        stages = {f"entropy/stage/{name}": 1.0 + i for i, name in enumerate(names)}
+        lines.append(json.dumps(kept | (stages if "loss" in kept else {})) + "\n")
+    file.write_text("".join(lines), encoding="utf-8")
+
+
+@pytest.mark.parametrize("number", [1, 7, 20])
+def test_a_study_of_another_grammar_shows_its_stages(number: int, tmp_path: Path) -> None:
+    names = tuple(f"part_{i}" for i in range(number))
+    study = load_study(write_study(tmp_path, TWO_ARMS))
+    cells = plan_study(study).cells
+    for cell in cells:
+        write_cell(cell, TRUTH, RIGHT, [0.1, 0.2, 0.3])
+        rename_stages(cell, names)
+    document = study_document(study, cells, [])
+    for cell in document["cells"].values():
+        assert cell["stage_entropies"] == {name: 0.5 for name in names}
+        assert cell["curves"][f"entropy/stage/{names[-1]}"] == [float(number)] * 3
+    page = study_page(document, title="mine")
+    legend = re.findall(r'<i style="background:var\((--s\d+)\)"></i>([^<]+)</span>', page)
+    assert [name for _, name in legend] == [f"part {i}" for i in range(number)]
+    assert len(re.findall(r"stroke:var\(--s\d\)", page)) == number * len(document["arms"])
+    assert "stimulus" not in page

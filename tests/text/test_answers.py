@@ -40,6 +40,11 @@ GRADES = ("Mild", "Mild-moderate", "C", "C++", "Don't know")
         ("1-2", "[1-2]", False, False),
         ("1", "[1-2]", False, False),  # the brackets are text, not a pattern
         ("[1-2]3", "[1-2]", False, False),
+        ("是。", "是", True, False),
+        ("是的", "是", False, False),
+        ("نعم، بوضوح", "نعم", True, False),
+        ("कम।", "कम", True, False),
+        ("कमी", "कम", False, False),  # a vowel sign makes another word of it
     ],
 )
 def test_prefix_and_exact(answer, label, prefix, exact):

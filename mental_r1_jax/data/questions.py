@@ -1,0 +1,87 @@
+"""The question of a set in the words of the recipe.
+
+What is ours is worded: our question of a set that we know, and what we put around a question. What
+stands in the files of a set (the column `mental_prompt`) stays as it is, unless the recipe's own
+wording has a question for the set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import overload
+
+from mental_r1_jax.config import ExperimentConfig
+from mental_r1_jax.data.benchmarks import BenchmarkSpec, question_text
+from mental_r1_jax.data.records import Example
+from mental_r1_jax.text.wording import (
+    QuestionWords,
+    built_in_questions,
+    own_questions,
+    question_words,
+)
+
+
+def worded_question(config: ExperimentConfig, spec: BenchmarkSpec) -> str | None:
+    """Return the question of a set for posts whose files have none; None where we have none.
+
+    Of these the first that there is: `text.wording`, `data.custom_sets`, our own in the recipe's
+    language, our own in English.
+    """
+    words, name = question_words(config.text), spec.name
+    if name in own_questions(config.text):
+        return _whole(own_questions(config.text)[name], spec, words)
+    if name in config.data.custom_sets:
+        question = config.data.custom_sets[name].question
+        return None if question is None else _whole(question, spec, words)
+    if name in built_in_questions(config.text):
+        return _whole(built_in_questions(config.text)[name], spec, words)
+    return spec.question
+
+
+def in_words(
+    config: ExperimentConfig, spec: BenchmarkSpec, posts: Sequence[Example]
+) -> Sequence[Example]:
+    """Return the posts of a set with their questions in the words of the recipe."""
+    question = worded_question(config, spec)
+    everywhere = spec.name in own_questions(config.text)
+    if question is None or (question == spec.question and not everywhere):
+        return posts
+    return Reworded(posts, None if everywhere else spec.question, question)
+
+
+class Reworded(Sequence[Example]):
+    """Posts of one set that are asked another question."""
+
+    def __init__(self, posts: Sequence[Example], before: str | None, after: str) -> None:
+        """Nothing is read before a post is asked for.
+
+        Args:
+            posts: the posts.
+            before: the question that is replaced, where others stay; None replaces all.
+            after: the question that takes its place.
+        """
+        self._posts, self._before, self._after = posts, before, after
+
+    def __len__(self) -> int:
+        return len(self._posts)
+
+    @overload
+    def __getitem__(self, place: int) -> Example: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Example]: ...
+    def __getitem__(self, place: int | slice) -> Example | Sequence[Example]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        post = self._posts[place]
+        if self._before is not None and post.question != self._before:
+            return post
+        return dataclasses.replace(post, question=self._after)
+
+
+def _whole(question: str, spec: BenchmarkSpec, words: QuestionWords) -> str:
+    """A question with its labels and the beginning of the post's line, which it may have."""
+    ends = (words.statement.strip(), QuestionWords().statement.strip())
+    if question.rstrip().endswith(ends):
+        return question
+    return question_text(question.strip(), spec.labels, words)
