@@ -97,6 +97,11 @@ VERBS = {
                 "default": Path("board.html"),
                 "help": "the page to write (board.html)",
             },
+            "--pictures": {
+                "metavar": "FOLDER",
+                "type": Path,
+                "help": "write each panel as an SVG file, too",
+            },
         },
         compiles=False,
         of_recipe=False,

@@ -9,29 +9,32 @@ from html import escape
 from typing import Any
 
 from mental_r1_jax.evaluation.charts import (
-    LARGE,
     Line,
-    common_ranges,
     look,
-    panel,
     sample,
     series,
     thinned,
 )
 from mental_r1_jax.evaluation.report_page import RESPONSIBLE_USE, html_page, percent, table_head
 from mental_r1_jax.evaluation.run_metrics import (
-    STAGE_ENTROPY,
     MetricLine,
     duration,
     final_reward,
-    in_words,
     training_seconds,
     training_steps,
     validations,
 )
+from mental_r1_jax.evaluation.training_curves import (
+    MOST_POINTS,
+    STAGE_PREFIX,
+    Panel,
+    drawn_panel,
+    run_panels,
+    stages_of,
+)
 
-# Tells our page from other files, so that no other is overwritten.
-MARKER = '<meta name="generator" content="mental-r1 board">'
+# Tells our pages and pictures from other files, so that no other is overwritten.
+MARKER = "mental-r1 board"
 # So many series differ in dash and marker, see `look`.
 MOST_RUNS = 24
 # Curves lie over each other, so each has fewer points than in the report of one run.
@@ -86,11 +89,11 @@ def board_page(runs: Sequence[BoardRun]) -> str:
         "<h2>Runs</h2>",
         _scrolling("Figures of the runs", _run_table(runs)),
         _differences_part(runs),
-        _curves_part(runs),
+        _curves_part(runs, board_panels(runs)),
         f'<div class="card note"><strong>Responsible use.</strong> {RESPONSIBLE_USE}</div>',
     ]
     return html_page(f"Board: {title}", body, _STYLE + _choice_style(len(runs))).replace(
-        "<head>", f"<head>{MARKER}", 1
+        "<head>", f'<head><meta name="generator" content="{MARKER}">', 1
     )
 
 
@@ -184,13 +187,17 @@ def _differences_part(runs: Sequence[BoardRun]) -> str:
     )
 
 
-def _curves_part(runs: Sequence[BoardRun]) -> str:
-    """One panel a metric, all runs in it, drawn alike in all panels."""
+def board_panels(runs: Sequence[BoardRun]) -> list[Panel]:
+    """One panel a metric with all runs in it; of a single run, the panels of its report."""
+    if len(runs) == 1:
+        return run_panels(runs[0].lines)
+    stages = dict.fromkeys(name for run in runs for name in stages_of(run.lines))
+    entropies = [
+        (f"Entropy: {name.replace('_', ' ')}", "nats a token", f"{STAGE_PREFIX}{name}", 1.0)
+        for name in stages
+    ]
     panels = []
-    names = {key: None for run in runs for line in run.lines for key in line}
-    stages = [name for name in names if name.startswith(STAGE_ENTROPY)]
-    of_stages = [(f"Entropy: {in_words(name)}", "nats a token", name, 1.0) for name in stages]
-    for title, unit, metric, factor in (*_PANELS, *of_stages):
+    for title, unit, metric, factor in (*_PANELS, *entropies):
         drawn = []
         for number, run in enumerate(runs):
             # The loss is shown where it is what is trained: in runs without a reward.
@@ -200,15 +207,22 @@ def _curves_part(runs: Sequence[BoardRun]) -> str:
             if any(y is not None for _, y in points):
                 drawn.append(Line(points, (), look(number), run.name, f"run{number}"))
         if drawn:
-            ranges = common_ranges(drawn)
-            panels.append(panel(title, drawn, *ranges, frame=LARGE, x_name="step", y_name=unit))
+            panels.append(Panel(title, unit, drawn))
+    return panels
+
+
+def _curves_part(runs: Sequence[BoardRun], panels: Sequence[Panel]) -> str:
+    """All panels, and boxes that say whose lines are shown."""
     if not panels:
         return ""
+    alone = len(runs) == 1
     kind = "panels large many" if len(runs) > _MANY else "panels large"
+    cards = [drawn_panel(one, with_legend=alone and len(one.lines) > 1) for one in panels]
+    most = MOST_POINTS if alone else _MOST_POINTS
     return (
-        '<h2>Curves</h2><p class="soft">Over the steps of training; a curve has at most '
-        f"{_MOST_POINTS} points, each the mean of neighbouring steps, and a gap where a value is "
-        f'not finite.</p>{_choice(runs)}<div class="{kind}">{"".join(panels)}</div>'
+        f'<h2>Curves</h2><p class="soft">Over the steps of training; a curve has at most {most} '
+        "points, each the mean of neighbouring steps, and a gap where a value is not finite.</p>"
+        f'{"" if alone else _choice(runs)}<div class="{kind}">{"".join(cards)}</div>'
     )
 
 
@@ -225,7 +239,7 @@ def _choice(runs: Sequence[BoardRun]) -> str:
 def _choice_style(count: int) -> str:
     """A run without its tick is hidden; one that is pointed at, or has the focus, stands out."""
     rules = []
-    for number in range(count):
+    for number in range(count if count > 1 else 0):
         rules.append(f"body:has(#show{number}:not(:checked)) .run{number}{{display:none}}")
         for chosen in (f".pick{number}:hover #show{number}", f"#show{number}:focus-visible"):
             others = f".panels g:not(.run{number})"

@@ -8,16 +8,9 @@ from collections.abc import Mapping, Sequence
 # A line of the file: `step`, and the metrics of a training step or of a validation.
 MetricLine = Mapping[str, float | int]
 
-# Of every stage of the run's grammar, in its order.
-STAGE_ENTROPY = "entropy/stage/"
 VALIDATED = "eval/average/weighted_f1"
 # The final reward is the mean over the last tenth of the steps: a single step is noise.
 _LAST_SHARE = 0.1
-
-
-def in_words(stage_entropy: str) -> str:
-    """The stage of a metric of stage entropies, as people write it."""
-    return stage_entropy.removeprefix(STAGE_ENTROPY).replace("_", " ")
 
 
 def training_steps(lines: Sequence[MetricLine]) -> list[MetricLine]:

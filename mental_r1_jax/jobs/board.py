@@ -1,7 +1,8 @@
 """`mental-r1 board`: several runs compared on one page, without a server or a tracker.
 
 1. Read recipe, metrics and test scores of each run; what is damaged is named and left out.
-2. Write one self-contained page. A file that is no board is never replaced.
+2. Write one self-contained page, and its panels as pictures where asked for. A file that is no
+   board is never replaced.
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from mental_r1_jax.errors import UserError, visible
-from mental_r1_jax.evaluation.board_page import MARKER, MOST_RUNS, BoardRun, board_page
+from mental_r1_jax.evaluation.board_page import (
+    MARKER,
+    MOST_RUNS,
+    BoardRun,
+    board_page,
+    board_panels,
+)
+from mental_r1_jax.evaluation.pictures import picture, picture_name
 from mental_r1_jax.evaluation.report import METRICS_FILE as SCORES_FILE
 from mental_r1_jax.json_files import read_json_object
 from mental_r1_jax.recipe import parse_yaml
@@ -33,12 +41,19 @@ _PATH = re.compile(r"[/~\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\]")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def run(runs: Sequence[Path], output: Path = Path("board.html")) -> Path:
+def run(
+    runs: Sequence[Path], output: Path = Path("board.html"), pictures: Path | None = None
+) -> Path:
     """Write the page that compares `runs` to `output`, and return its path.
 
+    Args:
+        runs: their folders.
+        output: the page.
+        pictures: a folder for each panel as an SVG file, too.
+
     Raises:
-        UserError: one of `runs` is no run folder, or there are too many, or `output` is a file that
-            is no board; nothing is written then.
+        UserError: one of `runs` is no run folder, or there are too many, or a file is in the way
+            that no board has made; nothing is written then.
     """
     folders = list(dict.fromkeys(folder.resolve() for folder in runs))
     _check_runs(folders)
@@ -53,7 +68,15 @@ def run(runs: Sequence[Path], output: Path = Path("board.html")) -> Path:
         for note in one.notes:
             print(f"{name}: {note}")
         board.append(one)
-    _write(output, board_page(board))
+    files = {output: board_page(board)}
+    if pictures is not None:
+        files |= {
+            pictures / picture_name(panel): picture(panel, MARKER) for panel in board_panels(board)
+        }
+    for file in files:
+        _check_output(file)
+    for file, text in files.items():
+        _write(file, text)
     print(f"board of {len(board)} run(s): {visible(str(output))}")
     return output
 
@@ -109,7 +132,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _check_output(output: Path) -> None:
-    """Refuse to replace anything but an earlier board."""
+    """Refuse to replace anything but an earlier board, or a picture of one."""
     if not output.exists() and not output.is_symlink():
         return
     if output.is_file():
@@ -189,9 +212,9 @@ def _tested(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     return document, []
 
 
-def _write(output: Path, page: str) -> None:
-    """Write the whole page or nothing."""
+def _write(output: Path, text: str) -> None:
+    """Write the whole file or nothing."""
     output.parent.mkdir(parents=True, exist_ok=True)
     staging = output.with_name(f"{output.name}.partial")
-    staging.write_text(page, encoding="utf-8", errors="replace")
+    staging.write_text(text, encoding="utf-8", errors="replace")
     os.replace(staging, output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
@@ -13,7 +14,7 @@ from mental_r1_jax.evaluation.run_metrics import (
     training_steps,
     validations,
 )
-from mental_r1_jax.evaluation.training_curves import training_section
+from mental_r1_jax.evaluation.training_curves import stages_of, training_section
 from tests.evaluation.made_up_runs import (
     cold_start_lines,
     drawings,
@@ -47,6 +48,20 @@ def test_a_cold_start_has_its_loss_and_what_never_was_is_not_drawn() -> None:
         {name: value for name, value in line.items() if name != "kl"} for line in metric_lines(4)
     ]
     assert "KL" not in training_section(without_kl)
+
+
+def test_stages_come_in_the_papers_order_and_others_are_drawn_too() -> None:
+    """A file of metrics has them in the order of the alphabet."""
+    names = ["mental_state", "my_own", "reaction", "stimulus"]
+    lines = [
+        {"step": step, "reward": 0.0, **{f"entropy/stage/{name}": 1.0 for name in names}}
+        for step in (1, 2)
+    ]
+    assert stages_of(lines) == ["stimulus", "reaction", "mental_state", "my_own"]
+    page = training_section(lines)
+    assert re.findall(r"</svg>([a-z ]+)</li>", page) == [
+        *("stimulus", "reaction", "mental state", "my own")
+    ]
 
 
 def test_nothing_is_said_where_there_is_nothing_to_say() -> None:
