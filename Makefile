@@ -46,7 +46,7 @@ check-gguf: $(VENV)/.installed-test  ## a GGUF file says in llama.cpp what the m
 
 # NODE_MODULES names a folder with axe-core and puppeteer-core.
 .PHONY: check-pages
-check-pages: $(VENV)/.installed-test  ## report and study in Chromium: axe, keyboard, light and dark, narrow
+check-pages: $(VENV)/.installed-test  ## report, study and board in Chromium: axe, keyboard, light and dark, narrow
 	$(BIN)/python -m pytest -q -rs tests/browser $(ARGS)
 
 # Of the quickstart's model, on its made-up posts; by Chromium.

@@ -15,7 +15,13 @@ from mental_r1_jax.evaluation.charts import (
     series,
     thinned,
 )
-from mental_r1_jax.evaluation.report_page import RESPONSIBLE_USE, html_page, percent, table_head
+from mental_r1_jax.evaluation.report_page import (
+    RESPONSIBLE_USE,
+    html_page,
+    percent,
+    scroll_card,
+    table_head,
+)
 from mental_r1_jax.evaluation.run_metrics import (
     MetricLine,
     duration,
@@ -87,7 +93,7 @@ def board_page(runs: Sequence[BoardRun]) -> str:
         if notes
         else "",
         "<h2>Runs</h2>",
-        _scrolling("Figures of the runs", _run_table(runs)),
+        scroll_card("Figures of the runs", _run_table(runs)),
         _differences_part(runs),
         _curves_part(runs, board_panels(runs)),
         f'<div class="card note"><strong>Responsible use.</strong> {RESPONSIBLE_USE}</div>',
@@ -130,11 +136,14 @@ def _run_table(runs: Sequence[BoardRun]) -> str:
         cells = "".join(f"<td>{cell}</td>" for cell in _figures(run))
         name = f'<th scope="row">{sample(look(number))}{escape(run.name)}</th>'
         rows.append(f"<tr>{name}{cells}</tr>")
+    caption = (
+        "Reward: mean of the last tenth of the steps. Validation and test: weighted F1 in %, mean "
+        "over the sets; of validations with the step. Time: of the training steps, without opening "
+        "and validation."
+    )
     return (
-        f'<table class="wide">{table_head(heads)}<tbody>{"".join(rows)}</tbody></table>'
-        '<p class="soft">Reward: mean of the last tenth of the steps. Validation and test: '
-        "weighted F1 in %, mean over the sets; of validations with the step. Time: of the "
-        "training steps, without opening and validation.</p>"
+        f'<table class="wide"><caption>{caption}</caption>{table_head(heads)}'
+        f"<tbody>{''.join(rows)}</tbody></table>"
     )
 
 
@@ -179,12 +188,15 @@ def _differences_part(runs: Sequence[BoardRun]) -> str:
         columns = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         lines.append(f'<tr><th scope="row">{escape(heading)}</th>{columns}</tr>')
     head = table_head([corner, *heads])
-    table = f'<table class="values">{head}<tbody>{"".join(lines)}</tbody></table>'
-    return (
-        '<h2>What differs</h2><p class="soft">Keys of the recipes that are not the same in all '
-        "runs; folders and book-keeping are left out.</p>"
-        + _scrolling("What differs in the recipes", table)
+    caption = (
+        "Keys of the recipes that are not the same in all runs; folders and book-keeping are left "
+        "out."
     )
+    table = (
+        f'<table class="values"><caption>{caption}</caption>{head}'
+        f"<tbody>{''.join(lines)}</tbody></table>"
+    )
+    return f"<h2>What differs</h2>{scroll_card('What differs in the recipes', table)}"
 
 
 def board_panels(runs: Sequence[BoardRun]) -> list[Panel]:
@@ -245,9 +257,3 @@ def _choice_style(count: int) -> str:
             others = f".panels g:not(.run{number})"
             rules.append(f"body:has({chosen}:checked) {others}{{opacity:.12}}")
     return "\n".join(rules)
-
-
-def _scrolling(name: str, content: str) -> str:
-    """A card that may be wider than the page, so that the keyboard must be able to scroll it."""
-    label = escape(name, quote=True)
-    return f'<div class="card" role="region" tabindex="0" aria-label="{label}">{content}</div>'

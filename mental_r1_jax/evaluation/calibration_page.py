@@ -18,6 +18,7 @@ from mental_r1_jax.evaluation.charts import (
     scale,
     shown,
 )
+from mental_r1_jax.evaluation.report_page import scroll_card
 
 _UNIT = (0.0, 1.0)
 _EXPLANATION = (
@@ -145,10 +146,12 @@ def _numbers(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -
     """A table of a drawing's numbers, folded away; the keyboard opens it."""
     headings = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     lines = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return (
-        f"<details><summary>{escape(caption)} as numbers</summary><table><thead><tr>{headings}"
-        f"</tr></thead><tbody>{lines}</tbody></table></details>"
+    table = (
+        f"<table><caption>{escape(caption)}</caption><thead><tr>{headings}</tr></thead>"
+        f"<tbody>{lines}</tbody></table>"
     )
+    summary = f"<summary>{escape(caption)} as numbers</summary>"
+    return f"<details>{summary}{scroll_card(caption, table)}</details>"
 
 
 def _fraction(value: Number | None) -> str:

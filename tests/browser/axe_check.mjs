@@ -39,7 +39,8 @@ async function walk(tab) {
       if (element === document.body || element === null || element.dataset.seen) return null;
       element.dataset.seen = "yes";
       const style = getComputedStyle(element);
-      const name = element.getAttribute("aria-label") ?? element.textContent.slice(0, 60);
+      const words = (element.labels?.[0] ?? element).textContent.slice(0, 60);
+      const name = element.getAttribute("aria-label") ?? words;
       const width = style.outlineStyle === "none" ? 0 : parseFloat(style.outlineWidth);
       return { tag: element.localName, name: name.trim(), outline: width };
     });

@@ -11,13 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
+from mental_r1_jax.evaluation.board_page import BoardRun, board_page
+from mental_r1_jax.evaluation.calibration_page import calibration_section
 from mental_r1_jax.evaluation.metrics import Prediction, set_metrics
 from mental_r1_jax.evaluation.report import write_evaluation
+from mental_r1_jax.evaluation.training_curves import training_section
 from mental_r1_jax.study.cells import plan_study
 from mental_r1_jax.study.page import study_page
+from mental_r1_jax.study.reading import read_cell
 from mental_r1_jax.study.results import study_document
 from mental_r1_jax.study.schema import load_study
 from tests.evaluation.completions import answered, packed
+from tests.evaluation.made_up_runs import cold_start_lines, metric_lines
 from tests.study.fakes import write_study
 from tests.study.made_up import write_cell
 from tests.study.test_results import ONE_WRONG, RIGHT, TRUTH, TWO_ARMS
@@ -35,6 +40,16 @@ TEXTS = (
 )
 ARABIC = "انكسر الإبريق واستمر المطر طوال اليوم"
 POST = "My kettle broke today."
+CONFIDENCE = {
+    "reliability": [
+        {"confidence": 0.4, "accuracy": 0.25, "n": 8},
+        {"confidence": 0.9, "accuracy": 0.75, "n": 4},
+    ],
+    "risk_coverage": {
+        **{"coverage": [0.25, 0.5, 1.0], "risk": [0.0, 0.25, 0.5]},
+        **{"aurc": 0.2, "accuracy_at_80": 0.6},
+    },
+}
 
 
 def report_page_file(folder: Path) -> Path:
@@ -61,8 +76,26 @@ def report_page_file(folder: Path) -> Path:
         title="made-up model: test split",
         context=context,
         shown_answers=4,
+        sections=[
+            calibration_section(dict.fromkeys(SETS, CONFIDENCE)),
+            training_section(metric_lines(20), ["a note on what could not be read"]),
+        ],
     )
     return folder / "report.html"
+
+
+def board_page_file(folder: Path) -> Path:
+    """Write the board of nine runs, one of them damaged and one a cold start."""
+    runs = [
+        BoardRun(f"run_{i}", metric_lines(20 + i, bonus=0.1 * i), {"run.seed": str(i)})
+        for i in range(7)
+    ]
+    runs.append(BoardRun("damaged", metric_lines(3), {}, None, ["there is no config.yaml"]))
+    runs.append(BoardRun("cold_start", cold_start_lines(9), {"run.seed": "0"}))
+    folder.mkdir(parents=True, exist_ok=True)
+    page = folder / "board.html"
+    page.write_text(board_page(runs), encoding="utf-8")
+    return page
 
 
 def study_page_file(folder: Path) -> Path:
@@ -75,7 +108,7 @@ def study_page_file(folder: Path) -> Path:
         guesses = RIGHT if cell.arm.method == "crpo" else ONE_WRONG
         write_cell(cell, TRUTH, guesses, [0.1 * i, 0.2 * i, 0.5 + 0.1 * i])
     page = folder / "study.html"
-    document = study_document(study, cells, ["a cell"])
+    document = study_document(study, [read_cell(cell) for cell in cells], ["a cell"])
     page.write_text(study_page(document, title="a made-up study"), encoding="utf-8")
     return page
 
@@ -99,3 +132,4 @@ def _unreadable(like: Prediction) -> Prediction:
 if __name__ == "__main__":
     report_page_file(Path(sys.argv[1]))
     study_page_file(Path(sys.argv[1]))
+    board_page_file(Path(sys.argv[1]))

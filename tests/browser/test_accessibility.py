@@ -1,4 +1,4 @@
-"""Report and study in a real browser: axe, keyboard, light and dark, wide and narrow.
+"""Report, study and board in a real browser: axe, keyboard, light and dark, wide and narrow.
 
 Needs Chromium, Node.js, and a folder NODE_MODULES with axe-core and puppeteer-core (`npm install
 axe-core puppeteer-core`).
@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser.pages import report_page_file, study_page_file
+from tests.browser.pages import board_page_file, report_page_file, study_page_file
 
 pytestmark = pytest.mark.slow
 CHECK = Path(__file__).with_name("axe_check.mjs")
@@ -52,8 +52,8 @@ def checked(browser: str, page: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("write", "stops"),
-    [(report_page_file, 4 + 11), (study_page_file, 3)],
-    ids=["report", "study"],
+    [(report_page_file, 4 + 11), (study_page_file, 3), (board_page_file, 2 + 9)],
+    ids=["report", "study", "board"],
 )
 def test_a_page_is_accessible(
     browser: str, tmp_path: Path, write: Callable[[Path], Path], stops: int

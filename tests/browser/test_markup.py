@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from mental_r1_jax.evaluation import reading_room, report_page
-from tests.browser.pages import report_page_file, study_page_file
+from tests.browser.pages import board_page_file, report_page_file, study_page_file
 
-EMPTY = {"meta", "circle", "line", "rect", "path", "polygon", "polyline"}
+EMPTY = {"meta", "input", "circle", "line", "rect", "path", "polygon", "polyline"}
 
 
 class Markup(HTMLParser):
@@ -49,7 +49,9 @@ class Markup(HTMLParser):
 
 
 @pytest.mark.parametrize(
-    ("write", "regions"), [(report_page_file, 4), (study_page_file, 3)], ids=["report", "study"]
+    ("write", "regions"),
+    [(report_page_file, 4 + 2), (study_page_file, 3), (board_page_file, 2)],
+    ids=["report", "study", "board"],
 )
 def test_wide_parts_can_be_scrolled_by_keys_and_all_is_named(
     tmp_path: Path, write: Callable[[Path], Path], regions: int
