@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
 
 from mental_r1_jax.evaluation.charts import (
     Line,
@@ -69,14 +68,14 @@ class BoardRun:
         name: of the run's folder.
         lines: of its `metrics.jsonl`.
         settings: `section.key` -> value of its recipe, as text.
-        tested: the content of the `metrics.json` of its test split, or None.
+        tested: weighted F1 (0 to 1) on its test split, or None.
         notes: what could not be read of it, a sentence each.
     """
 
     name: str
     lines: Sequence[MetricLine]
     settings: Mapping[str, str]
-    tested: Mapping[str, Any] | None = None
+    tested: float | None = None
     notes: Sequence[str] = ()
 
 
@@ -155,13 +154,12 @@ def _figures(run: BoardRun) -> list[str]:
     if validated:
         last = _at_step(*validated[-1])
         best = _at_step(*max(validated, key=lambda one: one[1]))
-    score = None if run.tested is None else run.tested["average"]["weighted_f1"]
     return [
         f"{int(max(line['step'] for line in steps))}" if steps else "-",
         "-" if reward is None else f"{reward:.3f}" if math.isfinite(reward) else "not finite",
         last,
         best,
-        "-" if score is None else percent(score),
+        "-" if run.tested is None else percent(run.tested),
         "-" if seconds is None else duration(seconds),
     ]
 

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import Counter
@@ -199,17 +200,18 @@ def _told_apart(
     ]
 
 
-def _tested(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """The scores of the test split, and what is to be said if they cannot be read."""
+def _tested(folder: Path) -> tuple[float | None, list[str]]:
+    """Weighted F1 on the test split, and what is to be said if it cannot be read."""
     file = folder / "evaluation" / "test" / SCORES_FILE
     if not file.is_file():
         return None, []
     try:
-        document = read_json_object(file)
-        float(document["average"]["weighted_f1"])
+        score = float(read_json_object(file)["average"]["weighted_f1"])
     except (UserError, KeyError, TypeError, ValueError):
+        score = math.nan
+    if not 0.0 <= score <= 1.0:
         return None, [f"evaluation/test/{SCORES_FILE} cannot be read"]
-    return document, []
+    return score, []
 
 
 def _write(output: Path, text: str) -> None:

@@ -191,7 +191,7 @@ def test_what_is_missing_is_named_and_the_other_runs_are_shown(
     (empty / "config.yaml").unlink()
     scores = sound / "evaluation" / "test" / "metrics.json"
     scores.parent.mkdir(parents=True)
-    scores.write_text('{"average": {}}')
+    scores.write_text('{"average": {"weighted_f1": 1e9}}')
     page = board(tmp_path, bare, empty, sound)
     assert capsys.readouterr().out.splitlines()[:-1] == [
         "bare: there is no metrics.jsonl",
