@@ -186,15 +186,15 @@ def _differences_part(runs: Sequence[BoardRun]) -> str:
         columns = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         lines.append(f'<tr><th scope="row">{escape(heading)}</th>{columns}</tr>')
     head = table_head([corner, *heads])
-    caption = (
-        "Keys of the recipes that are not the same in all runs; folders and book-keeping are left "
-        "out."
-    )
     table = (
-        f'<table class="values"><caption>{caption}</caption>{head}'
+        f'<table class="values"><caption>Value in each run</caption>{head}'
         f"<tbody>{''.join(lines)}</tbody></table>"
     )
-    return f"<h2>What differs</h2>{scroll_card('What differs in the recipes', table)}"
+    return (
+        '<h2>What differs</h2><p class="soft">Keys of the recipes that are not the same in all '
+        "runs; folders and book-keeping are left out.</p>"
+        + scroll_card("What differs in the recipes", table)
+    )
 
 
 def board_panels(runs: Sequence[BoardRun]) -> list[Panel]:
