@@ -41,8 +41,9 @@ def longest_shared_runs(texts: Sequence[str], sources: Sequence[str]) -> Int[np.
     longest = np.zeros(len(texts), int)
     length = 0
     while True:
-        shared = np.intersect1d(run[in_text], run[~in_text])
-        alive = np.isin(run, shared)
+        found = np.zeros((2, run.max(initial=-1) + 1), bool)
+        found[0, run[in_text]] = found[1, run[~in_text]] = True
+        alive = found.all(axis=0)[run]
         places, in_text, run = places[alive], in_text[alive], run[alive]
         if not len(places):
             return longest

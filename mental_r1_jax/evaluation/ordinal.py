@@ -84,12 +84,14 @@ def ordinal_estimates(
     confusion = np.zeros((num_labels, num_labels), int)
     np.add.at(confusion, (truth, guess), 1)
     values = {name: float(value) for name, value in ordinal_scores(confusion).items()}
-    values |= _library_scores(truth, guess)
+    values |= _library_scores(truth, guess, num_labels)
     resampled = ordinal_scores(without_unreadable(draws, instead))
     return {name: estimate(values[name], resampled[name]) for name in MEASURES}
 
 
-def _library_scores(truth: Int[np.ndarray, " n"], guess: Int[np.ndarray, " n"]) -> dict[str, float]:
+def _library_scores(
+    truth: Int[np.ndarray, " n"], guess: Int[np.ndarray, " n"], num_labels: int
+) -> dict[str, float]:
     """Those that scikit-learn and SciPy have."""
     from scipy.stats import spearmanr
     from sklearn.metrics import cohen_kappa_score, mean_absolute_error
@@ -99,7 +101,11 @@ def _library_scores(truth: Int[np.ndarray, " n"], guess: Int[np.ndarray, " n"]) 
     with warnings.catch_warnings():
         # Only says that labels are many for so few posts, which is true of small samples.
         warnings.filterwarnings("ignore", message="The number of unique classes")
-        kappa = np.nan if alike else cohen_kappa_score(truth, guess, weights="quadratic")
+        # All labels by name: a label that no post has still lies between its neighbours.
+        every = np.arange(num_labels)
+        kappa = (
+            np.nan if alike else cohen_kappa_score(truth, guess, labels=every, weights="quadratic")
+        )
     return {
         "mae": float(mean_absolute_error(truth, guess)),
         "quadratic_weighted_kappa": float(kappa),

@@ -158,6 +158,7 @@ def _context(config: ExperimentConfig, name: str) -> dict[str, str]:
         "model": public_name(name),
         "split": config.evaluate.split,
         "decoding": "greedy" if votes == 1 else f"majority of {votes} samples",
+        "confidence": config.evaluate.confidence,
         "max_completion_length": str(config.rollout.max_completion_length),
         "seed": str(config.run.seed),
         "version": mental_r1_jax.__version__,

@@ -59,8 +59,10 @@ def clinical_documents(
     config: ExperimentConfig, predictions: Sequence[Prediction]
 ) -> dict[str, dict[str, Any]]:
     """Set -> its clinical numbers, as JSON types; sets in the order of the recipe."""
+    source = {"confidence": config.evaluate.confidence}
     return {
-        name: clinical_document(
+        name: source
+        | clinical_document(
             [p for p in predictions if p.set_name == name],
             label_facts(config.data, name),
             samples=config.evaluate.bootstrap_samples,

@@ -96,6 +96,15 @@ def test_graded_and_ordinal_scores_are_the_golden_ones() -> None:
     assert found["quadratic_weighted_kappa"] == pytest.approx(1 - 14 / 17)
 
 
+def test_a_label_that_no_post_has_still_lies_between_the_others() -> None:
+    """The distance of "some" and "most" is 2 although nothing is "much"."""
+    rows = [("none", "some"), ("some", "some"), ("most", "most")]
+    found = document([prediction(*row) for row in rows], DEGREES, DEGREES[1:], True)["ordinal"]
+    # Expected: true 0, 1 and 3 with 1/3 each; answers 1 with 2/3 and 3 with 1/3.
+    expected = ((2 * 1 + 9) + (0 + 4) + (2 * 4 + 0)) / 9
+    assert values(found)["quadratic_weighted_kappa"] == pytest.approx(1 - (1 / 3) / expected)
+
+
 def test_an_unreadable_answer_is_the_farthest_label() -> None:
     """From the mildest 3 steps up, from the third 2 steps down."""
     rows = [prediction("none", None), prediction("much", None)]
