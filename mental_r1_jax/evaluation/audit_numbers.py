@@ -21,7 +21,7 @@ def mean_estimate(
     draws = [
         w @ numbers / len(numbers) for w in post_weights(len(numbers), samples=samples, seed=seed)
     ]
-    return estimate(float(numbers.mean()), np.concatenate(draws) if draws else None)
+    return estimate(float(numbers.mean()), np.concatenate(draws))
 
 
 def effect(

@@ -84,7 +84,6 @@ def resampled_scores(
     return {
         name: {key: np.concatenate([one[key] for one in found]) for key in found[0]}
         for name, found in parts.items()
-        if found
     }
 
 
