@@ -43,7 +43,7 @@ def longest_shared_runs(texts: Sequence[str], sources: Sequence[str]) -> Int[np.
     while True:
         found = np.zeros((2, run.max(initial=-1) + 1), bool)
         found[0, run[in_text]] = found[1, run[~in_text]] = True
-        alive = found.all(axis=0)[run]
+        alive = (found[0] & found[1])[run]
         places, in_text, run = places[alive], in_text[alive], run[alive]
         if not len(places):
             return longest
