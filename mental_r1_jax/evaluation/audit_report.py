@@ -97,23 +97,24 @@ def _stages(document: Mapping[str, Any]) -> str:
 def _groups(document: Mapping[str, Any]) -> str:
     cards = []
     for name, of_set in document["sets"].items():
-        tables = []
+        pairs = []
         for attribute, found in of_set.items():
             if attribute == "n":
                 continue
             keys = list(next(iter(found["values"].values())))
             rows = [
-                table_row(value, [_share(rates[key]) for key in keys])
-                for value, rates in found["values"].items()
+                table_row(value, [_share(one[key]) for key in keys])
+                for value, one in found["values"].items()
             ]
             heads = [attribute, *(f"{key.replace('_', ' ')} %" for key in keys)]
-            tables.append(_table(heads, rows))
+            rates = _table(heads, rows)
             gaps = [
                 table_row(key.replace("_", " "), [_share(gap), _range(gap)])
                 for key, gap in found["gaps"].items()
             ]
-            tables.append(_table([f"largest gap, {attribute}", "%", "95% interval"], gaps))
-        cards.append(_card(name, tables))
+            between = _table([f"largest gap, {attribute}", "%", "95% interval"], gaps)
+            pairs.append(f'<div class="pair">{rates}{between}</div>')
+        cards.append(_card(name, pairs))
     return "".join(cards)
 
 
