@@ -10,7 +10,7 @@ from typing import Any
 
 from mental_r1_jax.evaluation.clinical_report import MISSING
 from mental_r1_jax.evaluation.comparison_report import COMPARISON_FILES
-from mental_r1_jax.evaluation.report_page import percent, table_head, table_row
+from mental_r1_jax.evaluation.report_page import percent, scroll_card, table_head, table_row
 from mental_r1_jax.evaluation.resampling import Estimate
 from mental_r1_jax.private_files import write_private
 
@@ -68,9 +68,10 @@ def _range(found: Estimate) -> str:
     return MISSING if ends is None else " to ".join(map(percent, ends))
 
 
-def _card(name: str, tables: Sequence[str]) -> str:
+def _card(title: str, name: str, tables: Sequence[str]) -> str:
+    """What an audit says of one set."""
     pair = f'<div class="pair">{"".join(tables)}</div>'
-    return f'<div class="card"><h3>{escape(name)}</h3>{pair}</div>'
+    return scroll_card(f"{title}: {name}", f"<h3>{escape(name)}</h3>{pair}")
 
 
 def _table(heads: Sequence[str], rows: Sequence[str]) -> str:
@@ -90,7 +91,7 @@ def _stages(document: Mapping[str, Any]) -> str:
                 rate = one["flip_rate"]
                 cells += [_share(rate), _range(rate), _share(one["p_change"])]
             rows.append(table_row(stage.replace("_", " "), [*cells, _share(cut["agreement"])]))
-        cards.append(_card(name, [_table(heads, rows)]))
+        cards.append(_card("Audit of stages", name, [_table(heads, rows)]))
     return "".join(cards)
 
 
@@ -114,7 +115,7 @@ def _groups(document: Mapping[str, Any]) -> str:
             ]
             between = _table([f"largest gap, {attribute}", "%", "95% interval"], gaps)
             pairs.append(f'<div class="pair">{rates}{between}</div>')
-        cards.append(_card(name, pairs))
+        cards.append(_card("Audit of groups", name, pairs))
     return "".join(cards)
 
 
@@ -130,13 +131,13 @@ def _memory(document: Mapping[str, Any]) -> str:
             )
             for key, title in (("own_post", "its own post"), ("training_posts", "training posts"))
         ]
-        cards.append(_card(name, [_table(heads, rows)]))
+        cards.append(_card("Audit of memory", name, [_table(heads, rows)]))
     kept, limit = document["repeated"], document["reported_words"]
     says = f"{len(kept)} completions share {limit} words or more with one of the "
     says += f"{document['training_posts']} training posts, and fewer with their own."
     rows = [table_row(one["set_name"], [str(one["row"]), str(one["words"])]) for one in kept]
     table = _table(["set", "row", "words"], rows) if rows else ""
-    return f'{"".join(cards)}<div class="card"><p>{says}</p>{table}</div>'
+    return "".join(cards) + scroll_card("Repeated training posts", f"<p>{says}</p>{table}")
 
 
 _BODIES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from mental_r1_jax.evaluation.report_page import percent, table_head, table_row
+from mental_r1_jax.evaluation.report_page import percent, scroll_card, table_head, table_row
 from mental_r1_jax.evaluation.resampling import Estimate
 
 MISSING = "-"
@@ -111,9 +111,9 @@ def _set_card(name: str, document: Mapping[str, Any]) -> str:
     tables = [_measures(_estimates(document)), _scorers(document["scorers"])]
     tables += [_labels(document["one_vs_rest"]), _groups(document["groups"])]
     shown = "".join(table for table in tables if table)
-    return (
-        f'<div class="card"><h3>{escape(name)}</h3><p class="soft">{escape(says)}</p>'
-        f'<div class="pair">{shown}</div></div>'
+    heading = f'<h3>{escape(name)}</h3><p class="soft">{escape(says)}</p>'
+    return scroll_card(
+        f"Clinical evaluation of {name}", f'{heading}<div class="pair">{shown}</div>'
     )
 
 

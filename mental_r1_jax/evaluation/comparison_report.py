@@ -21,7 +21,7 @@ from mental_r1_jax.evaluation.clinical_report import shown_interval, shown_value
 from mental_r1_jax.evaluation.comparison import Flip
 from mental_r1_jax.evaluation.metrics import UNREADABLE
 from mental_r1_jax.evaluation.report import spreadsheet_cell
-from mental_r1_jax.evaluation.report_page import html_page, table_head, table_row
+from mental_r1_jax.evaluation.report_page import html_page, scroll_card, table_head, table_row
 from mental_r1_jax.private_files import write_private
 
 COMPARISON_FILES = ("comparison.json", "comparison.csv", "comparison.html")
@@ -102,14 +102,15 @@ def _page(document: Mapping[str, Any], found: Sequence[Flip], names: tuple[str, 
             for key, sides in one["scores"].items()
         ]
         test = one["mcnemar"]
-        body.append(
-            f'<div class="card"><h3>{escape(name)}</h3><table>{heads}<tbody>{"".join(rows)}</tbody>'
-            f'</table><p class="soft">{one["n"]} posts; right in the first only: '
-            f"{test['only_first_right']}, in the second only: {test['only_second_right']}, "
-            f"McNemar p = {test['p_value']:.3g}</p></div>"
+        says = (
+            f"{one['n']} posts; right in the first only: {test['only_first_right']}, in the second "
+            f"only: {test['only_second_right']}, McNemar p = {test['p_value']:.3g}"
         )
+        table = f"<table>{heads}<tbody>{''.join(rows)}</tbody></table>"
+        content = f'<h3>{escape(name)}</h3>{table}<p class="soft">{says}</p>'
+        body.append(scroll_card(f"Differences in {name}", content))
     rows = [table_row(cells[0], map(escape, cells[1:])) for cells in map(_flip_cells, found)]
     table = f"<table>{table_head(['set', 'row', 'label', 'first', 'second'])}"
     table += f"<tbody>{''.join(rows)}</tbody></table>"
-    body += [f"<h2>Posts that flipped: {len(found)}</h2>", f'<div class="card">{table}</div>']
+    body += [f"<h2>Posts that flipped: {len(found)}</h2>", scroll_card("Posts that flipped", table)]
     return html_page("Two evaluations", body)
