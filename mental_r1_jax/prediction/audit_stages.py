@@ -47,9 +47,9 @@ def audit_stages(
         ask: p(label) after each changed completion, its answer forced.
         samples: resamples behind the intervals.
         seed: seed of the resampling.
-        grammar: has the stages.
+        grammar: has the stages and the tags.
     """
-    texts = [cut_at_answer(p.completion)[0] for p in predictions]
+    texts = [cut_at_answer(p.completion, grammar)[0] for p in predictions]
     spans = [grammar.parse(text).stage_spans for text in texts]
     wanted: dict[tuple[str, int, int], str] = {}
     for name in dict.fromkeys(p.set_name for p in predictions):

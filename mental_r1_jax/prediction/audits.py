@@ -59,18 +59,18 @@ def run_audits(names: Sequence[str], evaluated: Evaluated) -> dict[str, dict[str
 def _stages(evaluated: Evaluated) -> dict[str, Any]:
     """Score labels after changed reasonings."""
     predictor, config = evaluated.predictor, evaluated.config
-    tokenizer = predictor.model.tokenizer
+    tokenizer, grammar = predictor.model.tokenizer, grammar_of(config.text)
     scorer = predictor.labels or make_label_scorer(predictor.model, config, predictor.mesh)
-    prompts = render_prompts(
-        tokenizer, evaluated.posts, config.rollout.max_prompt_length, grammar_of(config.text)
-    )
+    limit = config.rollout.max_prompt_length
+    prompts = render_prompts(tokenizer, evaluated.posts, limit, grammar)
 
     def ask(changed: Sequence[Changed]) -> list[tuple[float, ...]]:
         asked = []
         for i, text in changed:
             ids = tokenizer.encode(printable(text))
             labels = evaluated.facts[evaluated.posts[i].set_name].labels
-            asked.append(Reasoning(prompts[i].ids, forced_answer(tokenizer, ids, labels)))
+            forced = forced_answer(tokenizer, ids, labels, grammar)
+            asked.append(Reasoning(prompts[i].ids, forced))
         evaluated.say(f"audit of stages: {len(asked)} reasonings")
         return all_probabilities(
             scorer,
@@ -85,7 +85,7 @@ def _stages(evaluated: Evaluated) -> dict[str, Any]:
         ask,
         samples=config.evaluate.bootstrap_samples,
         seed=config.run.seed,
-        grammar=grammar_of(config.text),
+        grammar=grammar,
     )
 
 

@@ -290,12 +290,12 @@ def _probabilities(
         return [vote_shares(one.answers, of_set) for one, of_set in both]
     if predictor.labels is None:
         return [None] * len(chosen)
-    tokenizer = predictor.model.tokenizer
+    tokenizer, grammar = predictor.model.tokenizer, grammar_of(predictor.config.text)
     ids, mask = map(hosts.fetch_rows, (sampled.completion_ids, sampled.completion_mask))
     asked = []
     for row, (one, of_set) in enumerate(zip(chosen, labels, strict=True)):
         completion = ids[row, one.place][mask[row, one.place]].tolist()
-        answer = forced_answer(tokenizer, completion, of_set)
+        answer = forced_answer(tokenizer, completion, of_set, grammar)
         asked.append(Reasoning(prompts[row].ids, answer))
     most = max(map(len, reader.labels.values()))
     found = predictor.labels.probabilities(params, asked, most)

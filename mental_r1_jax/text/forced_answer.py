@@ -11,11 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mental_r1_jax.text.stages import ANSWER_TAG, THINK_TAG
+from mental_r1_jax.text.stages import GRAMMAR, Grammar
 from mental_r1_jax.text.tokenizer import Tokenizer, printable
 
-_ANSWER, _ANSWER_END = f"<{ANSWER_TAG}>", f"</{ANSWER_TAG}>"
-_THINK_END = f"</{THINK_TAG}>"
 _LETTER = "a"  # which joins no tag and no line end in one token
 
 
@@ -32,20 +30,23 @@ class ForcedAnswer:
     endings: tuple[tuple[int, ...], ...]
 
 
-def cut_at_answer(completion: str) -> tuple[str, str]:
+def cut_at_answer(completion: str, grammar: Grammar = GRAMMAR) -> tuple[str, str]:
     """Return the text before the answer of `completion`, and the tags to write behind it.
 
     The second part ends with the answer tag. Before it come, where the completion has no answer
     tag, a line end and, where it has no closing tag of the reasoning, that tag in a line of its
     own. A stage that was not closed stays open.
     """
-    before, tag, _ = completion.partition(_ANSWER)
+    answer, think_end = f"<{grammar.answer_tag}>", f"</{grammar.think_tag}>"
+    before, tag, _ = completion.partition(answer)
     if tag:
-        return before, _ANSWER
-    return before, f"\n{_ANSWER}" if _THINK_END in before else f"\n{_THINK_END}\n{_ANSWER}"
+        return before, answer
+    return before, f"\n{answer}" if think_end in before else f"\n{think_end}\n{answer}"
 
 
-def forced_answer(tokenizer: Tokenizer, ids: Sequence[int], labels: Sequence[str]) -> ForcedAnswer:
+def forced_answer(
+    tokenizer: Tokenizer, ids: Sequence[int], labels: Sequence[str], grammar: Grammar = GRAMMAR
+) -> ForcedAnswer:
     """Return the shared tokens of a completion and the endings of all labels.
 
     1. The sampled tokens that end before the answer tag are kept as they are; special tokens at
@@ -62,16 +63,19 @@ def forced_answer(tokenizer: Tokenizer, ids: Sequence[int], labels: Sequence[str
     Args:
         ids: the tokens of the completion, padding left out.
         labels: two or more that differ.
+        grammar: has the tags.
     """
     decoded = tokenizer.decode(ids)
-    before, tags = cut_at_answer(decoded.text)
+    before, tags = cut_at_answer(decoded.text, grammar)
     encoded = before.encode("utf-8", "surrogateescape")
     kept = int(np.searchsorted(decoded.offsets[1:], len(encoded), side="right"))
     while kept and decoded.offsets[kept] == decoded.offsets[kept - 1]:
         kept -= 1
     rest = encoded[int(decoded.offsets[kept]) :].decode("utf-8", "surrogateescape")
     start = printable(rest) + tags
-    tails = [_encode_inside(tokenizer, f"{start}{label}{_ANSWER_END}") for label in labels]
+    tails = [
+        _encode_inside(tokenizer, f"{start}{label}</{grammar.answer_tag}>") for label in labels
+    ]
     common = _common_beginning(tails)
     shared = (*(int(i) for i in ids[:kept]), *tails[0][:common])
     return ForcedAnswer(shared, tuple(tuple(tail[common:]) for tail in tails))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mental_r1_jax.cli import VERBS
+from mental_r1_jax.config import TextConfig
 from mental_r1_jax.data.records import Example
 from mental_r1_jax.evaluation.audit_report import audit_sections, write_audits
 from mental_r1_jax.evaluation.clinical import LabelFacts
@@ -225,6 +226,7 @@ def test_the_audit_of_stages_runs_on_tokens() -> None:
         evaluate=SimpleNamespace(batch_size=5, bootstrap_samples=5),
         rollout=SimpleNamespace(max_prompt_length=1500),
         run=SimpleNamespace(seed=0),
+        text=TextConfig(),
     )
     scorer = LabelScorer(logprobs, mesh, (2000,), chatml.pad_id)
     predictor = SimpleNamespace(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mental_r1_jax.text.forced_answer import cut_at_answer, forced_answer
-from mental_r1_jax.text.stages import GRAMMAR
+from mental_r1_jax.text.stages import GRAMMAR, Grammar
 from mental_r1_jax.text.tokenizer import wrap_tokenizer
 
 CONTENTS = ("rain", "it spoils the walk", "an umbrella helps", "a little sad", "well")
@@ -39,6 +39,20 @@ def test_the_forced_layout_is_that_of_the_grammar() -> None:
     stopped = REASONING[: REASONING.index("\n</think>")]
     before, tags = cut_at_answer(stopped)
     assert f"{before}{tags}Mild</answer>" == WHOLE
+
+
+def test_tags_are_those_of_the_grammar() -> None:
+    grammar = Grammar(think_tag="reason", answer_tag="verdict")
+    assert cut_at_answer("a<verdict>b", grammar) == ("a", "<verdict>")
+    assert cut_at_answer("a<answer>b", grammar) == ("a<answer>b", "\n</reason>\n<verdict>")
+
+
+def test_a_verdict_is_forced_as_an_answer_is(chatml) -> None:
+    grammar = Grammar(think_tag="reason", answer_tag="verdict")
+    found = forced_answer(chatml, chatml.encode("calm"), ("Yes", "No"), grammar)
+    texts = [chatml.decode([*found.shared, *ending]).text for ending in found.endings]
+    ends = [f"calm\n</reason>\n<verdict>{label}</verdict>" for label in ("Yes", "No")]
+    assert texts == ends
 
 
 def test_shared_tokens_and_endings_are_the_completion_with_each_label(tokenizers) -> None:
