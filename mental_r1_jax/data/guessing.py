@@ -14,6 +14,7 @@ import yaml
 from mental_r1_jax.config import CustomSet, FileFormat, label_text
 from mental_r1_jax.data.benchmarks import spec_for
 from mental_r1_jax.data.layouts import layout_of, raw_rows
+from mental_r1_jax.data.parquet_rows import class_names
 from mental_r1_jax.data.reading import container_of, plain_rows, read_file
 from mental_r1_jax.data.records import Problem
 from mental_r1_jax.data.rows import FileRow, RawRow, check_rows
@@ -88,10 +89,10 @@ def _described(path: Path, rows: Sequence[FileRow]) -> dict[str, Any]:
     else:
         group = _named("group", columns)
         mapped = {} if group is None else {"columns": {"group": group}}
-    raws, asked = _raws(path, rows, columns, mapped)
+    raws = _raws(path, rows, columns, mapped)
+    asked = all(row.question is not None and row.question.strip() for row in raws)
     if not asked and "question" not in mapped.get("columns", {}):
         mapped = {"question": _QUESTION, **mapped}
-        raws, _ = _raws(path, rows, columns, mapped)
     labels = _labels([row.label for row in raws])
     if labels is None:
         raise UserError(
@@ -100,17 +101,21 @@ def _described(path: Path, rows: Sequence[FileRow]) -> dict[str, Any]:
             f"{len({row.label for row in raws})} different values in {len(raws)} rows",
             "Write the lines yourself; docs/data.md shows those of each format.",
         )
+    label = mapped.get("columns", {}).get("label", "label")
+    names = class_names(path.read_bytes(), label) if label in columns else ()
+    if {*labels} <= {str(number) for number in range(len(names))} and _labels(names) is not None:
+        mapped["label_map"] = {number: name for number, name in enumerate(names)}
+        labels = list(names)
     return {"labels": labels, **mapped}
 
 
 def _raws(
     path: Path, rows: Sequence[FileRow], columns: Sequence[str], keys: Mapping[str, Any]
-) -> tuple[list[RawRow], bool]:
-    """The rows as these keys read them, and whether all of them have a question."""
+) -> list[RawRow]:
+    """The rows as these keys read them."""
     spec = _stand_in(keys)
-    found = list(raw_rows(rows, str(path), spec, layout_of(columns, spec)))
-    asked = not any(isinstance(one, Problem) and one.kind == "empty question" for one in found)
-    return [one for one in found if isinstance(one, RawRow)], asked
+    found = raw_rows(rows, str(path), spec, layout_of(columns, spec))
+    return [one for one in found if isinstance(one, RawRow)]
 
 
 def _column_keys(path: Path, rows: Sequence[FileRow], columns: Sequence[str]) -> dict[str, Any]:

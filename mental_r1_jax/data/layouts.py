@@ -26,7 +26,6 @@ from mental_r1_jax.data.rows import FileRow, RawRow
 
 _IMHI_START = re.compile(r'(?:Consider this post|Post): "')
 _IMHI_END = '" Question:'
-_NO_QUESTION = ("a question, here or as the set's `question` in the recipe", "empty question")
 _BETWEEN_TEXTS = "\n\n"
 _ROLES = {
     "chat": {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"},
@@ -101,14 +100,11 @@ def raw_rows(
         except _Unreadable as error:
             yield Problem(file, row.line, *error.args)
             continue
-        if spec.source is not None:
+        if layout.name != "paper":  # there a question is a whole user turn, and wins over the set's
             if spec.question is not None:
                 question = None  # the recipe's is asked of every post
             elif question is not None and question.strip():
                 question = asked(question, spec.labels)
-            else:
-                yield Problem(file, row.line, layout.names.question or "", "none", *_NO_QUESTION)
-                continue
         yield RawRow(file, row.line, text, label, question, group, reasoning)
 
 

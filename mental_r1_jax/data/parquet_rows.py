@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections import Counter
 from collections.abc import Iterator
 
@@ -51,6 +52,17 @@ def read_parquet(
         return
     for number, row in enumerate(rows, start=1):
         yield FileRow(number, row)
+
+
+def class_names(payload: bytes, column: str) -> tuple[str, ...]:
+    """Return the names that a file of the library `datasets` keeps for the numbers of a column."""
+    try:
+        kept = (_opened(payload).schema_arrow.metadata or {}).get(b"huggingface", b"{}")
+        names = json.loads(kept)["info"]["features"][column]["names"]
+    except (*_TORN, KeyError, TypeError, RecursionError):
+        return ()  # a guess can do without them
+    named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return tuple(names) if named else ()
 
 
 def _opened(payload: bytes) -> pyarrow.parquet.ParquetFile:

@@ -42,7 +42,7 @@ _ENDINGS: dict[str, FileFormat] = {
 }
 _SHOWN_COLUMNS = 20
 # Problems of single rows that are the file's where every row has them.
-_OF_ALL_ROWS = ("missing column", "wrong type", "missing label", "empty question")
+_OF_ALL_ROWS = ("missing column", "wrong type", "missing label")
 
 
 @dataclass(frozen=True)

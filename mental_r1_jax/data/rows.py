@@ -114,6 +114,12 @@ def check_rows(
                 break  # what is wrong with a row is the same for all of its topics
             found.append(checked)
         row += 1
+    unasked = [problem for problem in errors if problem.kind == "empty question"]
+    if spec.source is not None and len(unasked) == row > 1:
+        # The recipe lacks a question, not each of the rows.
+        value = f"{unasked[0].value} in all {row} rows"
+        kept = replace(unasked[0], value=value)
+        errors = [kept, *(problem for problem in errors if problem not in unasked)]
     return CheckedRows(tuple(found), tuple(errors), tuple(warnings))
 
 
@@ -157,6 +163,8 @@ def _checked(
         wrong(names.label, value, expected, "unknown label")
     if not question.strip():
         expected = "the question asked about the post"
+        if spec.source is not None:
+            expected += ", here or as the set's `question` in the recipe"
         wrong(names.question or "", shown(question), expected, "empty question")
     reasoning = raw.reasoning if raw.reasoning and without_tags(raw.reasoning) else None
     if reasoning is not None and (fault := staged_fault(reasoning)) is not None:

@@ -300,6 +300,8 @@ def test_a_row_without_a_question_says_where_one_could_stand() -> None:
     checked = read("a.jsonl", lines(turns("tea", "Yes")), question=None)
     assert places(checked) == [(1, "messages", "empty question")]
     assert "the set's `question` in the recipe" in str(checked.errors[0])
+    many = read("a.jsonl", lines(*[turns("tea", "Yes")] * 9), question=None)
+    assert [problem.value for problem in many.errors] == ["'' in all 9 rows"]
 
 
 def test_joined_columns_leave_out_what_is_blank() -> None:

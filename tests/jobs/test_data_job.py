@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import yaml
 
 from mental_r1_jax import cli
 from mental_r1_jax.config import CustomSet, ExperimentConfig
+from mental_r1_jax.data.guessing import guess_lines
 from mental_r1_jax.data.loading import load_examples
 from mental_r1_jax.data.records import Example
 from mental_r1_jax.errors import UserError
@@ -142,6 +146,27 @@ def test_guess_prints_lines_that_read_the_file(
         "columns": {"label": "sentiment", "group": "users"},
     }
     CustomSet.model_validate(described)
+
+
+def test_guess_knows_the_names_that_a_parquet_file_keeps_for_numbers(tmp_path: Path) -> None:
+    """As the library `datasets` writes its ClassLabel."""
+    features = {
+        "info": {"features": {"label": {"names": ["calm", "upset"], "_type": "ClassLabel"}}}
+    }
+    table = pyarrow.table({"text": ["tea", "milk", "water"], "label": [1, 0, 1]})
+    named = table.replace_schema_metadata({"huggingface": json.dumps(features)})
+    for content, labels in ((named, ["calm", "upset"]), (table, ["1", "0"])):
+        file = tmp_path / "posts.parquet"
+        pyarrow.parquet.write_table(content, file)
+        guess = guess_lines(file)
+        (described,) = yaml.safe_load(guess.lines)["data"]["custom_sets"].values()
+        assert described["labels"] == labels and guess.problems == ()
+        assert described.get("label_map", {}) == (
+            {0: "calm", 1: "upset"} if content is named else {}
+        )
+    torn = table.replace_schema_metadata({"huggingface": "{"})
+    pyarrow.parquet.write_table(torn, file)
+    assert guess_lines(file).rows == 3
 
 
 @pytest.mark.parametrize(
