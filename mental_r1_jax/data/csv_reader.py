@@ -1,8 +1,7 @@
 """Rows of comma- or tab-separated files; every fault keeps its line, and reading goes on after it.
 
-1. Decode the file; every line that is not UTF-8 is a problem.
-2. Read the header: the columns that are needed must be there, each once.
-3. Scan the records. After a lost quote reading goes on at the next record that looks like a row.
+1. Read the header: the columns that are needed must be there, each once.
+2. Scan the records. After a lost quote reading goes on at the next record that looks like a row.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from dataclasses import dataclass
 from mental_r1_jax.data.csv_scanner import Cells, QuoteFault, Record, scan_records
 from mental_r1_jax.data.records import Problem, shown_names
 from mental_r1_jax.data.rows import FileRow, Oddity
-from mental_r1_jax.data.text_files import decode_lines
 
 
 @dataclass(frozen=True)
@@ -46,13 +44,10 @@ def header_of(text: str, delimiter: str) -> Cells:
 
 
 def read_delimited(
-    file: str, payload: bytes, keys: KeyColumns, delimiter: str = ","
+    file: str, text: str, keys: KeyColumns, delimiter: str = ","
 ) -> Iterator[FileRow | Problem | Oddity]:
     """Yield the rows of a file, and what is wrong with those that cannot be read."""
-    text, problems = decode_lines(file, payload)
-    yield from problems
-    if text is not None:
-        yield from _Reading(file, keys, delimiter).events(text)
+    yield from _Reading(file, keys, delimiter).events(text)
 
 
 class _Reading:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from mental_r1_jax.config import CustomSet, FileFormat, label_text
+from mental_r1_jax.config import ColumnMap, CustomSet, FileFormat, label_text
 from mental_r1_jax.data.benchmarks import spec_for
 from mental_r1_jax.data.layouts import layout_of, raw_rows
 from mental_r1_jax.data.parquet_rows import class_names
@@ -140,7 +140,8 @@ def _column_keys(path: Path, rows: Sequence[FileRow], columns: Sequence[str]) ->
         name = _named(part, [x for x in columns if x not in used])
         if name is not None and (part == "group" or _are_texts(rows, name)):
             found[part] = name
-    found = {part: name for part, name in found.items() if name != part or part == "group"}
+    usual = ColumnMap()
+    found = {part: name for part, name in found.items() if name != getattr(usual, part)}
     keys: dict[str, Any] = {"text_columns": list(joined)} if joined else {}
     return keys | ({"columns": found} if found else {})
 
@@ -154,7 +155,7 @@ def _label_column(rows: Sequence[FileRow], columns: Sequence[str]) -> str | None
 
 
 def _labels(values: Sequence[Any]) -> list[str] | None:
-    """The different labels among values, the more frequent first; None if they are none."""
+    """The different labels among values, as they occur; None if they are none."""
     texts = [label_text(value) for value in values]
     counts = Counter(text for text in texts if text is not None and text.strip())
     short = all(len(x) <= _MAX_LABEL_CHARS and len(x.split()) <= _MAX_LABEL_WORDS for x in counts)

@@ -13,7 +13,7 @@ own prompts do (`...Statement: ...`); otherwise all of it is the post.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -22,7 +22,7 @@ from mental_r1_jax.data.benchmarks import QUESTION_END, BenchmarkSpec, asked
 from mental_r1_jax.data.labels import known_label
 from mental_r1_jax.data.reasoning import is_staged, label_and_reasoning, staged_fault
 from mental_r1_jax.data.records import Problem, redacted, shown
-from mental_r1_jax.data.rows import FileRow, RawRow
+from mental_r1_jax.data.rows import Event, FileRow, Oddity, RawRow
 
 _IMHI_START = re.compile(r'(?:Consider this post|Post): "')
 _IMHI_END = '" Question:'
@@ -86,8 +86,8 @@ def layout_of(columns: Collection[str], spec: BenchmarkSpec) -> LaidOut:
 
 
 def raw_rows(
-    rows: Iterable[FileRow | Problem | Any], file: str, spec: BenchmarkSpec, layout: LaidOut
-) -> Iterable[Any]:
+    rows: Iterable[FileRow | Problem | Oddity], file: str, spec: BenchmarkSpec, layout: LaidOut
+) -> Iterator[Event]:
     """Yield the `RawRow` of each row, or the problem that it has; problems pass through."""
     read = _READERS[layout.name]
     for row in rows:

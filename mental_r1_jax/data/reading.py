@@ -131,8 +131,9 @@ def _read_paper(file: str, payload: bytes, spec: BenchmarkSpec) -> ReadFile:
         is_label=lambda cell: known_label(cell, spec) is not None,
     )
     layout = LaidOut("paper", names, ())
-    rows = read_delimited(file, payload, keys)
-    return ReadFile(list(raw_rows(rows, file, spec, layout)), names)
+    text, problems = decode_lines(file, payload)
+    rows = () if text is None else read_delimited(file, text, keys)
+    return ReadFile([*problems, *raw_rows(rows, file, spec, layout)], names)
 
 
 def _read_table(file: str, payload: bytes, spec: BenchmarkSpec, delimiter: str) -> ReadFile:
@@ -162,8 +163,9 @@ def _read_table(file: str, payload: bytes, spec: BenchmarkSpec, delimiter: str) 
         others=tuple(x for x in layout.needed if x not in (*texts, names.label, question)),
         is_label=is_label,
     )
-    rows = list(read_delimited(file, payload, keys, delimiter))
-    return ReadFile(_as_one(raw_rows(rows, file, spec, layout), len(rows)), names)
+    rows = list(read_delimited(file, text, keys, delimiter))
+    events = _as_one(raw_rows(rows, file, spec, layout), len(rows))
+    return ReadFile([*problems, *events], names)
 
 
 def _read_objects(file: str, payload: bytes, spec: BenchmarkSpec, kind: str) -> ReadFile:

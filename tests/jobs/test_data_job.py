@@ -148,6 +148,28 @@ def test_guess_prints_lines_that_read_the_file(
     CustomSet.model_validate(described)
 
 
+def test_guess_finds_questions_and_reasoning_by_their_names(tmp_path: Path) -> None:
+    rows = [
+        {
+            "question": "Calm?",
+            "post": f"tea {i}",
+            "label": "Yes" if i % 2 else "No",
+            "Rationale": "x",
+        }
+        for i in range(4)
+    ]
+    file = tmp_path / "posts.json"
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    guess = guess_lines(file)
+    (described,) = yaml.safe_load(guess.lines)["data"]["custom_sets"].values()
+    assert described["columns"] == {
+        "text": "post",
+        "question": "question",
+        "reasoning": "Rationale",
+    }
+    assert "question" not in described and (guess.rows, guess.problems) == (4, ())
+
+
 def test_guess_knows_the_names_that_a_parquet_file_keeps_for_numbers(tmp_path: Path) -> None:
     """As the library `datasets` writes its ClassLabel."""
     features = {
