@@ -354,6 +354,16 @@ def test_conversations_that_are_not_one_turn_and_its_answer(messages: Any, kind:
     assert SECRET not in str(checked.errors[0])
 
 
+def test_a_label_beside_a_conversation_counts_and_the_answer_is_reasoning() -> None:
+    rows = [turns("tea", f"{SECRET} of mine") | {"label": 1}, turns("tea", "No") | {"label": 1}]
+    checked = read("a.jsonl", lines(*rows), label_map={1: "Yes", 0: "No"})
+    (found,) = checked.found
+    assert (found.example.label, found.example.reasoning) == ("Yes", f"{SECRET} of mine")
+    assert places(checked) == [(2, "messages", "other answer")]
+    content = parquet({"messages": [turns("tea", "No")["messages"]], "label": ["No"]})
+    assert examples(read("a.parquet", content))[0].label == "No"
+
+
 def test_content_in_parts_of_text_is_joined() -> None:
     parts = [{"type": "text", "text": "tea "}, {"type": "text", "text": "now"}]
     row = {"messages": [{"role": "user", "content": parts}, turns("", "No")["messages"][1]]}
