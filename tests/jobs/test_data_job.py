@@ -219,7 +219,7 @@ def test_guess_takes_a_file_that_is_there_and_no_keys(
     assert cli.main(["data", str(tmp_path / "none"), "--guess"]) == 2
     assert "the file is not there" in capsys.readouterr().err
     assert cli.main(["data", str(tmp_path), "a.b=1", "--guess"]) == 2
-    assert "leave the keys out" in capsys.readouterr().err
+    assert "leave them out" in capsys.readouterr().err
 
 
 def test_warnings_of_named_files_count_for_their_split(
