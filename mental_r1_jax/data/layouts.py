@@ -101,7 +101,8 @@ def raw_rows(
             yield Problem(file, row.line, *error.args)
             continue
         if layout.name != "paper":  # there a question is a whole user turn, and wins over the set's
-            if spec.question is not None:
+            topics = spec.source is not None and bool(spec.source.topics)
+            if spec.question is not None or topics:
                 question = None  # the recipe's is asked of every post
             elif question is not None and question.strip():
                 question = asked(question, spec.labels)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from mental_r1_jax.config import STAGE_NAMES
 from mental_r1_jax.evaluation.charts import (
     LARGE,
     Line,

@@ -21,7 +21,7 @@ from mental_r1_jax.text.prompts import system_instruction
 from mental_r1_jax.text.stages import GRAMMAR
 from mental_r1_jax.text.tokenizer import load_tokenizer
 from tests.data.byte_tokenizer import save_byte_tokenizer
-from tests.data.folders import MOOD, csv_text, made_up_rows, write_set
+from tests.data.folders import MOOD, QUESTION, csv_text, made_up_rows, write_set
 
 DEGREES = [
     ("Tea, and more tea", "Ideation"),
@@ -244,3 +244,39 @@ def test_warnings_of_named_files_count_for_their_split(
         "1",
         "0",
     ]
+
+
+def test_one_file_is_split_and_its_warnings_stand_in_the_first_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "posts.csv"
+    rows = [(f"day {i}", MOOD.labels[i % 3]) for i in range(30)]
+    file.write_text(csv_text([*rows, rows[0]], ("text", "label")), encoding="utf-8")
+    described = CustomSet(labels=MOOD.labels, question="Mood?", files=file)
+    config = recipe(tmp_path, "no/model")
+    data = config.data.model_copy(
+        update={"root": None, "custom_sets": {"Mood": described}, "on_duplicate": "drop"}
+    )
+    assert run(config.model_copy(update={"data": data})) == 0
+    lines = [
+        line for line in capsys.readouterr().out.splitlines() if "Mood" in line and "│" in line
+    ]
+    cells = [[cell.strip() for cell in line.strip("│┃ ").split("│")] for line in lines]
+    assert [(one[1], one[2], one[-1]) for one in cells] == [
+        ("train", "24", "1"),
+        ("validation", "3", "0"),
+        ("test", "3", "0"),
+    ]
+
+
+def test_a_question_without_room_for_a_post_is_said_before_anything_is_built(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    write_set(tmp_path / "csv")
+    frame = f"{system_instruction()}\n{QUESTION}\n{GRAMMAR.prefill}"
+    for limit in (1, len(frame.encode())):
+        with pytest.raises(UserError, match="no room for a post of the set 'Mood'") as caught:
+            run(recipe(tmp_path, str(model_folder), max_prompt_length=limit))
+        assert str(len(frame.encode())) in str(caught.value)
+    assert not (tmp_path / "tfds").exists()
+    assert run(recipe(tmp_path, str(model_folder), max_prompt_length=limit + 1)) == 0
