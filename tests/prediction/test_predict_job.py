@@ -127,13 +127,8 @@ def kill_in(monkeypatch: pytest.MonkeyPatch, batches: int, torn: int) -> None:
     def dying(self: journal.Journal, records: Any) -> None:
         appended.append(1)
         if len(appended) == batches:
-            write = os.write
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(os, "write", lambda file, line: write(file, line[:torn]))
-                patch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(Killed()))
-                if torn:
-                    os.write(self._file, b"0123456789abcdef [")
-                raise Killed
+            os.write(self._file, b"0123456789abcdef ["[:torn])
+            raise Killed
         append(self, records)
 
     monkeypatch.setattr(journal.Journal, "append", dying)
@@ -151,8 +146,8 @@ def test_killed_three_times_it_ends_as_if_undisturbed(
             with pytest.raises(Killed):
                 command(f"out{suffix}", "--id", "who")
         assert not Path(f"out{suffix}").exists()
-    kept = (0 + 2 + 3) * [None]
-    assert len(Path(f"out{suffix}.unfinished/answers.jsonl").read_bytes().splitlines()) >= len(kept)
+    kept = Path(f"out{suffix}.unfinished/answers.jsonl").read_bytes()
+    assert kept.count(b"\n") == len(kept.splitlines()) == 0 + 2 + 3
     assert command(f"out{suffix}", "--id", "who") == 0
     assert Path(f"out{suffix}").read_bytes() == Path(f"whole{suffix}").read_bytes()
     assert not Path(f"out{suffix}.unfinished").exists()
@@ -275,7 +270,9 @@ def test_where_the_recipe_comes_from(command, tiny: Path, tmp_path: Path, capsys
     assert command("out.jsonl", *recipe, "--set", "Stress-Synthetic") == 0
     run = tmp_path / "a run"
     run.mkdir()
-    (run / "config.yaml").write_text(Path("mine.yaml").read_text().replace(", Dep", "] #"))
+    (run / "config.yaml").write_text(
+        Path("mine.yaml").read_text().replace(", Depression-Synthetic", "")
+    )
     capsys.readouterr()
     assert main(["predict", str(run), "posts.csv", "b.jsonl", *KEYS]) == 2
     assert "has no config.json" in mistake(capsys)  # its recipe was read, and the model is next
