@@ -242,7 +242,7 @@ def test_required_keys_are_named() -> None:
             ["['columns'] say how `files` are read", "no files"],
         ),
         ([OF_FILE, f"{MINE}.validation_file=dev"], ["belongs to the paper's layout"]),
-        ([OF_FILE, f"{MINE}.files.test=t"], ["train, validation and test, or all", "'test': 't'"]),
+        ([OF_FILE, f"{MINE}.files={{all: a, test: t}}"], ["test, or all of them", "'test': 't'"]),
         ([OF_FILE, f"{MINE}.files={{train: t}}"], ["or all of them in one file", "'train': 't'"]),
         ([OF_FILE, f"{MINE}.columns.label=y", f"{MINE}.layout=chat"], ["layout=chat knows"]),
         ([OF_FILE, f"{MINE}.columns.text=t", f"{MINE}.text_columns=[t, u]"], ["set one of them"]),
