@@ -180,8 +180,8 @@ def test_unfinished_work_is_not_mixed_with_other_work(command, monkeypatch, caps
         patch.setattr(predict, "fingerprint", lambda params: "other weights")
         assert command("out.jsonl") == 2
         assert "differ in: weights" in mistake(capsys)
-    assert command("out.jsonl", "evaluate.batch_size=2") == 2
-    assert "differ in: batch_size" in mistake(capsys)
+    assert command("out.jsonl", "run.seed=3", "rollout.temperature=0.5") == 2
+    assert "differ in: rollout, seed" in mistake(capsys)
     assert Path("out.jsonl.unfinished/answers.jsonl").read_bytes() == kept
     assert command("out.jsonl") == 0
 
@@ -282,6 +282,6 @@ def test_a_question_of_ones_own(command, capsys) -> None:
     mine = "data.custom_sets.Mine={labels: [A, B]}"
     assert command("out.jsonl", "--set", "Mine", mine) == 2
     assert "has no question of its own" in mistake(capsys)
-    asked = "data.custom_sets.Mine={labels: [A, B], question: Which?}"
+    asked = "data.custom_sets.Mine={labels: [A, B], question: Which one}"
     assert command("out.jsonl", "--set", "Mine", asked) == 0
     assert {record["label"] for record in lines("out.jsonl")} == {None}
