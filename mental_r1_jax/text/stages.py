@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mental_r1_jax.config import STAGE_NAMES
-from mental_r1_jax.text_section import ANSWER_TAG, THINK_TAG
+from mental_r1_jax.text_section import ANSWER_TAG as ANSWER_TAG  # for those that read it from here
+from mental_r1_jax.text_section import THINK_TAG as THINK_TAG  # for those that read it from here
 
 INSTRUCTION = (
     "You assess mental health from what people write. Think through the post in {stages} stages, "
