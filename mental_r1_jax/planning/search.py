@@ -14,7 +14,7 @@ from mental_r1_jax.planning.plan import Plan
 from mental_r1_jax.planning.topologies import Topology
 
 # How many changes to try for a recipe that does not fit.
-MAX_REMEDIES = 6
+MAX_REMEDIES = 8
 
 
 def plan_with_remedy(
@@ -54,12 +54,13 @@ def changes(plan: Plan) -> Iterator[tuple[str, ExperimentConfig]]:
     while prompts % (micro * shards) == 0:
         yield changed("run", micro_batches=micro)
         micro *= 2
-    if config.optimizer.name == "adamw":
-        if config.optimizer.first_moment == "float32":
-            yield changed("optimizer", first_moment="bfloat16")
-        yield changed("optimizer", name="adafactor")
+    adamw = config.optimizer.name == "adamw"
+    if adamw and config.optimizer.first_moment == "float32":
+        yield changed("optimizer", first_moment="bfloat16")
     for fsdp, tensor in _more_sharded(plan):
         yield changed("mesh", data=None, fsdp=fsdp, tensor=tensor)
+    if adamw:
+        yield changed("optimizer", name="adafactor")
     half = prompts // 2
     if half and half % (shards * config.run.micro_batches) == 0:
         yield changed("rollout", prompts_per_step=half)

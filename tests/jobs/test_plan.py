@@ -116,7 +116,9 @@ def test_changes_go_from_cheap_to_costly() -> None:
         "model.remat=layers",
         "run.micro_batches=8",
         "run.micro_batches=16",
+        "optimizer.first_moment=bfloat16",
         "mesh.fsdp=4 mesh.tensor=2",
+        "optimizer.name=adafactor",
         "rollout.prompts_per_step=64",
     ]
 
