@@ -17,7 +17,7 @@ import pydantic
 import pytest
 
 from mental_r1_jax.config import ExperimentConfig
-from mental_r1_jax.recipe import _models_in
+from mental_r1_jax.recipe_problems import _models_in
 from mental_r1_jax.release.model_card import METHOD_SECTIONS, OTHER_KEYS, shown_settings
 from tests.every_field import programs
 from tests.every_field.lab import Lab, make_shared
