@@ -220,7 +220,7 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
     f"{MINE}.columns.text": Field("label", probes.posts, FILES),
     f"{MINE}.columns.label": Field("text", probes.problems, FILES),
     f"{MINE}.columns.question": Field("text", probes.problems, {**FILES, f"{MINE}.question": None}),
-    f"{MINE}.columns.group": Field("label", probes.posts, FILES),
+    f"{MINE}.columns.group": Field("label", probes.posts, {**FILES, f"{MINE}.whole_groups": False}),
     f"{MINE}.columns.reasoning": Field("text", probes.posts, FILES),
     f"{MINE}.text_columns": Field(["label", "text"], probes.posts, FILES),
     f"{MINE}.label_map": Field({"Yes": "No"}, probes.posts, FILES),
