@@ -28,7 +28,7 @@ from mental_r1_jax.data.repeats import LocatedExample, same_text_key
 
 @dataclass(frozen=True)
 class SplitPosts:
-    """The posts of one file, each with its split, or why they cannot be split."""
+    """The posts of one file, each with its split; unusable where there are errors."""
 
     found: tuple[LocatedExample, ...]
     errors: tuple[Problem, ...] = ()
@@ -56,7 +56,7 @@ def split_posts(
         return item.example.label, item.example.question if by_question else ""
 
     units = _units(found, whole_groups)
-    rarity = {kind: (count, kind) for kind, count in Counter(map(kind, found)).items()}
+    rarity = {one: (count, one) for one, count in Counter(map(kind, found)).items()}
     strata: dict[tuple[str, str], list[tuple[LocatedExample, ...]]] = defaultdict(list)
     for unit in units:
         strata[min(set(map(kind, unit)), key=rarity.__getitem__)].append(unit)
@@ -64,7 +64,7 @@ def split_posts(
     if most < len(SPLITS):
         grouped = whole_groups and any(item.example.group is not None for item in found)
         return SplitPosts((), (_too_few(found[0].file, most, grouped),))
-    split_of = _assigned([strata[kind] for kind in sorted(strata)], shares)
+    split_of = _assigned([strata[one] for one in sorted(strata)], shares)
     placed = tuple(
         replace(item, example=replace(item.example, split=split_of[id(item)])) for item in found
     )
@@ -153,6 +153,6 @@ def _too_few(file: str, most: int, grouped: bool) -> Problem:
 
 def _empty(file: str, split: Split, units: int) -> Problem:
     """The error of a split that got no post."""
-    value = f"no post of {units} that may be parted for {split}"
+    value = f"none of {units} groups or texts left for {split}"
     expected = f"more posts, smaller groups or a larger split.{split}"
     return Problem(file, None, "", value, expected, "too few to split")
