@@ -8,12 +8,13 @@ wording has a question for the set.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import overload
 
 from mental_r1_jax.config import ExperimentConfig
-from mental_r1_jax.data.benchmarks import BenchmarkSpec, question_text
+from mental_r1_jax.data.benchmarks import BenchmarkSpec, asked, question_text
 from mental_r1_jax.data.records import Example
+from mental_r1_jax.errors import UserError
 from mental_r1_jax.text.wording import (
     QuestionWords,
     built_in_questions,
@@ -42,26 +43,52 @@ def worded_question(config: ExperimentConfig, spec: BenchmarkSpec) -> str | None
 def in_words(
     config: ExperimentConfig, spec: BenchmarkSpec, posts: Sequence[Example]
 ) -> Sequence[Example]:
-    """Return the posts of a set with their questions in the words of the recipe."""
+    """Return the posts of a set with their questions in the words of the recipe.
+
+    Raises:
+        UserError: the recipe's own wording has one question for a set that asks one for each topic.
+    """
+    if spec.source is not None and spec.source.topics:
+        return _topics_in_words(config, spec, posts)
     question = worded_question(config, spec)
     everywhere = spec.name in own_questions(config.text)
     if question is None or (question == spec.question and not everywhere):
         return posts
-    return Reworded(posts, None if everywhere else spec.question, question)
+    return Reworded(posts, {None if everywhere else spec.question: question})
+
+
+def _topics_in_words(
+    config: ExperimentConfig, spec: BenchmarkSpec, posts: Sequence[Example]
+) -> Sequence[Example]:
+    """The posts of a set with topics; only what we put around a topic's question is worded."""
+    assert spec.source is not None  # the caller asked
+    if spec.name in own_questions(config.text):
+        raise UserError(
+            f"text.wording has one question for the set {spec.name!r}, which has topics",
+            "a question for each topic, in the recipe's language",
+            "one for all",
+            f"Write the questions into data.custom_sets.{spec.name}.topics.",
+        )
+    words, labels = question_words(config.text), spec.labels
+    changes: dict[str | None, str] = {
+        asked(asks, labels): _whole(asks, spec, words) for asks in spec.source.topics.values()
+    }
+    if all(before == after for before, after in changes.items()):
+        return posts
+    return Reworded(posts, changes)
 
 
 class Reworded(Sequence[Example]):
-    """Posts of one set that are asked another question."""
+    """Posts of one set that are asked other questions."""
 
-    def __init__(self, posts: Sequence[Example], before: str | None, after: str) -> None:
+    def __init__(self, posts: Sequence[Example], changes: Mapping[str | None, str]) -> None:
         """Nothing is read before a post is asked for.
 
         Args:
             posts: the posts.
-            before: the question that is replaced, where others stay; None replaces all.
-            after: the question that takes its place.
+            changes: question -> what takes its place, others stay; that of None replaces all.
         """
-        self._posts, self._before, self._after = posts, before, after
+        self._posts, self._changes = posts, changes
 
     def __len__(self) -> int:
         return len(self._posts)
@@ -74,9 +101,8 @@ class Reworded(Sequence[Example]):
         if isinstance(place, slice):
             return [self[i] for i in range(*place.indices(len(self)))]
         post = self._posts[place]
-        if self._before is not None and post.question != self._before:
-            return post
-        return dataclasses.replace(post, question=self._after)
+        after = self._changes.get(post.question, self._changes.get(None))
+        return post if after is None else dataclasses.replace(post, question=after)
 
 
 def _whole(question: str, spec: BenchmarkSpec, words: QuestionWords) -> str:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from mental_r1_jax.config import CustomSet
+from mental_r1_jax.config import CustomSet, DataConfig, ExperimentConfig
 from mental_r1_jax.data.benchmarks import SPLITS, spec_for
 from mental_r1_jax.data.checked_sets import check_set, content_hash
+from mental_r1_jax.data.questions import in_words
 from mental_r1_jax.data.records import CheckedSet
+from mental_r1_jax.errors import UserError
 from tests.data.folders import csv_text
 
 TOPICS = {"sleep": "Does the writer sleep badly?", "work": "Is work a burden here?"}
@@ -111,6 +113,26 @@ def test_tables_and_answers_may_be_called_otherwise(tmp_path: Path) -> None:
     other = mine.model_copy(update={"positive_labels": ("absent",)})
     hashes = [content_hash(tmp_path, spec_for("N", {"N": one})) for one in (mine, other)]
     assert hashes[0] != hashes[1]
+
+
+def test_what_stands_around_a_topic_is_in_the_words_of_the_recipe(tmp_path: Path) -> None:
+    asks = {"sleep": "¿Duerme mal?", "work": "¿Sufre por el trabajo?"}
+    found = topics_of(tmp_path, diary(), topics=asks, labels=["Sí", "No"], positive_labels=["Sí"])
+
+    def recipe(**text) -> ExperimentConfig:
+        data = DataConfig(sets=("Needs",), custom_sets={"Needs": found.spec.source})
+        return ExperimentConfig(model={"path": "x"}, data=data, run={"output_dir": "x"}, text=text)
+
+    posts = found.examples["train"]
+    assert in_words(recipe(), found.spec, posts) is posts
+    spanish = in_words(recipe(language="spanish"), found.spec, posts)
+    assert len(spanish) == len(posts)
+    for before, after in zip(posts, spanish, strict=True):
+        assert (after.text, after.label) == (before.text, before.label)
+        assert after.question.split("\n")[0] == before.question.split("\n")[0]
+        assert "Reply with" in before.question and "Reply with" not in after.question
+    with pytest.raises(UserError, match="Needs.topics"):
+        in_words(recipe(wording={"questions": {"Needs": "¿Y?"}}), found.spec, posts)
 
 
 @pytest.mark.parametrize(
