@@ -11,14 +11,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from mental_r1_jax.data.loading import load_examples
 from mental_r1_jax.evaluation.report import PREDICTIONS_FILE
 from mental_r1_jax.jobs import evaluate, predict
+from mental_r1_jax.prediction import bulk
 from mental_r1_jax.recipe import dump_config
+from mental_r1_jax.text.stages import GRAMMAR
 
 ROOT = Path(__file__).resolve().parents[2]
 SET = "Stress-Synthetic"
@@ -31,7 +35,7 @@ def options(posts: Path, output: Path) -> dict:
 
 
 def test_answers_are_those_of_an_evaluation(recipe, tmp_path: Path, monkeypatch) -> None:
-    """The same posts, model and votes: label, form and length of every answer, and its stages."""
+    """The same posts, model and votes: text, label, form and length of every answer."""
     section = {"num_votes": 2, "limit_per_set": 11, "include_text": True}
     config = recipe(tmp_path / "run", evaluate=section, data={"sets": [SET]})
     tiny = config.model.path
@@ -53,7 +57,18 @@ def test_answers_are_those_of_an_evaluation(recipe, tmp_path: Path, monkeypatch)
     posts = tmp_path / "posts.jsonl"
     lines = [json.dumps({"text": texts[int(one["row"])]}) + "\n" for one in expected]
     posts.write_text("".join(lines), encoding="utf-8")
+    texts_of_votes: list[str] = []
+
+    def parse(text: str):
+        texts_of_votes.append(text)
+        return GRAMMAR.parse(text)
+
+    monkeypatch.setattr(bulk, "GRAMMAR", SimpleNamespace(parse=parse))
     predict.run(config, model=tiny, **options(posts, tmp_path / "out.jsonl"))
+    # No label can be read, so that the first vote is told; the CSV guards against formulas.
+    first = [text.encode("utf-8", "replace").decode() for text in texts_of_votes[::2]]
+    told = Counter(one["completion"].lstrip("'") for one in expected)
+    assert Counter(text.lstrip("'") for text in first) == told and len(told) > 5
     found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_bytes().splitlines()]
     assert len(found) == len(expected) == 11
     for one, other in zip(found, expected, strict=True):
