@@ -38,24 +38,32 @@ def scorer(mesh: Mesh) -> LabelScorer:
     return dataclasses.replace(made, widths=(16,))
 
 
+@jax.jit
+def all_logits(params, ids: jax.Array, mask: jax.Array) -> jax.Array:
+    """Logits after every token but the last, by a plain run: a prompt of one token, no group."""
+    hidden = decoder.forward(
+        params, CONFIG, ids[:, :1], mask[:, :1], ids[:, None, 1:], mask[:, None, 1:]
+    )
+    return decoder.unembed(params, CONFIG, hidden)[0, 0]
+
+
 def plain_sum(params, before: tuple[int, ...], ending: tuple[int, ...]) -> float:
     """Sum of log-probs of `ending` by the logits of the whole sequence, at temperature 1."""
-    ids = jax.numpy.array([[(*before, *ending)]], np.int32)
-    first, rest = ids[:, 0, :1], ids[:, :, 1:]
-    hidden = decoder.forward(params, CONFIG, first, first >= 0, rest, rest >= 0)
-    logits = np.asarray(decoder.unembed(params, CONFIG, hidden))[0, 0]
+    ids = np.zeros((1, 10), np.int32)
+    ids[0, : len(before) + len(ending)] = (*before, *ending)
+    mask = np.arange(10)[None] < len(before) + len(ending)
+    logits = np.asarray(all_logits(params, ids, mask))
     logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     places = range(len(before) - 1, len(before) + len(ending) - 1)
-    return float(sum(logprobs[i, ids[0, 0, i + 1]] for i in places))
+    return float(sum(logprobs[i, ids[0, i + 1]] for i in places))
 
 
 def test_probabilities_equal_plain_runs_of_every_label(scorer: LabelScorer) -> None:
     params = jax.tree.map(jax.numpy.asarray, random_params())
-    with jax.disable_jit():
-        sums = [
-            [plain_sum(params, one.prompt + one.answer.shared, e) for e in one.answer.endings]
-            for one in ASKED
-        ]
+    sums = [
+        [plain_sum(params, one.prompt + one.answer.shared, e) for e in one.answer.endings]
+        for one in ASKED
+    ]
     found = scorer.probabilities(params, ASKED, num_labels=3)
     for row, expected in zip(found, sums, strict=True):
         weights = np.exp(expected)
