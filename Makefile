@@ -74,6 +74,10 @@ fuzz: $(VENV)/.installed-test  ## every reader of files for an hour with mutated
 faults-table: $(VENV)/.installed-test  ## count what becomes of some 600 bad inputs and 40 flipped bits
 	$(BIN)/python -m tests.faults.table
 
+.PHONY: notebooks
+notebooks: $(VENV)/.installed-test  ## run the notebooks and store what they print and draw
+	PATH="$(CURDIR)/$(BIN):$$PATH" JAX_NUM_CPU_DEVICES=2 $(BIN)/python notebooks/store_outputs.py $(ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.installed-test  ## formatting and style, nothing is changed
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""The notebooks run, define nothing, and are stored without outputs."""
+"""The notebooks run, define nothing, and are stored with what they print and draw."""
 
 from __future__ import annotations
 
@@ -26,6 +26,12 @@ def read(path: Path) -> nbformat.NotebookNode:
     return nbformat.read(path, as_version=4)
 
 
+def printed_by(notebook: nbformat.NotebookNode) -> str:
+    """What all cells have printed."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    return "".join(output.text for output in outputs if "text" in output)
+
+
 # What each notebook prints, among other things. Patterns, for some depends on the machine.
 EXPECTED = {
     "01_follow_one_batch": (
@@ -48,7 +54,26 @@ EXPECTED = {
         r"exported to .*crpo/hf\n",
         r"\d MB  model\.safetensors",
     ),
+    "04_your_own_data": (
+        r"text: body, label: stressed, group: author",
+        r"36 rows were read, 0 problems",
+        r"test +9 posts .*'Yes': \d",
+        r"diary\.jsonl:37 \[stressed\] unknown label: got 'maybe'",
+        r"diary\.jsonl:38 \[body\] empty text",
+    ),
+    "05_read_a_report": (
+        r"Made-up +│ 400 │ +76\.5 │ 72\.6 - 80\.7",
+        r"sensitivity +0\.880  95% interval 0\.835 to 0\.925",
+        r"'ece': 0\.1, 'brier': 0\.147",
+        r"largest gap in sensitivity +0\.091",
+    ),
+    "06_compare_two_runs": (
+        r"grpo: weighted F1 0\.636",
+        r"weighted F1 │ +68\.0 │ +63\.6 │ +4\.3 │ -0\.4 to 9\.3",
+        r"'only_first_right': 35, 'only_second_right': 22",
+    ),
 }
+DRAWN = {"02_stage_entropy": 2, "05_read_a_report": 1, "06_compare_two_runs": 1}
 
 
 def test_every_notebook_is_there() -> None:
@@ -56,14 +81,26 @@ def test_every_notebook_is_there() -> None:
 
 
 @on_every_notebook
-def test_it_is_stored_without_outputs_and_defines_nothing(path: Path) -> None:
+def test_it_defines_nothing(path: Path) -> None:
     code = [cell for cell in read(path).cells if cell.cell_type == "code"]
-    assert all(not cell.outputs and cell.execution_count is None for cell in code)
     tree = ast.parse("\n".join(cell.source for cell in code))
     defined = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
     assert not [node for node in ast.walk(tree) if isinstance(node, defined)]
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert any(str(module).startswith("mental_r1_jax.") for module in imported)
+
+
+@on_every_notebook
+def test_it_is_stored_with_its_outputs_and_without_places_of_a_machine(path: Path) -> None:
+    notebook = read(path)
+    for pattern in EXPECTED[path.stem]:
+        assert re.search(pattern, printed_by(notebook)), pattern
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert all(output.output_type != "error" for output in outputs)
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) == DRAWN.get(path.stem, 0)
+    told = path.read_text(encoding="utf-8")
+    assert not re.search(r"[\" (=](/tmp|/home|/root|/work|/Users|/var)/", told)
 
 
 @pytest.mark.parametrize("path", RUNS)
@@ -73,12 +110,8 @@ def test_it_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = read(path)
     place = {"metadata": {"path": str(path.parents[1])}}
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources=place).execute()
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    printed = "".join(
-        output.get("text", "") for cell in code for output in cell.outputs if "text" in output
-    )
     for pattern in EXPECTED[path.stem]:
-        assert re.search(pattern, printed), pattern
+        assert re.search(pattern, printed_by(notebook)), pattern
 
 
 @pytest.mark.parametrize("devices", [1, 8])
