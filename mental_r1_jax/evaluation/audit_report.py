@@ -74,8 +74,9 @@ def _card(title: str, name: str, tables: Sequence[str]) -> str:
     return scroll_card(f"{title}: {name}", f"<h3>{escape(name)}</h3>{pair}")
 
 
-def _table(heads: Sequence[str], rows: Sequence[str]) -> str:
-    return f"<table>{table_head(heads)}<tbody>{''.join(rows)}</tbody></table>"
+def _table(caption: str, heads: Sequence[str], rows: Sequence[str]) -> str:
+    head = f"<caption>{escape(caption)}</caption>{table_head(heads)}"
+    return f"<table>{head}<tbody>{''.join(rows)}</tbody></table>"
 
 
 def _stages(document: Mapping[str, Any]) -> str:
@@ -91,7 +92,8 @@ def _stages(document: Mapping[str, Any]) -> str:
                 rate = one["flip_rate"]
                 cells += [_share(rate), _range(rate), _share(one["p_change"])]
             rows.append(table_row(stage.replace("_", " "), [*cells, _share(cut["agreement"])]))
-        cards.append(_card("Audit of stages", name, [_table(heads, rows)]))
+        table = _table("With a stage changed or cut", heads, rows)
+        cards.append(_card("Audit of stages", name, [table]))
     return "".join(cards)
 
 
@@ -108,12 +110,13 @@ def _groups(document: Mapping[str, Any]) -> str:
                 for value, one in found["values"].items()
             ]
             heads = [attribute, *(f"{key.replace('_', ' ')} %" for key in keys)]
-            rates = _table(heads, rows)
+            rates = _table(f"Rates by {attribute}", heads, rows)
             gaps = [
                 table_row(key.replace("_", " "), [_share(gap), _range(gap)])
                 for key, gap in found["gaps"].items()
             ]
-            between = _table([f"largest gap, {attribute}", "%", "95% interval"], gaps)
+            heads = ["rate", "%", "95% interval"]
+            between = _table(f"Largest gaps by {attribute}", heads, gaps)
             pairs.append(f'<div class="pair">{rates}{between}</div>')
         cards.append(_card("Audit of groups", name, pairs))
     return "".join(cards)
@@ -131,12 +134,13 @@ def _memory(document: Mapping[str, Any]) -> str:
             )
             for key, title in (("own_post", "its own post"), ("training_posts", "training posts"))
         ]
-        cards.append(_card("Audit of memory", name, [_table(heads, rows)]))
+        table = _table("Words of the longest run", heads, rows)
+        cards.append(_card("Audit of memory", name, [table]))
     kept, limit = document["repeated"], document["reported_words"]
     says = f"{len(kept)} completions share {limit} words or more with one of the "
     says += f"{document['training_posts']} training posts, and fewer with their own."
     rows = [table_row(one["set_name"], [str(one["row"]), str(one["words"])]) for one in kept]
-    table = _table(["set", "row", "words"], rows) if rows else ""
+    table = _table("Such completions", ["set", "row", "words"], rows) if rows else ""
     return "".join(cards) + scroll_card("Repeated training posts", f"<p>{says}</p>{table}")
 
 

@@ -123,7 +123,7 @@ def _measures(found: Mapping[str, Estimate]) -> str:
         for key in _NAMES
         if key in found
     ]
-    return _table(["measure", "value", "95% interval"], rows)
+    return _table("All posts of the set", ["measure", "value", "95% interval"], rows)
 
 
 def _scorers(document: Mapping[str, Any]) -> str:
@@ -140,7 +140,7 @@ def _scorers(document: Mapping[str, Any]) -> str:
         for key in document["strict"]
     ]
     heads = ["scorer", "strict", f"imhi: unreadable is {document['imhi_label']}", "difference"]
-    return _table([*heads, "95% interval"], rows)
+    return _table("Two scorers of the same answers", [*heads, "95% interval"], rows)
 
 
 def _labels(document: Mapping[str, Mapping[str, Estimate]] | None) -> str:
@@ -148,7 +148,7 @@ def _labels(document: Mapping[str, Mapping[str, Estimate]] | None) -> str:
     if document is None:
         return ""
     keys = list(next(iter(document.values())))
-    return _wide("label against the rest", keys, document)
+    return _wide("Each label against the rest", "label", keys, document)
 
 
 def _groups(document: Mapping[str, Any] | None) -> str:
@@ -166,16 +166,19 @@ def _groups(document: Mapping[str, Any] | None) -> str:
         return f"<div>{remark}</div>"
     keys = [key for key in next(iter(document["groups"].values())) if key != "n"]
     gaps = document["gaps"]
-    table = _wide("group", keys, document["groups"])
+    table = _wide("Each group", "group", keys, document["groups"])
     rows = [
         table_row(_NAMES[key][0], [shown_value(key, gaps[key]), shown_interval(key, gaps[key])])
         for key in gaps
     ]
-    between = _table(["largest gap between groups", "value", "95% interval"], rows) if rows else ""
+    heads = ["measure", "value", "95% interval"]
+    between = _table("Largest gaps between groups", heads, rows) if rows else ""
     return f"{table}{between}<div>{remark}</div>" if remark else table + between
 
 
-def _wide(head: str, keys: Sequence[str], document: Mapping[str, Mapping[str, Any]]) -> str:
+def _wide(
+    caption: str, head: str, keys: Sequence[str], document: Mapping[str, Mapping[str, Any]]
+) -> str:
     """One line a label or group, one column a measure; a group has its number of posts."""
     counted = any("n" in one for one in document.values())
     names = [_NAMES[key][0] for key in keys]
@@ -186,8 +189,9 @@ def _wide(head: str, keys: Sequence[str], document: Mapping[str, Mapping[str, An
         )
         for name, one in document.items()
     ]
-    return _table([head, *(["posts"] if counted else []), *names], rows)
+    return _table(caption, [head, *(["posts"] if counted else []), *names], rows)
 
 
-def _table(heads: Sequence[str], rows: Iterable[str]) -> str:
-    return f"<table>{table_head(heads)}<tbody>{''.join(rows)}</tbody></table>"
+def _table(caption: str, heads: Sequence[str], rows: Iterable[str]) -> str:
+    head = f"<caption>{escape(caption)}</caption>{table_head(heads)}"
+    return f"<table>{head}<tbody>{''.join(rows)}</tbody></table>"

@@ -95,6 +95,7 @@ def _page(document: Mapping[str, Any], found: Sequence[Flip], names: tuple[str, 
         '<p class="soft">Differences are first - second; 95% intervals are paired percentile '
         "bootstraps over the posts. McNemar's exact p-values are not corrected for the number of "
         "sets.</p>",
+        "<h2>Scores</h2>",
     ]
     for name, one in document["sets"].items():
         rows = [
@@ -106,11 +107,13 @@ def _page(document: Mapping[str, Any], found: Sequence[Flip], names: tuple[str, 
             f"{one['n']} posts; right in the first only: {test['only_first_right']}, in the second "
             f"only: {test['only_second_right']}, McNemar p = {test['p_value']:.3g}"
         )
-        table = f"<table>{heads}<tbody>{''.join(rows)}</tbody></table>"
+        table = "<table><caption>Scores and their differences</caption>"
+        table += f"{heads}<tbody>{''.join(rows)}</tbody></table>"
         content = f'<h3>{escape(name)}</h3>{table}<p class="soft">{says}</p>'
         body.append(scroll_card(f"Differences in {name}", content))
     rows = [table_row(cells[0], map(escape, cells[1:])) for cells in map(_flip_cells, found)]
-    table = f"<table>{table_head(['set', 'row', 'label', 'first', 'second'])}"
-    table += f"<tbody>{''.join(rows)}</tbody></table>"
+    head = table_head(["set", "row", "label", "first", "second"])
+    table = "<table><caption>Posts that were answered differently</caption>"
+    table += f"{head}<tbody>{''.join(rows)}</tbody></table>"
     body += [f"<h2>Posts that flipped: {len(found)}</h2>", scroll_card("Posts that flipped", table)]
     return html_page("Two evaluations", body)
