@@ -11,7 +11,7 @@ from typing import TypeVar
 from mental_r1_jax.config import DataConfig, ExperimentConfig
 from mental_r1_jax.data.benchmarks import SYNTHETIC_SPECS, BenchmarkSpec, Split, spec_for
 from mental_r1_jax.data.checked_sets import check_set, content_hash
-from mental_r1_jax.data.label_noise import NoisyLabels
+from mental_r1_jax.data.label_noise import noisy_labels
 from mental_r1_jax.data.questions import in_words, worded_question
 from mental_r1_jax.data.records import CheckedSet, Example
 from mental_r1_jax.data.synthetic import GENERATOR_VERSION, write_synthetic_sets
@@ -48,7 +48,7 @@ def load_examples(config: ExperimentConfig, split: Split) -> dict[str, Sequence[
     if data.label_noise == 0 or split != "train":
         return posts
     return {
-        name: NoisyLabels(of_set, set_spec(data, name).labels, data.label_noise, config.run.seed)
+        name: noisy_labels(of_set, set_spec(data, name).labels, data.label_noise, config.run.seed)
         for name, of_set in posts.items()
     }
 

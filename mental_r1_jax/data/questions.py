@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import overload
 
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.data.benchmarks import BenchmarkSpec, asked, question_text
+from mental_r1_jax.data.changed_posts import ChangedPosts
 from mental_r1_jax.data.records import Example
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.text.wording import (
@@ -54,7 +54,7 @@ def in_words(
     everywhere = spec.name in own_questions(config.text)
     if question is None or (question == spec.question and not everywhere):
         return posts
-    return Reworded(posts, {None if everywhere else spec.question: question})
+    return _reworded(posts, {None if everywhere else spec.question: question})
 
 
 def _topics_in_words(
@@ -75,34 +75,22 @@ def _topics_in_words(
     }
     if all(before == after for before, after in changes.items()):
         return posts
-    return Reworded(posts, changes)
+    return _reworded(posts, changes)
 
 
-class Reworded(Sequence[Example]):
-    """Posts of one set that are asked other questions."""
+def _reworded(posts: Sequence[Example], changes: Mapping[str | None, str]) -> Sequence[Example]:
+    """Posts that are asked other questions.
 
-    def __init__(self, posts: Sequence[Example], changes: Mapping[str | None, str]) -> None:
-        """Nothing is read before a post is asked for.
+    Args:
+        posts: the posts.
+        changes: question -> what takes its place, others stay; that of None replaces all.
+    """
 
-        Args:
-            posts: the posts.
-            changes: question -> what takes its place, others stay; that of None replaces all.
-        """
-        self._posts, self._changes = posts, changes
-
-    def __len__(self) -> int:
-        return len(self._posts)
-
-    @overload
-    def __getitem__(self, place: int) -> Example: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Example]: ...
-    def __getitem__(self, place: int | slice) -> Example | Sequence[Example]:
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
-        post = self._posts[place]
-        after = self._changes.get(post.question, self._changes.get(None))
+    def change(post: Example) -> Example:
+        after = changes.get(post.question, changes.get(None))
         return post if after is None else dataclasses.replace(post, question=after)
+
+    return ChangedPosts(posts, change)
 
 
 def _whole(question: str, spec: BenchmarkSpec, words: QuestionWords) -> str:

@@ -192,7 +192,8 @@ def _answer(
             return None
         vote = chosen[place].place
         completion, measured = groups.completions[place][vote], entropies[place, vote]
-        return completion_tokens(predictor.model.tokenizer, completion, ids[place, vote], measured)
+        tokenizer, tag = predictor.model.tokenizer, grammar_of(predictor.config.text).answer_tag
+        return completion_tokens(tokenizer, completion, ids[place, vote], measured, tag)
 
     return {
         row: _prediction(

@@ -16,6 +16,7 @@ def completion_tokens(
     completion: ScoredCompletion,
     ids: Int[np.ndarray, " C"],
     entropies: Float[np.ndarray, " C"],
+    answer_tag: str = ANSWER_TAG,
 ) -> CompletionTokens:
     """Byte lengths and entropies of the sampled tokens, and the places of stages and answer.
 
@@ -24,17 +25,18 @@ def completion_tokens(
         completion: the tokens as text.
         ids: the sampled tokens, then padding.
         entropies: of each token's distribution, nats.
+        answer_tag: the grammar's, around the answer.
     """
     count, parsed = completion.num_tokens, completion.parsed
-    spans = [*parsed.stage_spans, _answer_span(completion.text)]
+    spans = [*parsed.stage_spans, _answer_span(completion.text, answer_tag)]
     *stages, answer = byte_spans(completion.text, spans)
     lengths = np.diff(tokenizer.decode(ids[:count]).offsets)
     return pack_tokens(lengths, entropies[:count], stages, answer)
 
 
-def _answer_span(text: str) -> tuple[int, int] | None:
+def _answer_span(text: str, tag: str) -> tuple[int, int] | None:
     """Characters between the first opening answer tag and the closing tag that follows it."""
-    opening, closing = f"<{ANSWER_TAG}>", f"</{ANSWER_TAG}>"
+    opening, closing = f"<{tag}>", f"</{tag}>"
     start = text.find(opening)
     end = text.find(closing, start + len(opening)) if start >= 0 else -1
     return (start + len(opening), end) if end >= 0 else None

@@ -10,7 +10,7 @@ import pytest
 
 from mental_r1_jax.config import CustomSet
 from mental_r1_jax.data.benchmarks import spec_for
-from mental_r1_jax.data.label_noise import NoisyLabels
+from mental_r1_jax.data.label_noise import noisy_labels
 from mental_r1_jax.data.reading import read_file
 from mental_r1_jax.data.reasoning import label_and_reasoning
 from mental_r1_jax.data.records import Example
@@ -121,5 +121,5 @@ def test_free_reasoning_is_refused_or_all_of_the_last_stage() -> None:
 
 def test_a_label_that_noise_has_changed_loses_its_reasoning() -> None:
     posts = [Example("Tea", "train", i, "tea", "Yes", "Q", reasoning="why") for i in range(60)]
-    noisy = list(NoisyLabels(posts, ("Yes", "No"), 1.0, seed=0))
+    noisy = list(noisy_labels(posts, ("Yes", "No"), 1.0, seed=0))
     assert {(post.label, post.reasoning) for post in noisy} == {("Yes", "why"), ("No", None)}
