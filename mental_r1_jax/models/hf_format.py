@@ -241,7 +241,7 @@ def _indexed_files(index: Path) -> set[str]:
     weight_map = read_json_object(index).get("weight_map")
     names = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
     texts = isinstance(weight_map, dict) and all(isinstance(n, str) for n in weight_map.values())
-    outside = sorted(n for n in names if Path(n).name != n or not n.endswith(".safetensors"))
+    outside = sorted(n for n in names if not _is_of_weights(n))
     if not names or not texts or outside:
         raise UserError(
             what=f"{index} is not an index of weights",
@@ -250,6 +250,15 @@ def _indexed_files(index: Path) -> set[str]:
             remedy="download the model again",
         )
     return names
+
+
+def _is_of_weights(name: str) -> bool:
+    """Whether a name is that of a file of weights in the same folder.
+
+    JSON can hold halves of characters, and NUL, which no name of a file has.
+    """
+    plain = Path(name).name == name and name.endswith(".safetensors") and "\0" not in name
+    return plain and name.encode("utf-8", "replace").decode("utf-8") == name
 
 
 def _check_tensors(

@@ -92,10 +92,13 @@ def _stages(evaluated: Evaluated) -> dict[str, Any]:
 def _groups(evaluated: Evaluated) -> dict[str, Any]:
     """Answer posts with other beginnings."""
     labels = {name: facts.labels for name, facts in evaluated.facts.items()}
+    asked = 0
 
     def answer(posts: Sequence[Example]) -> list[Prediction]:
         predictor, params = evaluated.predictor, evaluated.params
-        evaluated.say(f"audit of groups: {len(posts)} posts with another beginning")
+        nonlocal asked
+        asked += 1
+        evaluated.say(f"audit of groups: beginning {asked}, {len(posts)} posts")
         return predict(predictor, params, posts, labels, keep=evaluated.keep)
 
     return audit_groups(

@@ -14,6 +14,7 @@ from tests.fuzz.readers import READERS, attempt, mutations
 # without its end is what a kill leaves, and is left out.
 FOUND = {
     "traces": {b"\x80": False},
+    "index": {b'{"weight_map": {"a": "\\ud800.safetensors"}}': False},
     "metrics": {b'{"step": 0, "loss": [1]}\n': False, b'{"step": 0}\n' + b"[" * 100_000: True},
 }
 
