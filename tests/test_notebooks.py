@@ -69,7 +69,7 @@ EXPECTED = {
     ),
     "06_compare_two_runs": (
         r"grpo: weighted F1 0\.636",
-        r"weighted F1 │ +68\.0 │ +63\.6 │ +4\.3 │ -0\.4 to 9\.3",
+        r"weighted F1 │ +68\.0 │ +63\.6 │ +4\.3 │ +-0\.4 to 9\.3",
         r"'only_first_right': 35, 'only_second_right': 22",
     ),
 }

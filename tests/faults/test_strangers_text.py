@@ -21,7 +21,7 @@ from mental_r1_jax.errors import visible
 from mental_r1_jax.evaluation.metrics import Prediction, set_metrics
 from mental_r1_jax.evaluation.report import write_evaluation
 from mental_r1_jax.private_files import write_private
-from mental_r1_jax.release.model_card import _plain
+from mental_r1_jax.release.markdown import plain
 from mental_r1_jax.training.completions_log import write_completions
 from tests.data.folders import MOOD, write_set
 from tests.training.test_completions_log import row
@@ -69,7 +69,7 @@ def test_an_error_writes_them_out(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_the_card_writes_them_out() -> None:
-    assert _plain("Calm\x1b[31m|x") == r"Calm\x1b\[31m\|x"
+    assert plain("Calm\x1b[31m|x") == r"Calm\x1b\[31m\|x"
 
 
 FORMULAS = ["=1+1", "+1+cmd", "-1+cmd", "@SUM(A1)", "\t=1", "\r=1", ' =HYPERLINK("x")', "＝1"]
