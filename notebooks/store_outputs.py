@@ -45,7 +45,8 @@ def _is_news(output: Any) -> bool:
 def _cleaned(output: Any) -> Any:
     """The output without paths of this machine."""
     folder = re.escape(tempfile.gettempdir()) + r"/\w+"
-    for holder, key in ((output, "text"), (output.get("data", {}), "text/plain")):
+    data = output.get("data", {})
+    for holder, key in ((output, "text"), (data, "text/plain"), (data, "text/html")):
         if isinstance(holder.get(key), str):
             holder[key] = re.sub(folder, "FOLDER", holder[key]).replace(str(HERE.parent), ".")
     return output

@@ -73,7 +73,12 @@ EXPECTED = {
         r"'only_first_right': 35, 'only_second_right': 22",
     ),
 }
-DRAWN = {"02_stage_entropy": 2, "05_read_a_report": 1, "06_compare_two_runs": 1}
+DRAWN = {
+    "02_stage_entropy": 2,
+    "03_tpu_kaggle_colab": 1,
+    "05_read_a_report": 1,
+    "06_compare_two_runs": 1,
+}
 
 
 def test_every_notebook_is_there() -> None:
