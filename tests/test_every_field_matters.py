@@ -20,8 +20,9 @@ from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.recipe_problems import _models_in
 from mental_r1_jax.release.model_card import METHOD_SECTIONS, OTHER_KEYS, shown_settings
 from tests.every_field import programs
+from tests.every_field.fields import Field
 from tests.every_field.lab import Lab, make_shared
-from tests.every_field.table import DRAWN, FIELDS, VOTES, Field
+from tests.every_field.table import DRAWN, FIELDS, VOTES
 
 
 def leaf_fields(section: type[pydantic.BaseModel], prefix: str = "") -> Iterator[str]:

@@ -6,43 +6,15 @@ field leaves its probe's result alone, and fails in `tests/test_every_field_matt
 
 from __future__ import annotations
 
-import dataclasses
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.text.stages import STAGES
 from tests.every_field import adapters, predictions, probes, programs, verbs
+from tests.every_field.data_fields import DATA_FIELDS, DEGREES, FILES, MINE, READERS
+from tests.every_field.fields import Field, everywhere
 from tests.every_field.kept import run_kept
-from tests.every_field.lab import Lab
-
-
-@dataclasses.dataclass(frozen=True)
-class Field:
-    """How one field is shown to matter to one part that reads it.
-
-    Attributes:
-        value: another value than that of the common recipe.
-        probe: the part, and what of it must change.
-        given: other keys to set first, where the field alone is not read.
-    """
-
-    value: Any
-    probe: Callable[[Lab, ExperimentConfig], Any]
-    given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-Probe = Callable[[Lab, ExperimentConfig], Any]
-
-
-def everywhere(
-    value: Any, *probes: Probe | tuple[Probe, Mapping[str, Any]], given: Any = None
-) -> tuple[Field, ...]:
-    """The same value for several parts; a probe may come with keys of its own to set first."""
-    pairs = [one if isinstance(one, tuple) else (one, given or {}) for one in probes]
-    return tuple(Field(value, probe, keys) for probe, keys in pairs)
-
 
 # Ratios far from 1 come with a second update on the same rollout.
 MOVED = {"crpo.num_iterations": 2}
@@ -93,16 +65,11 @@ PROMPTED = (
 # Those that make one prompt of a post, and what counts the tokens of posts.
 FITTED = (verbs.verified_prompt, verbs.sampled_prompt, verbs.reported)
 TIGHT = {"rollout.max_prompt_length": 180}
-# Parts that read posts and questions: training and validation, cold start, evaluation, export.
-READERS = (probes.posts, probes.traces, verbs.evaluated_posts, verbs.verified_prompt)
-# Parts that count training posts.
-COUNTING = (probes.number_of_steps, probes.steps_of_the_plan)
 # Parts that lay out devices.
 MESHES = (probes.mesh, probes.mesh_of_cold_start, programs.evaluation_mesh)
 # Low-rank adapters, and what is compiled otherwise with them.
 LORA = {"model.lora.rank": 2}
 ADAPTED = (programs.training_sampler, probes.cold_start_update)
-MINE = "data.custom_sets.Calm"
 WORDS = "text.wording"
 GRAMMAR = "text.grammar"
 # The paper's stages, written as a grammar of one's own.
@@ -119,19 +86,7 @@ ROOMY = {
     "rollout.prompt_length_buckets": [400, 500, 600, 700, 800, 900, 1000, 1100, 1200],
     "rollout.max_completion_length": 200,
 }
-# A set with a third label, so that one wrong answer may be nearer than another.
-DEGREES = {f"{MINE}.labels": ["No", "Yes", "Often"], f"{MINE}.ordered": True}
 ORDINAL = {**DEGREES, "rewards.answer_scale": "ordinal"}
-# The same set as files that the recipe names.
-FILES = {
-    f"{MINE}.files.{split}": "{shared}/posts/Calm/" + f"{stem}_clean.csv"
-    for split, stem in (("train", "train"), ("validation", "val"), ("test", "test"))
-}
-# One file of the set, which is then split; its label column as a group, and as topics.
-ONE_FILE = {f"{MINE}.files.all": "{shared}/posts/Calm/train_clean.csv"}
-BY_LABEL = {**ONE_FILE, f"{MINE}.columns.group": "label"}
-ASKED = {**ONE_FILE, f"{MINE}.question": None}
-YES_AND_NO = {"Yes": "Is the writer calm?", "No": "Is the writer upset?"}
 REASONED = {**FILES, f"{MINE}.columns.reasoning": "text", "sft.traces": "rows"}
 FIELDS: dict[str, Field | tuple[Field, ...]] = {
     "model.path": everywhere(
@@ -171,66 +126,7 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
     "model.lora.base": Field(
         "{shared}/other", adapters.base_of_start_model, {**LORA, "model.path": "{tmp}/peft"}
     ),
-    "data.root": everywhere("{shared}/other_posts", *READERS, verbs.reported),
-    "data.sets": everywhere(
-        ["Glad"], *READERS, *COUNTING, verbs.reported, verbs.sampled_prompt, probes.exported
-    ),
-    f"{MINE}.labels": everywhere(
-        ["Yes", "Never"], probes.set_labels, verbs.reported, verbs.sampled_prompt
-    ),
-    f"{MINE}.question": everywhere(
-        "Is the writer at ease? " + 40 * "Take your time. ",
-        *READERS,
-        (verbs.reported, {"rollout.max_prompt_length": 200}),
-        verbs.sampled_prompt,
-        probes.exported,
-    ),
-    f"{MINE}.asks_for": Field("calmness", probes.exported),
-    f"{MINE}.validation_file": everywhere(
-        "dev",
-        probes.posts,
-        verbs.verified_prompt,
-        verbs.reported,
-        (verbs.evaluated_posts, {"evaluate.split": "validation"}),
-    ),
-    f"{MINE}.ordered": Field(
-        True,
-        probes.reward,
-        {**DEGREES, f"{MINE}.ordered": False, "rewards.answer_scale": "ordinal"},
-    ),
-    f"{MINE}.positive_labels": Field(["Yes"], probes.set_labels),
-    f"{MINE}.files.train": Field("{shared}/other_posts/Calm/train_clean.csv", probes.posts, FILES),
-    f"{MINE}.files.validation": Field(
-        "{shared}/other_posts/Calm/val_clean.csv", probes.posts, FILES
-    ),
-    f"{MINE}.files.test": Field(
-        "{shared}/other_posts/Calm/test_clean.csv", verbs.evaluated_posts, FILES
-    ),
-    f"{MINE}.files.all": Field("{shared}/posts/Calm/train_clean.csv", probes.posts),
-    f"{MINE}.split.validation": Field(0.3, probes.posts, ONE_FILE),
-    f"{MINE}.split.test": Field(0.3, probes.posts, ONE_FILE),
-    f"{MINE}.split.seed": Field(1, probes.posts, ONE_FILE),
-    f"{MINE}.whole_groups": Field(False, probes.problems, BY_LABEL),
-    f"{MINE}.topics": Field(YES_AND_NO, probes.problems, ASKED),
-    f"{MINE}.topic_separator": Field(
-        "e", probes.problems, {**ASKED, f"{MINE}.topics": {"Y": "Is it?", "s": "Or?", "No": "So?"}}
-    ),
-    f"{MINE}.format": Field("tsv", probes.problems, FILES),
-    f"{MINE}.layout": Field("imhi", probes.problems, FILES),
-    f"{MINE}.columns.text": Field("label", probes.posts, FILES),
-    f"{MINE}.columns.label": Field("text", probes.problems, FILES),
-    f"{MINE}.columns.question": Field("text", probes.problems, {**FILES, f"{MINE}.question": None}),
-    f"{MINE}.columns.group": Field("label", probes.posts, {**FILES, f"{MINE}.whole_groups": False}),
-    f"{MINE}.columns.reasoning": Field("text", probes.posts, FILES),
-    f"{MINE}.text_columns": Field(["label", "text"], probes.posts, FILES),
-    f"{MINE}.label_map": Field({"Yes": "No"}, probes.posts, FILES),
-    "data.tfds_dir": everywhere("{tmp}/elsewhere", probes.posts, verbs.reported),
-    "data.on_duplicate": everywhere(
-        "drop", probes.posts, probes.traces, verbs.reported, probes.exported
-    ),
-    "data.absurd_post_chars": everywhere(10, probes.problems, verbs.reported),
-    "data.limit_per_set": everywhere(3, probes.posts, probes.traces, *COUNTING, probes.exported),
-    "data.label_noise": everywhere(1.0, probes.posts, probes.traces, probes.exported),
+    **DATA_FIELDS,
     "rollout.prompts_per_step": everywhere(
         16,
         probes.asked_prompts,
