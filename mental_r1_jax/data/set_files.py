@@ -19,7 +19,7 @@ def read_set_files(root: Path, spec: BenchmarkSpec) -> tuple[Files, list[Problem
         root: folder of the sets in the paper's layout.
         spec: the set, with its files where it is in another.
     """
-    paths, problems = _named_files(spec) if spec.source else _paper_files(root, spec)
+    paths, problems = _find(root, spec)
     files: Files = {}
     for split, path in paths.items():
         try:
@@ -28,6 +28,16 @@ def read_set_files(root: Path, spec: BenchmarkSpec) -> tuple[Files, list[Problem
             reason = error.strerror or type(error).__name__
             problems.append(Problem(str(path), None, "", reason, "a readable file", "unreadable"))
     return files, problems
+
+
+def set_files(root: Path, spec: BenchmarkSpec) -> list[Path]:
+    """Return the paths of a set's files, those that are there; see `read_set_files`."""
+    return [*_find(root, spec)[0].values()]
+
+
+def _find(root: Path, spec: BenchmarkSpec) -> tuple[dict[Split, Path], list[Problem]]:
+    """The file of each split, and a problem for each that is not there."""
+    return _named_files(spec) if spec.source else _paper_files(root, spec)
 
 
 def _named_files(spec: BenchmarkSpec) -> tuple[dict[Split, Path], list[Problem]]:

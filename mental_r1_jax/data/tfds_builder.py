@@ -2,7 +2,7 @@
 
 A set is one `BuilderConfig` of one builder, and its records lie in
 
-    TFDS_DIR / labelled_posts / SET_NAME / 1.2.N
+    TFDS_DIR / labelled_posts / SET_NAME / 1.3.N
 
 where N is the beginning of the set's content hash as a number. A set built from other files,
 labels or options has another version, so a stale build is never taken for the current one. TFDS
@@ -32,7 +32,7 @@ from mental_r1_jax.data.records import CheckedSet, Example
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.private_files import close_to_others
 
-_FORMAT_VERSION = "1.2"  # of the record's fields
+_FORMAT_VERSION = "1.3"  # of the record's fields
 _HASH_DIGITS = 12
 
 
@@ -68,19 +68,31 @@ class LabelledPosts(tfds.core.GeneratorBasedBuilder):
                     "text": tfds.features.Text(),
                     "label": tfds.features.Text(),
                     "question": tfds.features.Text(),
-                    # A record has every field: None is no element, a string is one.
-                    "group": tfds.features.Sequence(tfds.features.Text()),
-                    "reasoning": tfds.features.Sequence(tfds.features.Text()),
+                    # A record has every field of its set: None is no element, a string is one.
+                    **{
+                        name: tfds.features.Sequence(tfds.features.Text())
+                        for name in self._optional_fields()
+                    },
                 }
             ),
             disable_shuffling=True,  # records keep the order of the file
         )
 
+    def _optional_fields(self) -> list[str]:
+        """The fields that some post of the set has; others would double the time of writing."""
+        checked = self.builder_config.checked
+        posts = [post for split in SPLITS for post in checked.examples[split]]
+        return [
+            name
+            for name in ("group", "reasoning")
+            if any(getattr(post, name) is not None for post in posts)
+        ]
+
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         return {split: self._generate_examples(split) for split in SPLITS}
 
     def _generate_examples(self, split: Split) -> Iterator[tuple[int, dict[str, Any]]]:
-        checked = self.builder_config.checked
+        checked, optional = self.builder_config.checked, self._optional_fields()
         for index, example in enumerate(checked.examples[split]):
             yield (
                 index,
@@ -89,8 +101,7 @@ class LabelledPosts(tfds.core.GeneratorBasedBuilder):
                     "text": example.text,
                     "label": example.label,
                     "question": example.question,
-                    "group": _elements(example.group),
-                    "reasoning": _elements(example.reasoning),
+                    **{name: _elements(getattr(example, name)) for name in optional},
                 },
             )
 
@@ -129,8 +140,8 @@ class PostSource(Sequence[Example]):
             text=record["text"].decode("utf-8"),
             label=record["label"].decode("utf-8"),
             question=record["question"].decode("utf-8"),
-            group=_optional(record["group"]),
-            reasoning=_optional(record["reasoning"]),
+            group=_optional(record.get("group", ())),
+            reasoning=_optional(record.get("reasoning", ())),
         )
 
 

@@ -2,7 +2,7 @@
 
 1. Check all sets of the recipe; print every warning and every error.
 2. With any error, or a question that leaves no room for a post: stop here, nothing is built.
-3. Build the TFDS sets, while another thread counts tokens, most of it outside Python.
+3. Build the TFDS sets; of large sets another process counts the tokens at the same time.
 4. Print sets, splits, label counts, lengths in tokens, and how many posts will be truncated.
 """
 
@@ -10,52 +10,36 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
-import huggingface_hub
-import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mental_r1_jax.config import ExperimentConfig
+from mental_r1_jax.config import DataConfig, ExperimentConfig
 from mental_r1_jax.console.progress import open_console
 from mental_r1_jax.data.benchmarks import SPLITS, BenchmarkSpec, Split
 from mental_r1_jax.data.guessing import guess_lines
-from mental_r1_jax.data.loading import check_sets, tfds_folder
+from mental_r1_jax.data.loading import check_sets, csv_root, set_spec, tfds_folder
 from mental_r1_jax.data.questions import in_words
 from mental_r1_jax.data.records import CheckedSet, Example, Problem
+from mental_r1_jax.data.set_files import set_files
 from mental_r1_jax.data.tfds_builder import build_set
+from mental_r1_jax.data.token_counts import (
+    PERCENTILES,
+    Asked,
+    TokenLengths,
+    questions_and_texts,
+    token_counter,
+)
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.private_files import write_private
-from mental_r1_jax.text.prompt_lengths import frame_length, prompt_lengths
-from mental_r1_jax.text.stages import GRAMMAR, Grammar
-from mental_r1_jax.text.tokenizer import Tokenizer, load_tokenizer
-from mental_r1_jax.text.truncation import check_room
 from mental_r1_jax.text.wording import grammar_of
 
-# Set -> split -> its posts.
-Posts = Mapping[str, Mapping[Split, Sequence[Example]]]
-
-_PERCENTILES = (50, 90, 99, 100)
 # Warnings about single posts, of which a set may have thousands.
 _MANY = ("repeated in split", "repeated across splits", "absurd length", "row inside a text")
-_TOKENIZER_FILES = ("*token*", "*.jinja", "vocab*", "merges*", "config.json", "generation_config*")
-
-
-@dataclass(frozen=True)
-class TokenLengths:
-    """Posts of one split in tokens.
-
-    Attributes:
-        percentiles: what posts add to their prompts, at 50, 90, 99 and 100 percent of the posts.
-        truncated: posts that do not fit into `rollout.max_prompt_length` with their instruction.
-    """
-
-    percentiles: tuple[int, ...]
-    truncated: int
+# Below it, a process costs more than it saves: its start takes about two seconds.
+_LARGE_BYTES = 4_000_000
 
 
 def run(config: ExperimentConfig | Path, guess: bool = False) -> int:
@@ -72,21 +56,21 @@ def run(config: ExperimentConfig | Path, guess: bool = False) -> int:
         assert guess  # a recipe is not a path here
         return _print_guess(config)
     console = open_console()
-    checked = check_sets(config.data)
-    _print_problems(console, "warning", [p for c in checked.values() for p in c.warnings])
-    _stop_on_errors(console, checked)
-    tokenizer = _find_tokenizer(console, config.model.path)
-    limit = config.rollout.max_prompt_length
-    asked = {name: _worded(config, one) for name, one in checked.items()}
-    if tokenizer is not None:
-        _check_room(tokenizer, asked, limit, grammar_of(config.text))
-    tfds_dir = tfds_folder(config.data)
-    with ThreadPoolExecutor(1) as pool:
-        counting = pool.submit(_measure, tokenizer, asked, limit, grammar_of(config.text))
+    with token_counter(config.model.path, apart=_are_large(config.data)) as count:
+        checked = check_sets(config.data)
+        _print_problems(console, "warning", [p for c in checked.values() for p in c.warnings])
+        _stop_on_errors(console, checked)
+        posts = questions_and_texts({name: _worded(config, one) for name, one in checked.items()})
+        limit = config.rollout.max_prompt_length
+        answers = count(Asked(posts, limit, grammar_of(config.text)))
+        if reason := next(answers):
+            lacks = f"model.path={config.model.path!r} gives no tokenizer: {reason}"
+            _print_line(console, f"No token counts, for {lacks}")
+        tfds_dir = tfds_folder(config.data)
         for one in checked.values():
             build_set(one, tfds_dir)
         with console.status("Counting tokens"):
-            measured = counting.result()
+            measured = next(answers)
     for one in checked.values():
         _list_rows(console, tfds_dir / f"{one.spec.name}-warnings.txt", one.warnings)
     console.print(_table(checked, measured, limit))
@@ -111,50 +95,16 @@ def _print_guess(file: Path) -> int:
     return 0
 
 
-def token_lengths(
-    tokenizer: Tokenizer,
-    examples: Sequence[Example],
-    max_prompt_length: int,
-    grammar: Grammar = GRAMMAR,
-) -> TokenLengths:
-    """Measure the posts of one split.
-
-    Raises:
-        UserError: the tokenizer has no usable chat template.
-    """
-    questions, texts = [x.question for x in examples], [x.text for x in examples]
-    lengths = prompt_lengths(tokenizer, questions, texts, grammar)
-    truncated = int((lengths.prompts > max_prompt_length).sum())
-    posts = lengths.posts if len(examples) else [0]
-    # "higher" gives a length that some post has.
-    percentiles = np.percentile(posts, _PERCENTILES, method="higher")
-    return TokenLengths(tuple(int(length) for length in percentiles), truncated)
-
-
 def _worded(config: ExperimentConfig, checked: CheckedSet) -> dict[Split, Sequence[Example]]:
     """The posts of each split of a set, asked in the words of the recipe."""
     return {split: in_words(config, checked.spec, checked.examples[split]) for split in SPLITS}
 
 
-def _check_room(tokenizer: Tokenizer, sets: Posts, limit: int, grammar: Grammar) -> None:
-    """Raise if a prompt of any set is too long before a post is in it."""
-    for name, splits in sets.items():
-        for question in {x.question: None for posts in splits.values() for x in posts}:
-            length = frame_length(tokenizer, question, grammar)
-            check_room(length, limit, f"a post of the set {name!r}")
-
-
-def _measure(
-    tokenizer: Tokenizer | None, sets: Posts, limit: int, grammar: Grammar
-) -> dict[tuple[str, Split], TokenLengths]:
-    """The lengths of every split of every set; none without a tokenizer."""
-    if tokenizer is None:
-        return {}
-    return {
-        (name, split): token_lengths(tokenizer, posts, limit, grammar)
-        for name, splits in sets.items()
-        for split, posts in splits.items()
-    }
+def _are_large(config: DataConfig) -> bool:
+    """Whether the files of the recipe's sets are so large that a process for tokens pays."""
+    root = csv_root(config)
+    files = [file for name in config.sets for file in set_files(root, set_spec(config, name))]
+    return sum(file.stat().st_size for file in files) >= _LARGE_BYTES
 
 
 def _stop_on_errors(console: Console, checked: Mapping[str, CheckedSet]) -> None:
@@ -218,7 +168,7 @@ def _table(
     table.add_column("labels", overflow="fold", ratio=1)
     table.add_column("warnings", justify="right")
     if measured:
-        for percentile in _PERCENTILES[:-1]:
+        for percentile in PERCENTILES[:-1]:
             table.add_column(f"tokens\np{percentile}", justify="right")
         table.add_column("tokens\nmax", justify="right")
         table.add_column("trun-\ncated", justify="right")
@@ -245,21 +195,3 @@ def _is_about(problem: Problem, split: str, spec: BenchmarkSpec) -> bool:
         return problem.file == str(getattr(files, split))
     stem = Path(problem.file).name.removesuffix("_clean.csv")
     return stem == split or (split == "validation" and stem in ("val", "dev"))
-
-
-def _find_tokenizer(console: Console, model: str) -> Tokenizer | None:
-    """The tokenizer of a model folder, run folder or hub id; None, with the reason, if missing."""
-    folder = Path(model)
-    if (folder / "base_model").is_dir():
-        folder = folder / "base_model"
-    try:
-        if not folder.is_dir():
-            files = huggingface_hub.snapshot_download(model, allow_patterns=[*_TOKENIZER_FILES])
-            folder = Path(files)
-        return load_tokenizer(folder)
-    except (UserError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        _print_line(
-            console, f"No token counts, for model.path={model!r} gives no tokenizer: {reason}"
-        )
-        return None

@@ -90,7 +90,7 @@ def build_and_die(checked: CheckedSet, tfds_dir: Path) -> None:
             if split == "validation" and index == 5:
                 os._exit(9)
             record = {k: getattr(example, k) for k in ("row", "text", "label", "question")}
-            yield index, {**record, "group": [], "reasoning": []}
+            yield index, record
 
     tfds_builder.LabelledPosts._generate_examples = dying
     build_set(checked, tfds_dir)

@@ -15,8 +15,9 @@ from mental_r1_jax.config import CustomSet, ExperimentConfig
 from mental_r1_jax.data.guessing import guess_lines
 from mental_r1_jax.data.loading import load_examples
 from mental_r1_jax.data.records import Example
+from mental_r1_jax.data.token_counts import token_lengths
 from mental_r1_jax.errors import UserError
-from mental_r1_jax.jobs.data import run, token_lengths
+from mental_r1_jax.jobs.data import run
 from mental_r1_jax.text.prompts import system_instruction
 from mental_r1_jax.text.stages import GRAMMAR
 from mental_r1_jax.text.tokenizer import load_tokenizer
@@ -78,7 +79,8 @@ def test_truncated_posts_are_those_that_do_not_fit(model_folder: Path) -> None:
         Example("Mood", "train", i, "x" * length, "Calm", question)
         for i, length in enumerate((10, 20, 21, 30))
     ]
-    measured = token_lengths(load_tokenizer(model_folder), posts, len(frame.encode()) + 20)
+    pairs = [(post.question, post.text) for post in posts]
+    measured = token_lengths(load_tokenizer(model_folder), pairs, len(frame.encode()) + 20)
     assert measured.truncated == 2
     assert measured.percentiles == (21, 30, 30, 30)
 
