@@ -18,22 +18,16 @@ from rich.table import Table
 
 from mental_r1_jax.config import DataConfig, ExperimentConfig
 from mental_r1_jax.console.progress import open_console
-from mental_r1_jax.data.benchmarks import SPLITS, BenchmarkSpec, Split
+from mental_r1_jax.data.benchmarks import SPLITS, BenchmarkSpec
 from mental_r1_jax.data.guessing import guess_lines
 from mental_r1_jax.data.loading import check_sets, csv_root, set_spec, tfds_folder
 from mental_r1_jax.data.questions import in_words
-from mental_r1_jax.data.records import CheckedSet, Example, Problem
+from mental_r1_jax.data.records import CheckedSet, Problem
 from mental_r1_jax.data.set_files import set_files
 from mental_r1_jax.data.tfds_builder import build_set
-from mental_r1_jax.data.token_counts import (
-    PERCENTILES,
-    Asked,
-    TokenLengths,
-    questions_and_texts,
-    token_counter,
-)
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.private_files import write_private
+from mental_r1_jax.text.token_counts import PERCENTILES, Asked, TokenLengths, token_counter
 from mental_r1_jax.text.wording import grammar_of
 
 # Warnings about single posts, of which a set may have thousands.
@@ -60,9 +54,10 @@ def run(config: ExperimentConfig | Path, guess: bool = False) -> int:
         checked = check_sets(config.data)
         _print_problems(console, "warning", [p for c in checked.values() for p in c.warnings])
         _stop_on_errors(console, checked)
-        posts = questions_and_texts({name: _worded(config, one) for name, one in checked.items()})
         limit = config.rollout.max_prompt_length
-        answers = count(Asked(posts, limit, grammar_of(config.text)))
+        answers = count(
+            Asked(_questions_and_texts(config, checked), limit, grammar_of(config.text))
+        )
         if reason := next(answers):
             lacks = f"model.path={config.model.path!r} gives no tokenizer: {reason}"
             _print_line(console, f"No token counts, for {lacks}")
@@ -95,9 +90,17 @@ def _print_guess(file: Path) -> int:
     return 0
 
 
-def _worded(config: ExperimentConfig, checked: CheckedSet) -> dict[Split, Sequence[Example]]:
-    """The posts of each split of a set, asked in the words of the recipe."""
-    return {split: in_words(config, checked.spec, checked.examples[split]) for split in SPLITS}
+def _questions_and_texts(
+    config: ExperimentConfig, checked: Mapping[str, CheckedSet]
+) -> dict[tuple[str, str], list[tuple[str, str]]]:
+    """(set, split) -> its posts, asked in the words of the recipe."""
+    return {
+        (name, split): [
+            (post.question, post.text) for post in in_words(config, one.spec, one.examples[split])
+        ]
+        for name, one in checked.items()
+        for split in SPLITS
+    }
 
 
 def _are_large(config: DataConfig) -> bool:
@@ -157,7 +160,7 @@ def _print_line(console: Console, line: str) -> None:
 
 def _table(
     checked: Mapping[str, CheckedSet],
-    measured: Mapping[tuple[str, Split], TokenLengths],
+    measured: Mapping[tuple[str, str], TokenLengths],
     limit: int,
 ) -> Table:
     """The summary: a row for each split of each set."""

@@ -45,6 +45,15 @@ class CheckpointManager(ocp.CheckpointManager):
         self._saving = step
         return bool(super().save(step, custom_metadata=manifest.SIGNED, **parts))
 
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Close, which waits for what is being written, unless several processes end by an error.
+
+        What is written needs all of them, and the others wait in the middle of a step for this one:
+        they would wait for each other for ten minutes.
+        """
+        if error is None or jax.process_count() == 1:
+            super().__exit__(kind, error, trace)
+
     def _sign(self) -> None:
         """Write the manifest; the first process calls it, when all have written their files."""
         final = self.directory / str(self._saving)

@@ -103,3 +103,15 @@ def test_a_mistake_is_reported_and_ends_all(cluster: Cluster) -> None:
     assert all(one.status != 0 and one.seconds < 60 for one in ended)
     assert "does not split over the mesh" in "".join(one.err for one in ended)
     assert not (cluster.folder / "mistake").exists()
+
+
+@pytest.mark.slow
+def test_a_failure_while_a_checkpoint_is_written_ends_all(cluster: Cluster) -> None:
+    """The checkpoint cannot be finished without the others, who wait for this one's step."""
+    reward = "tests.hosts.rewards:fails_while_a_checkpoint_is_written"
+    ended = cluster.run("train", "failing", 2, 4, f"rewards.custom={{'{reward}': 1.0}}")
+    assert ended[0].status == 2 and "fails while a checkpoint is written" in ended[0].err, ended
+    assert ended[1].status != 0 and ended[1].seconds < 60
+    assert "Traceback" not in "".join(one.err for one in ended)
+    # The folder is not left locked.
+    assert not (cluster.folder / "failing" / "run.lock").exists()

@@ -15,11 +15,11 @@ from mental_r1_jax.config import CustomSet, ExperimentConfig
 from mental_r1_jax.data.guessing import guess_lines
 from mental_r1_jax.data.loading import load_examples
 from mental_r1_jax.data.records import Example
-from mental_r1_jax.data.token_counts import token_lengths
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.jobs.data import run
 from mental_r1_jax.text.prompts import system_instruction
 from mental_r1_jax.text.stages import GRAMMAR
+from mental_r1_jax.text.token_counts import token_lengths
 from mental_r1_jax.text.tokenizer import load_tokenizer
 from tests.data.byte_tokenizer import save_byte_tokenizer
 from tests.data.folders import MOOD, QUESTION, csv_text, made_up_rows, write_set

@@ -21,8 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mental_r1_jax.data.benchmarks import Split
-from mental_r1_jax.data.records import Example
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.text.stages import GRAMMAR, Grammar
 
@@ -51,12 +49,12 @@ class Asked:
     """What is to be counted.
 
     Attributes:
-        posts: (set, split) -> question and text of every post.
+        posts: (set, split) -> question and text of each post.
         limit: `rollout.max_prompt_length`, in tokens.
         grammar: instruction and prefill of the prompts.
     """
 
-    posts: Mapping[tuple[str, Split], Sequence[tuple[str, str]]]
+    posts: Mapping[tuple[str, str], Sequence[tuple[str, str]]]
     limit: int
     grammar: Grammar = GRAMMAR
 
@@ -86,17 +84,6 @@ def token_lengths(
     # "higher" gives a length that some post has.
     percentiles = np.percentile(lengths.posts if posts else [0], PERCENTILES, method="higher")
     return TokenLengths(tuple(int(length) for length in percentiles), truncated)
-
-
-def questions_and_texts(
-    posts: Mapping[str, Mapping[Split, Sequence[Example]]],
-) -> dict[tuple[str, Split], list[tuple[str, str]]]:
-    """Return what of posts, given by set and split, is to be counted."""
-    return {
-        (name, split): [(post.question, post.text) for post in of_split]
-        for name, splits in posts.items()
-        for split, of_split in splits.items()
-    }
 
 
 @contextlib.contextmanager

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from mental_r1_jax.data.token_counts import Asked, TokenLengths, find_tokenizer, token_counter
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.text.prompts import render_prompt
 from mental_r1_jax.text.stages import GRAMMAR
+from mental_r1_jax.text.token_counts import Asked, TokenLengths, find_tokenizer, token_counter
 from tests.data.byte_tokenizer import save_byte_tokenizer
 
 QUESTION = "Which mood?\nStatement: "
@@ -56,7 +56,7 @@ def test_the_process_does_without_pytorch(model: str, tmp_path: Path) -> None:
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("raise SystemExit('torch was imported')")
     program = (
-        "import sys; from mental_r1_jax.data.token_counts import *\n"
+        "import sys; from mental_r1_jax.text.token_counts import *\n"
         "if __name__ == '__main__':\n"
         "    with token_counter(sys.argv[1], True) as count:\n"
         "        print(list(count(Asked({('Mood', 'train'): [('Or?', 'tea')]}, 9999))))\n"
@@ -97,7 +97,7 @@ def test_the_process_ends_when_its_command_is_killed(model: str, tmp_path: Path)
     """By SIGKILL, after which the command can end nobody; Ctrl-C alone does not end the process."""
     file = tmp_path / "program.py"
     file.write_text(
-        "import multiprocessing, sys, time; from mental_r1_jax.data.token_counts import *\n"
+        "import multiprocessing, sys, time; from mental_r1_jax.text.token_counts import *\n"
         "if __name__ == '__main__':\n"
         "    with token_counter(sys.argv[1], True) as count:\n"
         "        next(count(Asked({}, 9999)))\n"
