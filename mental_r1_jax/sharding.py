@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -222,15 +222,28 @@ def constrain_for_decoding(
 
 
 def _constrain(x: jax.Array, spec: tuple[str | tuple[str, ...] | None, ...]) -> jax.Array:
-    """Constrain an intermediate array to mesh axes if there is a mesh and they divide its sizes."""
+    """Constrain an intermediate array to mesh axes if there is a mesh and they divide its sizes.
+
+    Axes that a `shard_map` around the function has sharded by already are left out.
+    """
     mesh = jax.typeof(x).sharding.mesh
     if not set(MESH_AXES) <= set(mesh.axis_names):
         return x
+    spec = tuple(_without(mesh.manual_axes, axes) for axes in spec)
     for size, axes in zip(x.shape, spec, strict=True):
         names = (axes,) if isinstance(axes, str) else axes or ()
         if size % math.prod(mesh.shape[name] for name in names):
             return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+def _without(
+    manual: Collection[str], axes: str | tuple[str, ...] | None
+) -> str | tuple[str, ...] | None:
+    """Take axes out of what one dimension is sharded over."""
+    if isinstance(axes, tuple):
+        return tuple(name for name in axes if name not in manual) or None
+    return None if axes in manual else axes
 
 
 @dataclasses.dataclass(frozen=True)

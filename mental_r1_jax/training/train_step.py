@@ -33,11 +33,10 @@ from mental_r1_jax.rl import entropy_control
 from mental_r1_jax.rl.entropy_control import EntropyControl, EntropyWeights
 from mental_r1_jax.rl.loss_terms import top_entropy_mask
 from mental_r1_jax.rl.losses import Denominators, crpo_loss, loss_denominators
-from mental_r1_jax.rl.masking import Metric, Sum, SumWeight, masked_sum, max_over, mean_over
+from mental_r1_jax.rl.masking import Sum, SumWeight, masked_sum, max_over, mean_over
+from mental_r1_jax.training.accumulation import Metrics, accumulate_gradient, interleave
 from mental_r1_jax.training.optimizer import moment_sharding
 from mental_r1_jax.types import Batch, TraceBatch
-
-Metrics = dict[str, Metric]
 
 
 @flax.struct.dataclass
@@ -225,53 +224,6 @@ def steer_entropies(
     after = entropy_control.next_control(before, measured, crpo)
     ends_step = (state.num_updates + 1) % crpo.num_iterations == 0
     return jax.tree.map(lambda new, old: jnp.where(ends_step, new, old), after, before)
-
-
-def accumulate_gradient(
-    loss_of: Callable[..., tuple[Array, Metrics]],
-    params: Any,
-    inputs: tuple[Any, ...],
-    micro_batches: int,
-) -> tuple[Any, Metrics]:
-    """Sum the gradient of `loss_of(params, *inputs)` over interleaved micro-batches.
-
-        gradient = sum_n d loss_of(params, *inputs[n]) / d params
-
-    One micro-batch is in memory at a time, its gradient is added to the sum, and each metric is
-    reduced as its type says.
-
-    Args:
-        loss_of: returns (loss, metrics) of a micro-batch. The losses must be sums divided by
-            weights of the whole step; then they add up to the step's, for any `micro_batches`.
-        params: what the gradient is taken by.
-        inputs: trees of arrays whose first axis is B.
-        micro_batches: divides B.
-    """
-    gradient_of = jax.grad(loss_of, has_aux=True)
-    if micro_batches == 1:
-        return gradient_of(params, *inputs)
-
-    def add(total: Any, micro: tuple[Any, ...]) -> tuple[Any, Metrics]:
-        gradient, metrics = gradient_of(params, *micro)
-        return jax.tree.map(jnp.add, total, gradient), metrics
-
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    gradient, stacked = jax.lax.scan(add, zeros, interleave(inputs, micro_batches))
-    return gradient, {name: metric.reduce() for name, metric in stacked.items()}
-
-
-def interleave(tree: Any, micro_batches: int) -> Any:
-    """[B, ...] -> [n, B/n, ...] so that micro-batch i holds rows i, i + n, i + 2n, ...
-
-    With rows sharded over devices in contiguous runs, every micro-batch then has an equal share on
-    every device and no row moves; the plain reshape would send rows across the mesh.
-    """
-    return jax.tree.map(
-        lambda x: x.reshape(x.shape[0] // micro_batches, micro_batches, *x.shape[1:]).swapaxes(
-            0, 1
-        ),
-        tree,
-    )
 
 
 @jax.named_scope("apply_gradient")

@@ -13,10 +13,8 @@ import pytest
 
 from mental_r1_jax import sharding
 from mental_r1_jax.runs.step_log import StepRecord, read_record
-from mental_r1_jax.training.train_step import (
-    interleave,
-    with_policy_mask,
-)
+from mental_r1_jax.training.accumulation import interleave
+from mental_r1_jax.training.train_step import with_policy_mask
 from mental_r1_jax.types import Batch
 from tests.tiny_decoder import (
     COMPLETION,
