@@ -52,8 +52,7 @@ def accumulate_gradient(
         return jax.grad(loss_of, has_aux=True)(params, *inputs)
     rows = jax.tree.leaves(inputs)[0]
     mesh = jax.typeof(rows).sharding.mesh
-    copies = AutoAxes.of(mesh).sizes.get(COPIES, 1)
-    if copies == 1 or len(rows) % (copies * micro_batches):
+    if not _copies_sum_once(mesh, len(rows) // micro_batches):
         return _over_micro_batches(loss_of, params, inputs, micro_batches)
     # A hand-written kernel wants every axis to be in some `shard_map`, those of one device, too.
     of_one = {name for name, size in mesh.shape.items() if size == 1}
@@ -66,6 +65,18 @@ def accumulate_gradient(
         check_vma=False,  # with it, each gradient would be summed over the copies where it is taken
     )(params, inputs)
     return gradient, {name: metric.reduce() for name, metric in by_copy.items()}
+
+
+def _copies_sum_once(mesh: Any, rows: int) -> bool:
+    """Whether the loop may run on each copy for itself, with micro-batches of so many rows.
+
+    cuDNN's calls (`attention_gpu`) bring rules of their own for being sharded by the compiler; that
+    these hold within a `shard_map` over a part of the axes has not been tried.
+    """
+    sizes = AutoAxes.of(mesh).sizes
+    copies = sizes.get(COPIES, 1)
+    gpus = mesh.abstract_device is not None and mesh.abstract_device.platform == "gpu"
+    return copies > 1 and rows % copies == 0 and not (gpus and len(sizes) > 1)
 
 
 def _of_one_copy(

@@ -75,15 +75,18 @@ def toy_loss(weights: jax.Array, rows: jax.Array) -> tuple[jax.Array, dict[str, 
 
 @pytest.mark.parametrize("rows", [16, 12])
 def test_gradient_and_metrics_of_a_linear_map(rows: int) -> None:
-    """In NumPy: the gradient of ``sum (x w)^2`` is ``2 x' x w``. 12 rows: 6 on 4 copies is odd."""
+    """In NumPy: the gradient of ``sum (x w)^2`` is ``2 x' x w``.
+
+    Of 12 rows a micro-batch has 6, which 4 copies cannot share evenly: they sum in every one.
+    """
     x = np.random.default_rng(0).standard_normal((rows, 6)).astype(np.float32)
     w = np.linspace(-1, 1, 6, dtype=np.float32)
     mesh = mesh_of(4, 1, 1)
-    spread = sharding.batch_sharding(mesh, 2)
-    where = sharding.replicated(mesh), spread
-    run = jax.jit(lambda w, x: accumulate_gradient(toy_loss, w, (x,), 2), in_shardings=where)
-    program = run.lower(w, x).compile()
-    gradient, metrics = program(*jax.device_put((w, x), where))
+    where = sharding.replicated(mesh), sharding.batch_sharding(mesh, 2)
+    placed = jax.device_put((w, x), where)
+    run = jax.jit(lambda w, x: accumulate_gradient(toy_loss, w, (x,), 2))
+    program = run.lower(*placed).compile()
+    gradient, metrics = program(*placed)
     np.testing.assert_allclose(gradient, 2 * x.T @ (x @ w), rtol=1e-5)
     of_rows = x @ w
     expected = {"sum": of_rows.sum(), "mean": of_rows.mean()}
