@@ -87,7 +87,8 @@ def head_bytes(
     """What a device holds for the head beside its parameters: (in an update, in a rollout).
 
     Every token needs all of the matrix ``[D, V]``, so both are gathered over `fsdp`. An update adds
-    up the matrix' gradient over its own tokens before devices sum theirs, then in float32.
+    up the matrix' gradient over its own tokens before devices sum theirs, then in float32. Copies
+    of the model do not sum it here but after the last of several micro-batches.
 
     Args:
         config: numbers of prompts and completions.
@@ -101,8 +102,9 @@ def head_bytes(
     matrix, width = model.hidden_size * vocabulary, model.dtype.itemsize
     completions = config.rollout.prompts_per_step / rows * config.decoded_completions
     copied = matrix * width if model.tie_embeddings else 0
+    summing = rows if config.run.micro_batches == 1 else sizes["fsdp"]
     return (
-        float(matrix * (width + (4 if rows > 1 else width))),
+        float(matrix * (width + (4 if summing > 1 else width))),
         float(copied + completions * vocabulary * 4),
     )
 

@@ -86,6 +86,10 @@ def test_the_head_by_hand() -> None:
     assert footprint(CONFIG, tied, mesh).decoding_head == 12 * 16 * 2 + 2 * 3 * 12 * 4
     alone = footprint(CONFIG, MODEL, sharding.make_mesh(1, 1, 1, jax.devices()[:1]))
     assert alone.head == 24 * 16 * (2 + 2)
+    copies = sharding.make_mesh(8, 1, 1)  # which sum it after two micro-batches, not in each
+    assert footprint(CONFIG, MODEL, copies).head == 24 * 16 * (2 + 2)
+    in_one = parse_config(RECIPE, ["run.micro_batches=1"], source="test")
+    assert footprint(in_one, MODEL, copies).head == 24 * 16 * (2 + 4)
 
 
 def test_bytes_of_a_parameter_are_those_of_the_footprint() -> None:

@@ -6,7 +6,8 @@
 2. global denominators of every loss term, from masks alone;
 3. for each interleaved micro-batch: one forward pass over shared prompts, log-probs and entropies
    of the completions, the loss as sums over global weights, its gradient;
-4. the summed gradient is clipped and applied by AdamW; a non-finite one is skipped and counted;
+4. the gradient, summed over micro-batches and then over copies of the model (`accumulation.py`), is
+   clipped and applied by AdamW; a non-finite one is skipped and counted;
 5. where the recipe steers entropies, the last update of a step moves their coefficients.
 """
 
