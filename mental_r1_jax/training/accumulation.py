@@ -36,9 +36,9 @@ def accumulate_gradient(
         gradient = sum_n d loss_of(params, *inputs[n]) / d params
 
     One micro-batch is in memory at a time, its gradient is added to the sum, and each metric is
-    reduced as its type says. On a mesh with several copies of the model whose number divides the
-    prompts of a micro-batch, each copy sums its own part of every micro-batch, and the copies' sums
-    are added once, in the dtype of `params`.
+    reduced as its type says. On a mesh of several copies of the model each copy sums its own part
+    of every micro-batch, and the copies' sums are added once, in the dtype of `params`; for the
+    exceptions see `_copies_sum_once`.
 
     Args:
         loss_of: returns (loss, metrics) of a micro-batch, or of a part of it. The losses must be
@@ -70,13 +70,16 @@ def accumulate_gradient(
 def _copies_sum_once(mesh: Any, rows: int) -> bool:
     """Whether the loop may run on each copy for itself, with micro-batches of so many rows.
 
-    cuDNN's calls (`attention_gpu`) bring rules of their own for being sharded by the compiler; that
-    these hold within a `shard_map` over a part of the axes has not been tried.
+    Within a copy there may be `fsdp` or `tensor`, not both: on such meshes XLA's partitioner ended
+    the process at the gather of the prompts' last states (a check in `ExpandDeviceGroups`, jax
+    0.10.2, with adapters on 2 x 2 x 2 devices). On GPUs there may be neither: cuDNN's calls bring
+    rules of their own for being sharded, which have not been tried within a `shard_map` over a part
+    of the axes.
     """
     sizes = AutoAxes.of(mesh).sizes
     copies = sizes.get(COPIES, 1)
     gpus = mesh.abstract_device is not None and mesh.abstract_device.platform == "gpu"
-    return copies > 1 and rows % copies == 0 and not (gpus and len(sizes) > 1)
+    return copies > 1 and rows % copies == 0 and len(sizes) <= (1 if gpus else 2)
 
 
 def _of_one_copy(
