@@ -227,7 +227,8 @@ def _constrain(x: jax.Array, spec: tuple[str | tuple[str, ...] | None, ...]) -> 
     Axes that a `shard_map` around the function has sharded by already are left out.
     """
     mesh = jax.typeof(x).sharding.mesh
-    if not set(MESH_AXES) <= set(mesh.axis_names):
+    left = set(mesh.axis_names) - set(mesh.manual_axes)
+    if not set(MESH_AXES) <= set(mesh.axis_names) or not left:
         return x
     spec = tuple(_without(mesh.manual_axes, axes) for axes in spec)
     for size, axes in zip(x.shape, spec, strict=True):
