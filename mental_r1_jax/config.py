@@ -172,6 +172,8 @@ class OptimizerConfig(Section):
             are kept, and no first moment, so it takes hardly any memory. `beta1`, `beta2` and
             `epsilon` are for `adamw`.
         first_moment: of `adamw`: `bfloat16` halves the memory of the first moment.
+        offload_moments: keep the moments in the memory of the hosts and bring them to the devices
+            for each update: the same numbers, and slower.
         learning_rate: peak rate.
         schedule: decay to zero over the run (`linear`, `cosine`) or no decay (`constant`).
         warmup_steps: updates of linear warm-up from zero.
@@ -184,6 +186,7 @@ class OptimizerConfig(Section):
 
     name: Literal["adamw", "adafactor"] = "adamw"
     first_moment: Literal["float32", "bfloat16"] = "float32"
+    offload_moments: bool = False
     learning_rate: PositiveFloat = 5e-6
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: NonNegativeInt = 0

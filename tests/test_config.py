@@ -108,6 +108,7 @@ BAD_VALUES = [
     ("crpo.num_iterations", "0"),
     ("optimizer.name", "sgd"),
     ("optimizer.first_moment", "float16"),
+    ("optimizer.offload_moments", "some"),
     ("optimizer.learning_rate", "0"),
     ("optimizer.learning_rate", "fast"),
     ("optimizer.schedule", "step"),
