@@ -20,7 +20,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
-from orbax.checkpoint.utils import TMP_DIR_SUFFIX
+from orbax.checkpoint.utils import TMP_DIR_SUFFIX, is_gcs_path
 
 from mental_r1_jax.bucket import checkpoints_of
 from mental_r1_jax.errors import UserError
@@ -221,7 +221,7 @@ def _read(folder: epath.Path, **items: Any) -> Any:
 
 def absolute(folder: Path | epath.Path) -> epath.Path:
     """`folder` as Orbax wants it."""
-    return epath.Path(folder).absolute()
+    return epath.Path(folder if is_gcs_path(folder) else Path(folder).absolute())
 
 
 def _score(metrics: Mapping[str, float]) -> float:
