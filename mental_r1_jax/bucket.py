@@ -42,7 +42,10 @@ def checkpoints_of(run: Path) -> epath.Path:
     from etils import epath
 
     place = address_of(run)
-    return epath.Path(place or Path(run).absolute()) / CHECKPOINTS
+    if place is None:
+        return epath.Path(Path(run).absolute()) / CHECKPOINTS
+    _store()  # Orbax would say less clearly what is missing
+    return epath.Path(place) / CHECKPOINTS
 
 
 def opened(name: str | Path) -> Path:
@@ -147,7 +150,7 @@ def move(source: epath.Path, target: epath.Path) -> None:
 
 
 def _store() -> Any:
-    """The file system of gcsfs; it remembers no listing, for other machines write there too.
+    """The file system of gcsfs; it keeps no listing, for other machines write there too.
 
     Raises:
         UserError: gcsfs is not installed.
@@ -162,7 +165,9 @@ def _store() -> Any:
             got=str(error),
             remedy="pip install 'mental-r1-jax[gcs]', or mount the bucket and give a path",
         ) from None
-    return fsspec.filesystem("gs", use_listings_cache=False)
+    # For Orbax, too, whose file system `epath` makes when it first needs one.
+    fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
+    return fsspec.filesystem("gs")
 
 
 def _place(folder: Path) -> str:

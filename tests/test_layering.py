@@ -88,7 +88,7 @@ ALLOWED: dict[str, set[str]] = {
         *("__init__", "errors", "config", "types", "text", "data", "models", "hosts"),
         *("rollout", "training", "evaluation", "programs", "console", "opening", "prediction"),
         *("runs", "release", "planning", "study", "private_files", "sharding", "recipe"),
-        *("json_files", "bucket"),
+        *("json_files", "addresses", "bucket"),
     },
     "cli": {"addresses", "bucket", "errors", "recipe", "programs", "hosts", "study", "jobs"},
     "__main__": {"cli"},
