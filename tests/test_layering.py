@@ -82,7 +82,7 @@ ALLOWED: dict[str, set[str]] = {
         *("json_files", "evaluation", "training"),
     },
     "planning": {"errors", "config", "data", "models", "footprint", "programs", "opening", "runs"},
-    "study": {"errors", "config", "recipe", "recipe_problems", "evaluation"},
+    "study": {"addresses", "errors", "config", "recipe", "recipe_problems", "evaluation"},
     # L4: the verbs
     "jobs": {
         *("__init__", "errors", "config", "types", "text", "data", "models", "hosts"),
