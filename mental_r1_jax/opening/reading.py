@@ -10,7 +10,7 @@ from mental_r1_jax.config import ExperimentConfig
 def for_reading(config: ExperimentConfig) -> ExperimentConfig:
     """The recipe with a run folder that may be read beside a process that trains in it.
 
-    Of a local run, and where another model is asked for (`evaluate.model`), the recipe as it is.
+    Of a local run the recipe as it is.
 
     Raises:
         UserError: there is no run at that address.

@@ -29,10 +29,10 @@ def environment(url: str, cache: Path) -> dict[str, str]:
     } | FAST
 
 
-def start(arguments: list[str], url: str, cache: Path) -> subprocess.Popen[str]:
-    """A command, as on a machine with this cache folder."""
+def start(module: str, arguments: list[str], url: str, cache: Path) -> subprocess.Popen[str]:
+    """A module as a program, as on a machine with this cache folder."""
     return subprocess.Popen(
-        [sys.executable, "-m", "mental_r1_jax", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
         env=os.environ | environment(url, cache),
         stdout=subprocess.PIPE,
@@ -40,6 +40,13 @@ def start(arguments: list[str], url: str, cache: Path) -> subprocess.Popen[str]:
         stdin=subprocess.DEVNULL,
         text=True,
     )
+
+
+def finish(command: subprocess.Popen[str], status: int = 0) -> str:
+    """What a program printed; it must end with this status."""
+    output, _ = command.communicate(timeout=900)
+    assert command.returncode == status, output
+    return output
 
 
 def write_out(bucket: Bucket, address: str, folder: Path) -> Path:
