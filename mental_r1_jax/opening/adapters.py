@@ -20,6 +20,8 @@ from mental_r1_jax.errors import UserError
 from mental_r1_jax.models import hf_format, peft_format
 from mental_r1_jax.models.architecture import Lora
 from mental_r1_jax.models.peft_format import PeftConfig
+from mental_r1_jax.training.damage import steps_in
+from mental_r1_jax.training.manifest import names_below
 
 BASE_MODEL = "base_model"
 # Our own field of `adapter_config.json`.
@@ -83,14 +85,13 @@ def open_base(name: str, step: int | None = None) -> BaseSource:
             remedy="export it (mental-r1 export writes it merged), and use the exported folder",
         )
     if run_folder is None:
-        weights = map(epath.Path, sorted(folder.glob("*.safetensors")))
+        weights = sorted(folder.glob("*.safetensors"))
         return BaseSource(name, folder, None, None, files_fingerprint(weights))
     checkpoints = checkpoints_of(run_folder)
     if step is None:
-        there = checkpoints.iterdir() if checkpoints.is_dir() else ()
-        step = max((int(path.name) for path in there if path.name.isdigit()), default=-1)
+        step = max(steps_in(checkpoints), default=-1)
     items = checkpoints / str(step) / "params"
-    files = sorted(path for path in items.rglob("*") if path.is_file())
+    files = sorted(items / name for name in names_below(items)) if items.is_dir() else []
     if not files:
         raise UserError(
             what=f"the base of the adapters, {name}, has no weights",
@@ -101,14 +102,14 @@ def open_base(name: str, step: int | None = None) -> BaseSource:
     return BaseSource(name, folder, run_folder, step, files_fingerprint(files))
 
 
-def files_fingerprint(files: Iterable[epath.Path]) -> str:
+def files_fingerprint(files: Iterable[Path | epath.Path]) -> str:
     """SHA-256 over name, size, beginning and evenly spaced parts of every file.
 
     Training changes nearly every number, so parts are enough to tell models apart, and take no
     time; a single bit that has flipped between them is not noticed.
     """
     digest = hashlib.sha256()
-    for file in files:
+    for file in map(epath.Path, files):
         size = file.stat().length
         digest.update(f"{file.name} {size}\n".encode())
         step = max(_PART_BYTES, size // _PARTS)

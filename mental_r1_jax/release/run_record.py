@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.data.benchmarks import SPLITS
 from mental_r1_jax.data.loading import label_counts, load_examples

@@ -42,7 +42,7 @@ def sound_steps(
     Raises:
         UserError: there are steps, and none is sound; nothing is moved.
     """
-    steps = _steps(folder)
+    steps = steps_in(folder)
     damaged: dict[int, list[str]] = {}
     for step in steps:
         if found := _problems(folder, step, thorough=False, may_lack=may_lack):
@@ -64,7 +64,7 @@ def sound_steps(
     return sound
 
 
-def _steps(folder: epath.Path) -> list[int]:
+def steps_in(folder: epath.Path) -> list[int]:
     """Steps of which there is a folder, ascending; in a bucket, the committed ones.
 
     Elsewhere a step gets its name when it is committed, so a folder of that name claims to be one.
