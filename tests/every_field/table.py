@@ -304,6 +304,7 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
     "mesh.fsdp": everywhere(4, *MESHES),
     "mesh.tensor": everywhere(2, *MESHES),
     "run.output_dir": Field("{tmp}/another", run_kept),
+    "run.closed_bucket": Field(True, probes.posts_in_a_bucket),
     "run.seed": everywhere(
         1,
         probes.asked_prompts,
