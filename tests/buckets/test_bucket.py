@@ -166,6 +166,7 @@ def save(steps: list[int]) -> epath.Path:
     return place
 
 
+@pytest.mark.slow
 def test_a_damaged_step_is_set_aside_and_the_one_before_is_used(
     bucket: Bucket, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -174,7 +175,6 @@ def test_a_damaged_step_is_set_aside_and_the_one_before_is_used(
     name = f"{RUN}/checkpoints/2/params/_METADATA"
     bucket.put(name, bucket.objects[name].content[:-1] + b"x")
     there = [other.removeprefix(f"{RUN}/checkpoints/2/") for other in bucket.names(name[:-17])]
-    # Ended before the last objects are gone: what is left does not count as a step.
     step, params = checkpoint.restore_params(run_folder(), "latest", LIKE)
     assert (step, float(params["w"][0])) == (1, 1.0)
     assert f"set aside as {ADDRESS}/damaged_checkpoints/2" in capsys.readouterr().err
@@ -183,6 +183,7 @@ def test_a_damaged_step_is_set_aside_and_the_one_before_is_used(
     assert [other.removeprefix(aside) for other in bucket.names(aside)] == there
 
 
+@pytest.mark.slow
 def test_a_step_that_was_half_removed_does_not_count(bucket: Bucket) -> None:
     place = save([1, 2])
     del bucket.objects[f"{RUN}/checkpoints/2/commit_success.txt"]
