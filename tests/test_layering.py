@@ -79,7 +79,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "release": {
         *("__init__", "errors", "config", "text", "data", "models", "rollout", "opening"),
-        *("json_files", "evaluation", "training"),
+        *("json_files", "evaluation", "training", "addresses", "bucket"),
     },
     "planning": {"errors", "config", "data", "models", "footprint", "programs", "opening", "runs"},
     "study": {"addresses", "errors", "config", "recipe", "recipe_problems", "evaluation"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from etils import epath
 from mental_r1_jax import addresses
 from mental_r1_jax import bucket as buckets
 from mental_r1_jax.errors import UserError
+from mental_r1_jax.release.hf_folder import MARKER, check_target
 from mental_r1_jax.runs.object_lock import object_lock
 from mental_r1_jax.runs.run_lock import LOCK_FILE, describe_process
 from mental_r1_jax.training import checkpoint
@@ -99,6 +101,17 @@ def test_a_reader_leaves_alone_what_is_under_way(bucket: Bucket) -> None:
         buckets.opened("gs://bucket/runs/other")
 
 
+def test_an_export_replaces_nothing_in_a_bucket_but_an_export(bucket: Bucket) -> None:
+    target = run_folder() / "hf"
+    check_target(target)
+    foreign = bucket.put(f"{RUN}/hf/thesis.txt", b"mine")
+    with pytest.raises(UserError, match=f"{ADDRESS}/hf exists and was not made by"):
+        check_target(target)
+    assert bucket.objects[f"{RUN}/hf/thesis.txt"] == foreign
+    bucket.put(f"{RUN}/hf/{MARKER}", b"{}")
+    check_target(target)
+
+
 def test_without_gcsfs_one_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(UserError, match=r"pip install 'mental-r1-jax\[gcs\]'"):
@@ -149,12 +162,14 @@ def test_a_heartbeat_replaces_no_lock_but_its_own(
     name = f"{RUN}/{LOCK_FILE}"
     with object_lock(run_folder(), no_wait):
         beats: set[int] = set()
-        while len(beats) < 3:
+        until = time.monotonic() + 30
+        while len(beats) < 3 and time.monotonic() < until:
             beats.add(json.loads(bucket.objects[name].content)["beat"])
         theirs = bucket.put(name, b'{"pid": 1, "token": "theirs"}')
         err = ""
-        while "is not ours any more" not in err:
+        while "is not ours any more" not in err and time.monotonic() < until:
             err += capsys.readouterr().err
+    assert len(beats) >= 3 and "is not ours any more" in err
     assert bucket.objects[name] == theirs
 
 

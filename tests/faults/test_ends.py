@@ -60,14 +60,14 @@ main()
 """
 
 
+def started(program: str, argument: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", program, argument]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_is_one_line_and_a_second_one_ends_at_once(times: int) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", SPIN, str(times)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with started(SPIN, str(times)) as process:
         assert process.stdout.readline() == "running\n"
         process.send_signal(signal.SIGINT)
         if times == 2:
@@ -101,12 +101,7 @@ main()
 
 @pytest.mark.parametrize("way", ["return", "exit"])
 def test_ctrl_c_while_the_interpreter_ends_prints_no_traceback(way: str) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", LINGER, way],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with started(LINGER, way) as process:
         assert process.stdout.readline() == "waiting\n"
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
