@@ -23,6 +23,7 @@ import os
 import platform
 import resource
 import statistics
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,6 +53,7 @@ from mental_r1_jax.rollout.collect import assemble_batch, score_completions
 from mental_r1_jax.rollout.sampler import sampler_settings
 from mental_r1_jax.runs.training_run import TrainingRun, fresh_state, reference_weights
 from mental_r1_jax.text.answers import AnswerReader
+from mental_r1_jax.training import checkpoint
 from mental_r1_jax.training.metrics import scalars
 from mental_r1_jax.training.optimizer import learning_rates, make_optimizer, make_schedule
 from mental_r1_jax.types import PromptBatch
@@ -89,6 +91,7 @@ def recipe(options: argparse.Namespace) -> ExperimentConfig:
                 "compute_dtype": options.dtype,
                 "remat": options.remat,
                 "logprob_chunk_size": options.chunk,
+                "lora": {"rank": options.lora, "alpha": 2 * options.lora} if options.lora else None,
             },
             "data": {"sets": ["benchmark"]},
             "rollout": {
@@ -232,6 +235,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "compiles_in_first_step": compiled,
         "compiles_after": len(compiles.seconds) - compiled,
         "peak_memory_bytes": peak,
+        **({"checkpoint_bytes": checkpoint_bytes(state)} if options.checkpoint else {}),
     }
     return report | rates(options, model.decoder, report)
 
@@ -297,6 +301,14 @@ def peak_bytes() -> int:
     return on_device or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def checkpoint_bytes(state: Any) -> int:
+    """Size of the files of a checkpoint of `state`, on this machine's disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        with checkpoint.open_checkpoints(Path(folder)) as manager:
+            checkpoint.save(manager, 1, state, {})
+        return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+
+
 def machine() -> dict[str, Any]:
     """Where the figures come from."""
     return {
@@ -329,6 +341,8 @@ def table(report: Mapping[str, Any]) -> str:
         f"{report['decode_bandwidth_utilisation']:.0%} of the measured "
         f"{report['measured_copy_bytes_per_second'] / 1e9:.1f}",
     ]
+    if "checkpoint_bytes" in report:
+        rows.append(f"checkpoint {report['checkpoint_bytes'] / 1e6:9.1f} MB")
     return "\n".join(rows)
 
 
@@ -348,6 +362,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--remat", default="layers", choices=("layers", "elementwise", "none"))
     parser.add_argument("--chunk", type=int, default=512, help="vocabulary entries a logits chunk")
+    parser.add_argument("--lora", type=int, default=0, help="rank of adapters; 0: all weights")
+    parser.add_argument("--checkpoint", action="store_true", help="save one, for its size")
     parser.add_argument("--first-cache-length", type=int, default=256, help="tokens")
     parser.add_argument("--halvings", type=int, default=0, help="of groups as completions end")
     parser.add_argument("--micro-batches", type=int, default=1)

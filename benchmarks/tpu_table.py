@@ -62,7 +62,10 @@ ROWS = (
     Row("qwen3_8b_crpo", "v5p-32", slices=2),
     *(
         Row(recipe, topology)
-        for recipe in ("qwen3_0p6b_crpo", "qwen3_1p7b_crpo", "llama3p2_1b_crpo")
+        for recipe in (
+            *("qwen3_0p6b_crpo", "qwen3_1p7b_crpo", "llama3p2_1b_crpo", "qwen3_8b_lora_crpo"),
+            *("gemma3_1b_crpo", "gemma3_4b_lora_crpo"),
+        )
         for topology in ("v5e-8", "v6e-8")
     ),
     Row("qwen3_32b_crpo", "v5p-128"),

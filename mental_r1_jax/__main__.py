@@ -17,7 +17,13 @@ def main() -> None:
         # Imported here, because this takes long enough to be interrupted.
         from mental_r1_jax.cli import main as run
 
-        status = run()
+        try:
+            status = run()
+        finally:
+            # What is left is to wait for threads. A Ctrl-C ends that by the system's own action:
+            # an exception in there would be printed as a traceback.
+            if signal.getsignal(signal.SIGINT) == _interrupt:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
     except KeyboardInterrupt as interrupt:
         # Background threads, the compiler's for one, would be waited for.
         print(str(interrupt) or "interrupted", file=sys.stderr, flush=True)

@@ -22,6 +22,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mental_r1_jax.addresses import is_address
+from mental_r1_jax.bucket import opened
 from mental_r1_jax.errors import UserError, mistake_of_surroundings, visible
 from mental_r1_jax.recipe import config_of_model, load_config
 from mental_r1_jax.study.schema import load_study
@@ -322,6 +324,8 @@ def _run(verb: str, config: str = "", overrides: Sequence[str] = (), **given: An
     """Hand over to the verb's job; imported here, so that `--help` needs no JAX."""
     if _ran_without_recipe(verb, config, overrides, given):
         return
+    if is_address(config):
+        config = str(opened(config))
     if VERBS[verb].files:
         given["model"] = config
         recipe = config_of_model(config, overrides, given.pop("recipe"), given["set_name"])

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from mental_r1_jax.addresses import address_of
 from mental_r1_jax.data_section import ColumnMap as ColumnMap  # for those that read it from here
 from mental_r1_jax.data_section import CustomSet as CustomSet
 from mental_r1_jax.data_section import DataConfig
@@ -23,7 +24,7 @@ from mental_r1_jax.evaluate_section import EvaluateConfig as EvaluateConfig
 from mental_r1_jax.evaluate_section import ExportConfig as ExportConfig
 from mental_r1_jax.objective import STAGE_NAMES as STAGE_NAMES  # for those that read it from here
 from mental_r1_jax.objective import CrpoConfig, check_number_of_stages
-from mental_r1_jax.section import Fraction, LocalName, LocalPath, Section, refuse_address
+from mental_r1_jax.section import Fraction, LocalPath, ModelName, RunFolder, Section, refuse_address
 from mental_r1_jax.text_section import TextConfig
 
 # How an answer is read; `text/answers.py` has the rules.
@@ -49,7 +50,7 @@ class LoraConfig(Section):
     rank: PositiveInt = 16
     alpha: PositiveFloat = 32.0
     targets: Annotated[tuple[LoraTarget, ...], Field(min_length=1)] = typing.get_args(LoraTarget)
-    base: LocalName | None = None
+    base: ModelName | None = None
 
     @pydantic.model_validator(mode="after")
     def _distinct_targets(self) -> LoraConfig:
@@ -71,7 +72,7 @@ class ModelConfig(Section):
         lora: train low-rank adapters beside frozen weights; null trains the weights themselves.
     """
 
-    path: LocalName
+    path: ModelName
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     remat: Literal["layers", "elementwise", "none"] = "layers"
     logprob_chunk_size: PositiveInt = 512
@@ -172,6 +173,8 @@ class OptimizerConfig(Section):
             are kept, and no first moment, so it takes hardly any memory. `beta1`, `beta2` and
             `epsilon` are for `adamw`.
         first_moment: of `adamw`: `bfloat16` halves the memory of the first moment.
+        offload_moments: keep the moments in the memory of the hosts and bring them to the devices
+            for each update: the same numbers, and slower.
         learning_rate: peak rate.
         schedule: decay to zero over the run (`linear`, `cosine`) or no decay (`constant`).
         warmup_steps: updates of linear warm-up from zero.
@@ -184,6 +187,7 @@ class OptimizerConfig(Section):
 
     name: Literal["adamw", "adafactor"] = "adamw"
     first_moment: Literal["float32", "bfloat16"] = "float32"
+    offload_moments: bool = False
     learning_rate: PositiveFloat = 5e-6
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: NonNegativeInt = 0
@@ -238,7 +242,10 @@ class RunConfig(Section):
     """Length, bookkeeping and outputs of a run.
 
     Attributes:
-        output_dir: the run folder; running the same command again resumes from it.
+        output_dir: the run folder, or an address `gs://BUCKET/RUN`; running the same command again
+            resumes from it.
+        closed_bucket: says that only those who may read the posts can read the bucket of
+            `output_dir`; without it nothing that shows posts is written there.
         seed: seed of data order, sampling and initialisation; the same seed gives the same run.
         num_steps: rollouts to make; null derives it from `num_epochs`.
         num_epochs: passes over the mixed training posts.
@@ -262,7 +269,8 @@ class RunConfig(Section):
         profile_steps: steps (from 1) whose profiler traces go to `profile/` in the run folder.
     """
 
-    output_dir: LocalPath
+    output_dir: RunFolder
+    closed_bucket: bool = False
     seed: NonNegativeInt = 0
     num_steps: PositiveInt | None = None
     num_epochs: PositiveFloat = 1.0
@@ -317,6 +325,23 @@ class ExperimentConfig(Section):
     @pydantic.model_validator(mode="after")
     def _one_number_a_stage(self) -> ExperimentConfig:
         check_number_of_stages(self.crpo, self.text.stage_names)
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _posts_stay_out_of_open_buckets(self) -> ExperimentConfig:
+        if address_of(self.run.output_dir) is None or self.run.closed_bucket:
+            return self
+        evaluate = self.evaluate
+        shows = evaluate.include_text or bool(evaluate.reading_room)
+        for key, writes in (
+            ("run.redact_completions=false", not self.run.redact_completions),
+            ("evaluate.include_text or reading_room", shows and evaluate.output_dir is None),
+        ):
+            if writes:
+                raise ValueError(
+                    f"{key} would write posts or answers into a bucket; leave it, or say that only "
+                    "those who may read them can read the bucket: run.closed_bucket=true"
+                )
         return self
 
     @pydantic.model_validator(mode="after")

@@ -7,7 +7,7 @@ from typing import Literal
 import pydantic
 from pydantic import NonNegativeInt, PositiveInt
 
-from mental_r1_jax.section import LocalName, LocalPath, Section
+from mental_r1_jax.section import LocalPath, ModelName, Section
 
 
 class EvaluateConfig(Section):
@@ -30,7 +30,7 @@ class EvaluateConfig(Section):
             shows, token by token; 0 shows none. null means 4 with `include_text`, else 0.
     """
 
-    model: LocalName | None = None
+    model: ModelName | None = None
     output_dir: LocalPath | None = None
     split: Literal["validation", "test"] = "test"
     limit_per_set: PositiveInt | None = None

@@ -29,7 +29,8 @@ class Footprint:
     Attributes:
         weights: master weights, float32; where adapters are trained, they and the frozen weights
             in the compute dtype.
-        moments: the optimizer's, of what is trained; those of Adafactor as if it were unsharded.
+        moments: the optimizer's, of what is trained; those of Adafactor as if it were unsharded. 0
+            where they live on the hosts, although an update brings them here.
         gradients: one for each trained weight while an update runs, float32.
         reference: frozen start model in the compute dtype; 0 where the KL penalty is off, and with
             adapters, whose frozen weights are the reference.
@@ -110,15 +111,18 @@ def head_bytes(
 
 
 def moment_bytes(optimizer: OptimizerConfig) -> float:
-    """Bytes of a parameter's moments; of Adafactor 0, as they are a row and a column a matrix."""
-    if optimizer.name == "adafactor":
+    """Bytes of a parameter's moments on a device between updates.
+
+    Of Adafactor 0, as they are a row and a column a matrix, and 0 where they live on the hosts.
+    """
+    if optimizer.name == "adafactor" or optimizer.offload_moments:
         return 0.0
     return 8.0 if optimizer.first_moment == "float32" else 6.0
 
 
 def _moments(optimizer: OptimizerConfig, model: DecoderConfig, trained: float) -> float:
     """Bytes of the moments beside so many bytes of trained float32 weights on a device."""
-    if optimizer.name == "adamw":
+    if optimizer.name == "adamw" or optimizer.offload_moments:
         return moment_bytes(optimizer) / 4 * trained
     total = 0
     for leaf in jax.tree.leaves(decoder.abstract_trained(model)):

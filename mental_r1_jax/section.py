@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PlainSerializer
+
+from mental_r1_jax.addresses import is_address, shown_place, training_folder
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 
@@ -35,6 +37,31 @@ def refuse_address(value: Any) -> Any:
 LocalPath = Annotated[Path, BeforeValidator(refuse_address)]
 # A path, or a name that is none, as that of a model on the hub.
 LocalName = Annotated[str, BeforeValidator(refuse_address)]
+
+
+def _place_of_run(value: Any) -> Any:
+    """The local folder of a run's address; other addresses are refused."""
+    if isinstance(value, str) and is_address(value):
+        return training_folder(value)
+    return refuse_address(value)
+
+
+def _name_of_model(value: Any) -> Any:
+    """A name, or the address of a run as it is; other addresses are refused."""
+    if isinstance(value, str) and is_address(value):
+        training_folder(value)
+        return value.strip().rstrip("/")
+    return refuse_address(value)
+
+
+# A run's folder. In a recipe it may be an address, `gs://BUCKET/RUN`, and is written as that again.
+RunFolder = Annotated[
+    Path,
+    BeforeValidator(_place_of_run),
+    PlainSerializer(shown_place, return_type=str, when_used="json"),
+]
+# A name as above, or the address of a run.
+ModelName = Annotated[str, BeforeValidator(_name_of_model)]
 
 
 class Section(pydantic.BaseModel):

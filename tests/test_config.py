@@ -8,7 +8,7 @@ import yaml
 
 from mental_r1_jax.config import CrpoConfig, ExperimentConfig, OptimizerConfig, RolloutConfig
 from mental_r1_jax.errors import UserError
-from mental_r1_jax.recipe import parse_config
+from mental_r1_jax.recipe import dump_config, parse_config
 
 MINIMAL = "model: {path: somewhere}\ndata: {sets: [A, B]}\nrun: {output_dir: out}\n"
 MINE = "data.custom_sets.MINE"
@@ -108,6 +108,7 @@ BAD_VALUES = [
     ("crpo.num_iterations", "0"),
     ("optimizer.name", "sgd"),
     ("optimizer.first_moment", "float16"),
+    ("optimizer.offload_moments", "some"),
     ("optimizer.learning_rate", "0"),
     ("optimizer.learning_rate", "fast"),
     ("optimizer.schedule", "step"),
@@ -185,12 +186,37 @@ PATHS = [
 ]
 
 
+# May name a run in a bucket of Google's.
+RUNS = ("run.output_dir", "model.path", "model.lora.base", "evaluate.model")
+
+
 @pytest.mark.parametrize("key", PATHS)
 @pytest.mark.parametrize("address", ["gs://bucket/runs/first", "file:///tmp/x", " S3://b/x"])
 def test_an_address_is_not_taken_for_a_folder_of_that_name(key: str, address: str) -> None:
+    if key in RUNS and address.startswith("gs:"):
+        address = "az://bucket/runs/first"
     text = message(f"{key}={address}")
     assert f"{key}: {address.strip()!r} is an address" in text
-    assert ("mount the bucket" in text) == ("file" not in address)
+    assert ("mount the bucket" in text) == (address[:3] in ("gs:", " S3"))
+
+
+@pytest.mark.parametrize("key", RUNS)
+def test_a_run_may_be_in_a_bucket_and_is_written_as_it_was_given(key: str) -> None:
+    given = [f"{key}=gs://bucket/runs/first/"]
+    config = parse_config(MINIMAL, given, source="test")
+    assert "gs://bucket/runs/first\n" in dump_config(config)
+    assert parse_config(dump_config(config), source="test") == config
+    assert "gs://BUCKET/RUN" in message(f"{key}=gs://bucket")
+
+
+def test_posts_go_into_a_bucket_only_where_its_owner_says_that_it_is_closed() -> None:
+    there, closed = "run.output_dir=gs://bucket/run", "run.closed_bucket=true"
+    for shows in ("run.redact_completions=false", "evaluate.include_text=true"):
+        assert "run.closed_bucket=true" in message(there, shows)
+        parse_config(MINIMAL, [there, shows, closed], source="test")
+        parse_config(MINIMAL, [shows], source="test")
+    elsewhere = ["evaluate.include_text=true", "evaluate.output_dir=here"]
+    parse_config(MINIMAL, [there, *elsewhere], source="test")
 
 
 def test_paths_with_a_colon_and_names_on_the_hub_are_no_addresses() -> None:

@@ -74,6 +74,7 @@ MODELS = {
     "Qwen/Qwen3-32B": 32762,
     "google/gemma-3-270m-it": 268,
     "google/gemma-3-1b-it": 1000,
+    "google/gemma-3-4b-it": 3880,  # the text part
     "runs/quickstart/tiny_model": 0.46,
     "runs/chinese_made_up/tiny_model": 0.46,
 }
@@ -89,6 +90,7 @@ HARDWARE = {
     "llama3p2_1b_crpo": ("v5e-8", "v6e-8"),
     "gemma3_270m_crpo": ("v5e-8", "v6e-8"),
     "gemma3_1b_crpo": ("v5e-8", "v6e-8"),
+    "gemma3_4b_lora_crpo": ("v5e-8", "v6e-8"),
     "qwen3_8b_lora_crpo": ("v5e-8", "v6e-8"),
     "qwen3_8b_crpo": ("v5p-32", "v5p-64", "v6e-32", "v5e-64"),
     **{f"qwen3_8b_{name}": ("v5p-32", "v5p-64", "v6e-32", "v5e-64") for name in METHODS},

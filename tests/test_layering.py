@@ -15,18 +15,27 @@ ALLOWED: dict[str, set[str]] = {
     # L0: words and containers
     "__init__": set(),
     "errors": set(),
-    "section": set(),
+    "addresses": set(),
+    "section": {"addresses"},
     "objective": {"section"},
     "data_section": {"section"},
     "private_files": set(),
     "json_files": {"errors"},
     "text_section": {"objective", "section"},
     "evaluate_section": {"section"},
-    "config": {"data_section", "evaluate_section", "objective", "section", "text_section"},
+    "config": {
+        "addresses",
+        "data_section",
+        "evaluate_section",
+        "objective",
+        "section",
+        "text_section",
+    },
     "recipe_problems": set(),
     "types": set(),
     "recipe": {"config", "errors", "recipe_problems", "section", "text_section"},
     # L1: one subject each
+    "bucket": {"addresses", "errors"},
     "text": {"errors", "config", "json_files", "text_section"},
     "data": {"errors", "config", "private_files", "text", "text_section"},
     "rewards": {"errors", "text"},
@@ -38,12 +47,15 @@ ALLOWED: dict[str, set[str]] = {
     # L2: subjects joined
     "rollout": {"config", "data", "types", "text", "rewards", "models", "sharding", "hosts"},
     "training": {
+        "bucket",
         *("errors", "types", "config", "rl", "models", "sharding", "hosts", "private_files"),
     },
     "evaluation": {"config", "errors", "private_files"},
     "programs": {"config", "types", "models", "sharding", "rollout", "training", "footprint"},
     "console": {"config", "errors", "recipe", "data", "models", "footprint"},
     "opening": {
+        "addresses",
+        "bucket",
         "errors",
         "json_files",
         "config",
@@ -61,23 +73,24 @@ ALLOWED: dict[str, set[str]] = {
     },
     # L3: whole runs
     "runs": {
+        *("addresses", "bucket"),
         *("errors", "config", "recipe", "data", "rewards", "models", "hosts", "rollout"),
         *("training", "programs", "console", "opening", "prediction", "text", "private_files"),
     },
     "release": {
         *("__init__", "errors", "config", "text", "data", "models", "rollout", "opening"),
-        *("json_files", "evaluation", "training"),
+        *("json_files", "evaluation", "training", "addresses", "bucket"),
     },
     "planning": {"errors", "config", "data", "models", "footprint", "programs", "opening", "runs"},
-    "study": {"errors", "config", "recipe", "recipe_problems", "evaluation"},
+    "study": {"addresses", "errors", "config", "recipe", "recipe_problems", "evaluation"},
     # L4: the verbs
     "jobs": {
         *("__init__", "errors", "config", "types", "text", "data", "models", "hosts"),
         *("rollout", "training", "evaluation", "programs", "console", "opening", "prediction"),
         *("runs", "release", "planning", "study", "private_files", "sharding", "recipe"),
-        "json_files",
+        *("json_files", "addresses", "bucket"),
     },
-    "cli": {"errors", "recipe", "programs", "hosts", "study", "jobs"},
+    "cli": {"addresses", "bucket", "errors", "recipe", "programs", "hosts", "study", "jobs"},
     "__main__": {"cli"},
 }
 

@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 
 import mental_r1_jax
 from mental_r1_jax import hosts
+from mental_r1_jax.bucket import push_folder
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.console.overview import print_only_labels
 from mental_r1_jax.console.progress import open_console
@@ -36,6 +37,7 @@ from mental_r1_jax.jobs import compare
 from mental_r1_jax.models.fingerprint import fingerprint
 from mental_r1_jax.opening.devices import open_mesh
 from mental_r1_jax.opening.model_source import load_weights, open_model, public_name
+from mental_r1_jax.opening.reading import for_reading
 from mental_r1_jax.prediction.audits import Evaluated, run_audits
 from mental_r1_jax.prediction.held_out import (
     clinical_documents,
@@ -63,6 +65,7 @@ def run(
     """
     if against is not None:
         evaluation_folder(against)  # before minutes of work
+    config = for_reading(config)
     name = config.evaluate.model or str(config.run.output_dir)
     folder = config.evaluate.output_dir or (
         config.run.output_dir / "evaluation" / config.evaluate.split
@@ -127,6 +130,7 @@ def _evaluate(config: ExperimentConfig, name: str, folder: Path, audit: Sequence
             )
             write_audits(folder, audits)
             keep.remove()
+            push_folder(folder)
     console.print(console_table(metrics))
     console.print(clinical_table(clinical))
     console.print(f"report: {folder / 'report.html'}", markup=False)

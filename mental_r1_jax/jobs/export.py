@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from mental_r1_jax.bucket import push_folder
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.models.decoder import merge_adapters
 from mental_r1_jax.opening.devices import open_mesh
 from mental_r1_jax.opening.model_source import load_weights, open_model
+from mental_r1_jax.opening.reading import for_reading
 from mental_r1_jax.private_files import check_writable
 from mental_r1_jax.release.export_manifest import write_manifest
 from mental_r1_jax.release.gguf_file import check_gguf, write_gguf
@@ -28,6 +30,7 @@ def run(config: ExperimentConfig, *, verify: bool = False) -> Path:
         config: the recipe; `export` says which checkpoint, where to and as what dtype.
         verify: compare with transformers before anything is replaced; so does `export.verify`.
     """
+    config = for_reading(config)
     run_folder = config.run.output_dir
     target = config.export.output_dir or run_folder / "hf"
     check_target(target)
@@ -53,5 +56,6 @@ def run(config: ExperimentConfig, *, verify: bool = False) -> Path:
         verify_export(staging, model, config)
     write_manifest(staging)
     put_in_place(staging, target)
+    push_folder(target)
     print(f"exported to {target}")
     return target

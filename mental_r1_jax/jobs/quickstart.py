@@ -14,8 +14,10 @@ from typing import Any
 
 from rich.table import Table
 
+from mental_r1_jax.addresses import address_of
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.console.progress import open_console
+from mental_r1_jax.errors import UserError
 from mental_r1_jax.jobs import evaluate, export, sft, train
 from mental_r1_jax.models.tiny import make_tiny_model
 from mental_r1_jax.text.prompts import system_instruction
@@ -29,6 +31,13 @@ def run(config: ExperimentConfig, *, model_only: bool = False) -> dict[str, dict
     """
     started = time.perf_counter()
     root = config.run.output_dir
+    if address_of(root) is not None:
+        raise UserError(
+            what="the quickstart makes several runs below its folder",
+            expected="run.output_dir: a path on this machine",
+            got=str(address_of(root)),
+            remedy="choose a path; train and sft write runs into a bucket",
+        )
     tiny, cold, crpo = (root / name for name in ("tiny_model", "cold_start", "crpo"))
     if not (tiny / "config.json").is_file():
         make_tiny_model(tiny, corpus(config), seed=config.run.seed)

@@ -13,10 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
+from mental_r1_jax.bucket import checkpoints_of, opened
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.models import hf_format, peft_format
 from mental_r1_jax.models.architecture import Lora
 from mental_r1_jax.models.peft_format import PeftConfig
+from mental_r1_jax.training.damage import steps_in
+from mental_r1_jax.training.manifest import names_below
 
 BASE_MODEL = "base_model"
 # Our own field of `adapter_config.json`.
@@ -50,6 +55,16 @@ def has_adapters(folder: Path) -> bool:
     return (folder / peft_format.CONFIG_FILE).is_file()
 
 
+def run_folder_of(name: str) -> Path | None:
+    """The local folder of the run that `name` is, a path or an address; None: it is no run.
+
+    Raises:
+        UserError: there is no run at that address.
+    """
+    folder = opened(name)
+    return folder if (folder / BASE_MODEL).is_dir() else None
+
+
 def open_base(name: str, step: int | None = None) -> BaseSource:
     """Find the weights of the model `name`, a Hugging Face folder, a hub id or a run of ours.
 
@@ -60,7 +75,7 @@ def open_base(name: str, step: int | None = None) -> BaseSource:
     Raises:
         UserError: nothing of that name, or a model that has adapters itself.
     """
-    run_folder = Path(name) if (Path(name) / BASE_MODEL).is_dir() else None
+    run_folder = run_folder_of(name)
     folder = run_folder / BASE_MODEL if run_folder else hf_format.resolve_model(name)
     if has_adapters(folder):
         raise UserError(
@@ -70,14 +85,13 @@ def open_base(name: str, step: int | None = None) -> BaseSource:
             remedy="export it (mental-r1 export writes it merged), and use the exported folder",
         )
     if run_folder is None:
-        files: list[Path] = sorted(folder.glob("*.safetensors"))
-        return BaseSource(name, folder, None, None, files_fingerprint(files))
-    checkpoints = run_folder / "checkpoints"
+        weights = sorted(folder.glob("*.safetensors"))
+        return BaseSource(name, folder, None, None, files_fingerprint(weights))
+    checkpoints = checkpoints_of(run_folder)
     if step is None:
-        there = checkpoints.iterdir() if checkpoints.is_dir() else ()
-        step = max((int(path.name) for path in there if path.name.isdigit()), default=-1)
+        step = max(steps_in(checkpoints), default=-1)
     items = checkpoints / str(step) / "params"
-    files = sorted(path for path in items.rglob("*") if path.is_file())
+    files = sorted(items / name for name in names_below(items)) if items.is_dir() else []
     if not files:
         raise UserError(
             what=f"the base of the adapters, {name}, has no weights",
@@ -88,15 +102,15 @@ def open_base(name: str, step: int | None = None) -> BaseSource:
     return BaseSource(name, folder, run_folder, step, files_fingerprint(files))
 
 
-def files_fingerprint(files: Iterable[Path]) -> str:
+def files_fingerprint(files: Iterable[Path | epath.Path]) -> str:
     """SHA-256 over name, size, beginning and evenly spaced parts of every file.
 
     Training changes nearly every number, so parts are enough to tell models apart, and take no
     time; a single bit that has flipped between them is not noticed.
     """
     digest = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
+    for file in map(epath.Path, files):
+        size = file.stat().length
         digest.update(f"{file.name} {size}\n".encode())
         step = max(_PART_BYTES, size // _PARTS)
         with file.open("rb") as stream:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from mental_r1_jax.addresses import is_address
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.json_files import read_json_object
@@ -33,6 +34,7 @@ from mental_r1_jax.opening.adapters import (
     has_adapters,
     open_base,
     record_base,
+    run_folder_of,
 )
 from mental_r1_jax.recipe import load_config
 from mental_r1_jax.text.prompts import check_grammar
@@ -120,7 +122,7 @@ def open_model(name: str, config: ExperimentConfig) -> ModelSource:
         UserError: nothing of that name, or a model that the decoder would compute wrongly, or
             adapters whose base is another model than theirs.
     """
-    run_folder = Path(name) if (Path(name) / BASE_MODEL).is_dir() else None
+    run_folder = run_folder_of(name)
     folder = run_folder / BASE_MODEL if run_folder else hf_format.resolve_model(name)
     lora, base, peft_folder = None, None, None
     if has_adapters(folder):
@@ -209,23 +211,25 @@ def origin_of(model: str) -> str:
         UserError: they lead back to one of them.
     """
     seen: set[Path] = set()
-    while (Path(model) / BASE_MODEL).is_dir():
-        if Path(model).resolve() in seen:
+    while folder := run_folder_of(model):
+        if folder.resolve() in seen:
             raise UserError(
                 what=f"the run {model} has itself as its start model",
                 expected="a chain of runs that begins with a model",
                 got=" -> ".join(str(path) for path in seen),
                 remedy="correct model.path in the config.yaml of one of these runs",
             )
-        seen.add(Path(model).resolve())
-        model = load_config(model).model.path
+        seen.add(folder.resolve())
+        model = load_config(folder).model.path
     if has_adapters(Path(model)):
         return peft_format.read_peft_config(Path(model)).base
     return model
 
 
 def public_name(model: str) -> str:
-    """A hub id as it is; of a local folder only its own name, not where it lies."""
+    """A hub id as it is; of a folder or an address only its own name, not where it lies."""
+    if is_address(model):
+        return model.rpartition("/")[2]
     return Path(model).resolve().name if Path(model).exists() else model
 
 

@@ -59,6 +59,8 @@ def changes(plan: Plan) -> Iterator[tuple[str, ExperimentConfig]]:
         yield changed("optimizer", first_moment="bfloat16")
     for fsdp, tensor in _more_sharded(plan):
         yield changed("mesh", data=None, fsdp=fsdp, tensor=tensor)
+    if not config.optimizer.offload_moments:
+        yield changed("optimizer", offload_moments=True)
     if adamw:
         yield changed("optimizer", name="adafactor")
     half = prompts // 2

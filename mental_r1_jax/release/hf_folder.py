@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import mental_r1_jax
+from mental_r1_jax.addresses import address_of, shown_place
+from mental_r1_jax.bucket import names_in
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.data.loading import worded_spec
 from mental_r1_jax.errors import UserError
@@ -34,15 +36,17 @@ from mental_r1_jax.release.tripod import tripod_block
 
 
 def check_target(target: Path) -> None:
-    """Refuse a non-empty folder that an export did not make.
+    """Refuse a non-empty folder that an export did not make, here or in the run's bucket.
 
     Raises:
         UserError: `target` is such a folder, or a file; nothing is touched.
     """
     ours = (target / MARKER).is_file()
-    if target.exists() and not ours and not _is_empty(target):
+    foreign = target.exists() and not ours and not _is_empty(target)
+    in_bucket = names_in(target) if address_of(target) is not None else []
+    if foreign or (in_bucket and MARKER not in in_bucket):
         raise UserError(
-            what=f"{target} exists and was not made by `mental-r1 export`",
+            what=f"{shown_place(target)} exists and was not made by `mental-r1 export`",
             expected="a new or empty folder, or an earlier export to replace",
             got=f"a file or folder without {MARKER}",
             remedy="choose another export.output_dir; nothing was touched",

@@ -9,7 +9,7 @@ from mental_r1_jax.data.benchmarks import SPLITS
 from mental_r1_jax.data.loading import label_counts, load_examples
 from mental_r1_jax.evaluation.run_metrics import training_seconds, training_steps
 from mental_r1_jax.models.decoder import adapter_count, parameter_count
-from mental_r1_jax.opening.adapters import BASE_MODEL
+from mental_r1_jax.opening.adapters import run_folder_of
 from mental_r1_jax.opening.model_source import ModelSource
 from mental_r1_jax.release.tripod import RunRecord
 from mental_r1_jax.training.metrics import METRICS_FILE, read_sound_metrics
@@ -31,7 +31,7 @@ def read_record(config: ExperimentConfig, model: ModelSource, evaluation: Path |
         model_type=str(model.hf_config.get("model_type")),
         parameters=parameter_count(decoder),
         adapter_parameters=0 if decoder.lora is None else adapter_count(decoder),
-        started_from_run=(Path(config.model.path) / BASE_MODEL).is_dir(),
+        started_from_run=run_folder_of(config.model.path) is not None,
         counts={split: label_counts(load_examples(config, split)) for split in SPLITS},
         supervised=bool(steps) and not any("reward" in line for line in steps),
         steps=int(max(line["step"] for line in steps)) if steps else None,

@@ -15,9 +15,12 @@ import jax
 from jax.experimental import multihost_utils
 
 from mental_r1_jax import hosts
+from mental_r1_jax.addresses import address_of, reading_folder, shown_place
+from mental_r1_jax.bucket import Copies, fetch, names_in
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.recipe import dump_config, load_config
+from mental_r1_jax.runs.object_lock import object_lock
 from mental_r1_jax.runs.run_lock import LOCK_FILE, run_lock
 
 CONFIG_FILE = "config.yaml"
@@ -33,11 +36,12 @@ _BOUND_RUN_KEYS = ("seed", "micro_batches", "num_steps", "num_epochs")
 
 
 @contextlib.contextmanager
-def open_run_folder(folder: Path, config: ExperimentConfig) -> Iterator[None]:
+def open_run_folder(folder: Path, config: ExperimentConfig) -> Iterator[Copies]:
     """Create the run folder, or check that the run in it is this one; writes `config.yaml`.
 
     Every process looks before the first one writes, so all come to the same verdict. The first one
-    holds the lock of the folder for all.
+    holds the lock of the folder for all. Of a run in a bucket every host gets what the bucket
+    holds, and what is done inside is copied up at the end, whatever ends it.
 
     Raises:
         UserError: the folder holds something else, or a run with another configuration, or another
@@ -45,14 +49,25 @@ def open_run_folder(folder: Path, config: ExperimentConfig) -> Iterator[None]:
     """
     check_run_folder(folder, config)
     hosts.wait_for_all("checked the run folder")
+    copies = Copies(folder)
     with contextlib.ExitStack() as stack:
         if hosts.is_first():
             folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(object_lock(folder))
+            copies.fetch()
             stack.enter_context(run_lock(folder))
+        if address_of(folder) is not None:
+            hosts.wait_for_all("fetched the run folder")
+            if not hosts.is_first():
+                copies.fetch()
+            hosts.wait_for_all("have the run folder on every host")
+        if hosts.is_first():
             staging = folder / f"{CONFIG_FILE}.partial"
             staging.write_text(dump_config(config), encoding="utf-8")
             staging.rename(folder / CONFIG_FILE)
-        yield
+            copies.push()  # before a checkpoint: without it the bucket would hold no run
+            stack.callback(copies.push)
+        yield copies
 
 
 def check_run_folder(folder: Path, config: ExperimentConfig) -> None:
@@ -69,23 +84,33 @@ def check_run_folder(folder: Path, config: ExperimentConfig) -> None:
             got=str(folder.absolute()),
             remedy="choose another run.output_dir",
         )
-    file = folder / CONFIG_FILE
+    in_bucket = address_of(folder) is not None
+    seen = reading_folder(folder)
+    if in_bucket:
+        fetch(seen, only=CONFIG_FILE)
+    file = seen / CONFIG_FILE
     if file.is_file():
         changed = _changed_keys(load_config(file), config)
         if changed:
             raise UserError(
-                what=f"{folder} holds a run with another configuration",
+                what=f"{shown_place(folder)} holds a run with another configuration",
                 expected="the same values, so that resuming continues the same run",
                 got="\n" + "\n".join(f"  - {line}" for line in changed),
                 remedy="repeat the first command, or choose another run.output_dir",
             )
-    elif folder.is_dir() and any(path.name not in _EARLIEST for path in folder.iterdir()):
+        return
+    names = names_in(folder) if in_bucket else _names_here(folder)
+    if any(name not in _EARLIEST for name in names):
         raise UserError(
-            what=f"{folder} is not empty and holds no run",
+            what=f"{shown_place(folder)} is not empty and holds no run",
             expected="a new folder, or the folder of a run to resume",
-            got=f"{sorted(path.name for path in folder.iterdir())[:5]}",
+            got=f"{names[:5]}",
             remedy="choose another run.output_dir; nothing was touched",
         )
+
+
+def _names_here(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 
 def _changed_keys(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:

@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mental_r1_jax.errors import UserError
 
@@ -39,25 +39,60 @@ def run_lock(folder: Path, wait: Callable[[float], None] = time.sleep) -> Iterat
     Raises:
         UserError: a living process holds it.
     """
-    file = folder / LOCK_FILE
+    with hold(_FileLock(folder / LOCK_FILE), str(folder), wait):
+        yield
+
+
+class Lock(Protocol):
+    """A place in which one process at a time can leave its name."""
+
+    name: str
+
+    def create(self, owner: dict[str, Any]) -> bool:
+        """Write the lock, unless there is one."""
+
+    def read(self) -> dict[str, Any] | None:
+        """What the lock says; None where there is none, an empty mapping where it is damaged."""
+
+    def retire(self, held: dict[str, Any]) -> None:
+        """Remove the lock of a dead process, which was the last one read, and no other one."""
+
+    def beat(self, owner: dict[str, Any]) -> bool:
+        """Replace our lock by `owner`, with its next number; False: it is not ours any more."""
+
+    def release(self, owner: dict[str, Any]) -> None:
+        """Remove our lock."""
+
+
+@contextlib.contextmanager
+def hold(lock: Lock, shown: str, wait: Callable[[float], None]) -> Iterator[None]:
+    """Hold `lock`, and keep its heart beating; see `run_lock`.
+
+    Args:
+        lock: to be held.
+        shown: the folder that it belongs to, for messages.
+        wait: sleeps for so many seconds.
+
+    Raises:
+        UserError: a living process holds it.
+    """
     owner = describe_process() | {"token": uuid.uuid4().hex, "beat": 0}
-    while not _create(file, owner):
-        held = _read(file)
+    while not lock.create(owner):
+        held = lock.read()
         if held is None:
             continue  # it has just gone
-        if _is_alive(file, held, wait):
-            raise _refusal(folder, held)
-        _retire(file, held)
+        if _is_alive(lock, held, wait):
+            raise _refusal(lock.name, shown, held)
+        lock.retire(held)
     stop = threading.Event()
-    beats = threading.Thread(target=_beat, args=(file, owner, stop), name="heartbeat", daemon=True)
+    beats = threading.Thread(target=_beat, args=(lock, owner, stop), name="heartbeat", daemon=True)
     beats.start()
     try:
         yield
     finally:
         stop.set()
         beats.join()
-        if (_read(file) or {}).get("token") == owner["token"]:
-            file.unlink(missing_ok=True)
+        lock.release(owner)
 
 
 def describe_process(pid: int | None = None) -> dict[str, Any]:
@@ -96,14 +131,14 @@ def _link_of(path: str) -> str:
         return ""
 
 
-def _is_alive(file: Path, held: dict[str, Any], wait: Callable[[float], None]) -> bool:
+def _is_alive(lock: Lock, held: dict[str, Any], wait: Callable[[float], None]) -> bool:
     """Whether the owner is alive: by its id where it is of this machine, else by its heartbeat."""
     here = describe_process()
     if here["machine"].strip() and held.get("machine") == here["machine"]:
         return bool(held.get("started")) and _start_of(held["pid"]) == held["started"]
     print(
-        f"{file} is held from {held.get('host')}; waiting up to {SILENCE_SECONDS:.0f} seconds for "
-        "a sign of life",
+        f"{lock.name} is held from {held.get('host')}; waiting up to {SILENCE_SECONDS:.0f} "
+        "seconds for a sign of life",
         file=sys.stderr,
         flush=True,
     )
@@ -111,7 +146,7 @@ def _is_alive(file: Path, held: dict[str, Any], wait: Callable[[float], None]) -
     while waited < SILENCE_SECONDS:
         wait(BEAT_SECONDS / 2)
         waited += BEAT_SECONDS / 2
-        now = _read(file)
+        now = lock.read()
         if now is None:
             return False
         if now != held:
@@ -119,65 +154,90 @@ def _is_alive(file: Path, held: dict[str, Any], wait: Callable[[float], None]) -
     return False
 
 
-def _create(file: Path, owner: dict[str, Any]) -> bool:
-    """Write the lock, unless there is one."""
+def parse_lock(content: bytes) -> dict[str, Any]:
+    """What a lock says; an empty mapping where it is damaged."""
     try:
-        stream = file.open("x", encoding="utf-8")
-    except FileExistsError:
-        return False
-    try:
-        with stream:
-            stream.write(json.dumps(owner))
-    except OSError:
-        file.unlink(missing_ok=True)  # a full disk must not leave a lock that tells nothing
-        raise
-    return True
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    """What the lock says; None where there is none, an empty mapping where it is damaged."""
-    try:
-        held = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
+        held = json.loads(content)
     except ValueError:
         return {}  # its owner died while it wrote, or is writing just now: wait for a heartbeat
     return held if isinstance(held, dict) and isinstance(held.get("pid"), int) else {}
 
 
-def _retire(file: Path, held: dict[str, Any]) -> None:
-    """Remove the lock of a dead process, and no other one."""
-    # Of two processes that find the same dead one, the slower may have the faster one's lock here.
-    aside = file.with_name(f"{LOCK_FILE}.{uuid.uuid4().hex}")
-    with contextlib.suppress(FileNotFoundError):
-        file.rename(aside)
-        if _read(aside) != held and not file.exists():
-            aside.rename(file)
-        aside.unlink(missing_ok=True)
+class _FileLock:
+    """The lock file of a folder; see `Lock`."""
 
+    def __init__(self, file: Path) -> None:
+        self.file, self.name = file, str(file)
 
-def _beat(file: Path, owner: dict[str, Any], stop: threading.Event) -> None:
-    """Raise the number in the lock every so often, while the lock is ours."""
-    staging = file.with_name(f"{LOCK_FILE}.{owner['token']}")
-    while not stop.wait(BEAT_SECONDS):
-        held = _read(file)
-        if held is None or held.get("token") != owner["token"]:
-            print(f"warning: the lock {file} is not ours any more", file=sys.stderr, flush=True)
-            return
+    def create(self, owner: dict[str, Any]) -> bool:
         try:
-            staging.write_text(json.dumps(owner | {"beat": held["beat"] + 1}), encoding="utf-8")
-            staging.replace(file)
-        except OSError as error:
-            # A full disk ends the run where something is lost, not here.
-            print(f"warning: no heartbeat in {file}: {error}", file=sys.stderr, flush=True)
+            stream = self.file.open("x", encoding="utf-8")
+        except FileExistsError:
+            return False
+        try:
+            with stream:
+                stream.write(json.dumps(owner))
+        except OSError:
+            self.file.unlink(
+                missing_ok=True
+            )  # a full disk must not leave a lock that tells nothing
+            raise
+        return True
+
+    def read(self) -> dict[str, Any] | None:
+        try:
+            return parse_lock(self.file.read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def retire(self, held: dict[str, Any]) -> None:
+        # Of two processes that find the same dead one, the slower may have the faster one's lock
+        # here.
+        aside = self.file.with_name(f"{LOCK_FILE}.{uuid.uuid4().hex}")
+        with contextlib.suppress(FileNotFoundError):
+            self.file.rename(aside)
+            if _FileLock(aside).read() != held and not self.file.exists():
+                aside.rename(self.file)
+            aside.unlink(missing_ok=True)
+
+    def beat(self, owner: dict[str, Any]) -> bool:
+        held = self.read()
+        if held is None or held.get("token") != owner["token"]:
+            return False
+        staging = self.file.with_name(f"{LOCK_FILE}.{owner['token']}")
+        staging.write_text(json.dumps(owner), encoding="utf-8")
+        staging.replace(self.file)
+        return True
+
+    def release(self, owner: dict[str, Any]) -> None:
+        if (self.read() or {}).get("token") == owner["token"]:
+            self.file.unlink(missing_ok=True)
 
 
-def _refusal(folder: Path, held: dict[str, Any]) -> UserError:
+def _beat(lock: Lock, owner: dict[str, Any], stop: threading.Event) -> None:
+    """Raise the number in the lock every so often, while the lock is ours."""
+    beat = 0
+    while not stop.wait(BEAT_SECONDS):
+        beat += 1
+        try:
+            ours = lock.beat(owner | {"beat": beat})
+        except (OSError, ValueError) as error:
+            # A full disk, or a bucket out of reach, ends the run where something is lost, not here.
+            print(f"warning: no heartbeat in {lock.name}: {error}", file=sys.stderr, flush=True)
+            continue
+        if not ours:
+            print(
+                f"warning: the lock {lock.name} is not ours any more", file=sys.stderr, flush=True
+            )
+            return
+
+
+def _refusal(name: str, shown: str, held: dict[str, Any]) -> UserError:
     where = f"process {held.get('pid', '(unknown)')} on {held.get('host', 'an unknown host')}"
     return UserError(
-        what=f"another process is at work in {folder}",
+        what=f"another process is at work in {shown}",
         expected="one process, or the processes of one job, for each folder",
         got=where,
         remedy="wait for it, stop it, or choose another output_dir; if it cannot be alive, "
-        f"remove {folder / LOCK_FILE}",
+        f"remove {name}",
     )

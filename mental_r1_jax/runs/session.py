@@ -20,6 +20,7 @@ import optax
 from jax.sharding import Mesh
 
 from mental_r1_jax import hosts
+from mental_r1_jax.bucket import Copies, checkpoints_of
 from mental_r1_jax.config import CrpoConfig, ExperimentConfig
 from mental_r1_jax.console.progress import Progress
 from mental_r1_jax.opening.model_source import (
@@ -162,8 +163,8 @@ def open_session(
             checkpoints and none of them is sound.
     """
     with (
-        open_run_folder(config.run.output_dir, config),
-        _resumed(config, model, mesh, optimizer, num_steps, crpo) as session,
+        open_run_folder(config.run.output_dir, config) as copies,
+        _resumed(config, copies, model, mesh, optimizer, num_steps, crpo) as session,
     ):
         yield session
 
@@ -171,6 +172,7 @@ def open_session(
 @contextlib.contextmanager
 def _resumed(
     config: ExperimentConfig,
+    copies: Copies,
     model: ModelSource,
     mesh: Mesh,
     optimizer: optax.GradientTransformation,
@@ -184,8 +186,11 @@ def _resumed(
     if hosts.is_first():
         save_base_model(model, folder)
     hosts.wait_for_all("made the run folder")
-    sound_steps(checkpoint.absolute(folder / "checkpoints"))
-    manager = checkpoint.open_checkpoints(folder / "checkpoints", keep=config.run.keep_checkpoints)
+    place = checkpoints_of(folder)
+    sound_steps(place)
+    manager = checkpoint.open_checkpoints(
+        place, keep=config.run.keep_checkpoints, before_commit=copies.push
+    )
     with manager as checkpoints, StopSignal() as stop:
         abstract = abstract_state(model.decoder, optimizer, mesh, crpo, stages)
         restored = checkpoint.restore(checkpoints, abstract)

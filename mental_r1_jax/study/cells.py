@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mental_r1_jax.addresses import is_address
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.recipe import load_config
@@ -169,7 +170,7 @@ def _tasks_of(study: Study, arm: Arm, seed: int) -> Iterator[Task]:
     config = _resolve(study, arm, {**changes, **seeded, "run.output_dir": str(folder)})
     model = folder
     if method.verb == "none":
-        model = Path(config.model.path)
+        model = _local_model(config)
     else:
         name = f"{method.verb}-{arm.name}-seed{seed}"
         trained = _matched(config, method, arm)
@@ -177,6 +178,23 @@ def _tasks_of(study: Study, arm: Arm, seed: int) -> Iterator[Task]:
         yield Task(name, method.verb, f"{method.verb} {arm.method}", trained, needs, product)
         needs = (name,)
     yield _evaluation(study, arm, seed, config, model, needs)
+
+
+def _local_model(config: ExperimentConfig) -> Path:
+    """The model of a cell that trains nothing.
+
+    Raises:
+        UserError: it is a run in a bucket.
+    """
+    name = config.model.path
+    if is_address(name):
+        raise UserError(
+            what="a method without training evaluates a run in a bucket",
+            expected="model.path: a path on this machine, or a hub id",
+            got=name,
+            remedy="export the run (mental-r1 export), and give the folder",
+        )
+    return Path(name)
 
 
 def _evaluation(

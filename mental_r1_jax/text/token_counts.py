@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -181,6 +182,8 @@ def _serve(pipe: Connection, model: str) -> None:
     # transformers imports PyTorch wherever it is installed, which takes longer than all the rest
     # here, and no tokenizer needs it.
     sys.modules["torch"] = None  # type: ignore[assignment]
+    # The command line turns it off, for there it warns of every fork; nothing is forked here.
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
     with contextlib.suppress(EOFError, ConnectionError):  # the command has ended
         try:
             tokenizer = find_tokenizer(model)

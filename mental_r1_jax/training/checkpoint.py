@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
-from orbax.checkpoint.utils import TMP_DIR_SUFFIX
+from orbax.checkpoint.utils import TMP_DIR_SUFFIX, is_gcs_path
 
+from mental_r1_jax.bucket import checkpoints_of
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.training import manifest
 from mental_r1_jax.training.damage import sound_steps
@@ -33,9 +34,15 @@ VALIDATION_METRIC = "weighted_f1"
 class CheckpointManager(ocp.CheckpointManager):
     """Orbax's manager of a folder; every step gets its manifest before it is committed."""
 
-    def __init__(self, folder: epath.Path, options: ocp.CheckpointManagerOptions) -> None:
-        """Manage the steps in `folder`."""
+    def __init__(
+        self,
+        folder: epath.Path,
+        options: ocp.CheckpointManagerOptions,
+        before_commit: Callable[[], None] | None = None,
+    ) -> None:
+        """Manage the steps in `folder`; the first process calls `before_commit` for each."""
         self._saving = -1
+        self._before_commit = before_commit
         options.async_options = ocp.AsyncOptions(post_finalization_callback=self._sign)
         super().__init__(folder, options=options)
 
@@ -56,6 +63,8 @@ class CheckpointManager(ocp.CheckpointManager):
 
     def _sign(self) -> None:
         """Write the manifest; the first process calls it, when all have written their files."""
+        if self._before_commit is not None:
+            self._before_commit()
         final = self.directory / str(self._saving)
         # In a bucket, where nothing can be renamed, a step is written where it stays.
         unfinished = final.with_name(final.name + TMP_DIR_SUFFIX)
@@ -63,11 +72,17 @@ class CheckpointManager(ocp.CheckpointManager):
 
 
 def open_checkpoints(
-    folder: Path, *, keep: int | None = None, read_only: bool = False
+    folder: Path | epath.Path,
+    *,
+    keep: int | None = None,
+    read_only: bool = False,
+    before_commit: Callable[[], None] | None = None,
 ) -> CheckpointManager:
     """Open `folder`, keeping the `keep` newest checkpoints and the best one by validation.
 
-    Damaged steps must be out of the way, see `sound_steps`: they would be counted, or worse.
+    Damaged steps must be out of the way, see `sound_steps`: they would be counted, or worse. What
+    belongs to a step and lies elsewhere is brought to safety by `before_commit`; if it fails, so
+    does the step.
     """
     ranked = policies.BestN(get_metric_fn=_score, n=1)
     policy = policies.AnyPreservationPolicy([policies.LatestN(keep), ranked])
@@ -76,7 +91,7 @@ def open_checkpoints(
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policy, best_fn=_score, create=not read_only
     )
-    return CheckpointManager(absolute(folder), options)
+    return CheckpointManager(absolute(folder), options, before_commit)
 
 
 def save(
@@ -147,7 +162,7 @@ def restore_params(run_folder: Path, which: str | int, abstract_params: Any) -> 
     Raises:
         UserError: the run has no such checkpoint, or it is damaged and no other one will do.
     """
-    folder = absolute(Path(run_folder) / "checkpoints")
+    folder = checkpoints_of(run_folder)
     steps = sound_steps(
         folder,
         lambda sound: choose_step(validation_scores(folder, sound), which),
@@ -204,9 +219,9 @@ def _read(folder: epath.Path, **items: Any) -> Any:
             ) from error
 
 
-def absolute(folder: Path) -> epath.Path:
+def absolute(folder: Path | epath.Path) -> epath.Path:
     """`folder` as Orbax wants it."""
-    return epath.Path(Path(folder).absolute())
+    return epath.Path(folder if is_gcs_path(folder) else Path(folder).absolute())
 
 
 def _score(metrics: Mapping[str, float]) -> float:

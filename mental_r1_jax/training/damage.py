@@ -12,11 +12,10 @@ import jax
 from etils import epath
 from orbax.checkpoint.utils import is_gcs_path
 
-from mental_r1_jax import hosts
+from mental_r1_jax import bucket, hosts
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.training import manifest
 
-DAMAGED_FOLDER = "damaged_checkpoints"
 _LOCK_FILE = "run.lock"  # that of `runs/run_lock.py`, a layer above
 
 
@@ -43,7 +42,7 @@ def sound_steps(
     Raises:
         UserError: there are steps, and none is sound; nothing is moved.
     """
-    steps = _steps(folder)
+    steps = steps_in(folder)
     damaged: dict[int, list[str]] = {}
     for step in steps:
         if found := _problems(folder, step, thorough=False, may_lack=may_lack):
@@ -65,7 +64,7 @@ def sound_steps(
     return sound
 
 
-def _steps(folder: epath.Path) -> list[int]:
+def steps_in(folder: epath.Path) -> list[int]:
     """Steps of which there is a folder, ascending; in a bucket, the committed ones.
 
     Elsewhere a step gets its name when it is committed, so a folder of that name claims to be one.
@@ -75,7 +74,7 @@ def _steps(folder: epath.Path) -> list[int]:
     names = [path.name for path in folder.iterdir() if path.is_dir()]
     steps = sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
     if is_gcs_path(folder):
-        return [s for s in steps if (folder / str(s) / "commit_success.txt").exists()]
+        return [s for s in steps if (folder / str(s) / bucket.COMMIT_FILE).exists()]
     return steps
 
 
@@ -91,8 +90,8 @@ def _problems(
 
 
 def _set_aside(folder: epath.Path, step: int, *, only_reads: bool) -> str:
-    """Move a damaged step to `DAMAGED_FOLDER`; says in words where it is now."""
-    target = folder.parent / DAMAGED_FOLDER / str(step)
+    """Move a damaged step to `damaged_checkpoints/`; says in words where it is now."""
+    target = folder.parent / bucket.DAMAGED / str(step)
     number = 1
     while target.exists():
         number += 1
@@ -103,12 +102,15 @@ def _set_aside(folder: epath.Path, step: int, *, only_reads: bool) -> str:
         return "not used, and left where it is, for a process is at work in this run"
     if hosts.is_first():
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            (folder / str(step)).rename(target)
+            if is_gcs_path(folder):
+                bucket.move(folder / str(step), target)
+            else:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                (folder / str(step)).rename(target)
         except OSError as error:
             if not only_reads:
                 raise
-            where = f"not used, and left where it is ({error.strerror})"
+            where = f"not used, and left where it is ({error.strerror or error})"
     hosts.wait_for_all(f"set damaged step {step} aside")
     return where
 

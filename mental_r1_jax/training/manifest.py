@@ -162,7 +162,12 @@ def _lasting_metadata(folder: epath.Path) -> Any:
 def _names_of_files(folder: epath.Path) -> list[str]:
     """Paths below `folder` of all files, sorted, without those that change later."""
     exempt = {_METADATA_FILE, _COMMIT_FILE, MANIFEST_FILE}
-    return sorted(set(_walk(folder, folder.iterdir())) - exempt)
+    return sorted(set(names_below(folder)) - exempt)
+
+
+def names_below(folder: epath.Path) -> Iterable[str]:
+    """Paths below `folder` of all files; in a bucket, where no pattern finds them, too."""
+    return _walk(folder, folder.iterdir())
 
 
 def _walk(root: epath.Path, entries: Iterable[epath.Path]) -> Iterable[str]:

@@ -13,6 +13,10 @@ from jaxtyping import Float
 from mental_r1_jax.config import FACTORED_FROM, OptimizerConfig
 
 
+class OffloadedOptimizer(optax.GradientTransformationExtraArgs):
+    """An optimizer whose moments live in the memory of the hosts; see `moment_sharding`."""
+
+
 def make_schedule(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
     """Learning rate of update u: linear warm-up, then decay that reaches zero at `num_updates`.
 
@@ -43,9 +47,14 @@ def make_optimizer(config: OptimizerConfig, num_updates: int) -> optax.GradientT
     """
     clip = optax.clip_by_global_norm(config.max_grad_norm)
     rate = make_schedule(config, num_updates)
-    if config.name == "adafactor":
-        return optax.chain(clip, _adafactor(config, rate))
-    adamw = optax.adamw(
+    rule = _adafactor(config, rate) if config.name == "adafactor" else _adamw(config, rate)
+    chain = optax.chain(clip, rule)
+    return OffloadedOptimizer(*chain) if config.offload_moments else chain
+
+
+def _adamw(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    """AdamW with the recipe's keys."""
+    return optax.adamw(
         rate,
         b1=config.beta1,
         b2=config.beta2,
@@ -54,7 +63,6 @@ def make_optimizer(config: OptimizerConfig, num_updates: int) -> optax.GradientT
         weight_decay=config.weight_decay,
         mask=_is_matrix,
     )
-    return optax.chain(clip, adamw)
 
 
 def _adafactor(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
@@ -75,20 +83,35 @@ def _adafactor(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientT
 
 
 def moment_sharding(
-    moment: jax.ShapeDtypeStruct, weight: jax.ShapeDtypeStruct, where: NamedSharding
+    optimizer: optax.GradientTransformation,
+    moment: jax.ShapeDtypeStruct,
+    weight: jax.ShapeDtypeStruct,
+    where: NamedSharding,
 ) -> NamedSharding:
-    """Where a moment lives whose weight lives at `where`.
+    """Where a moment lives whose weight lives at `where`: sharded alike, on the host if offloaded.
 
     Of one that is a mean over an axis of its weight, the other axes live as the weight's. Where
     several axes could be the missing one, the first is taken for it: only the place differs.
     """
+    kind = "pinned_host" if isinstance(optimizer, OffloadedOptimizer) else where.memory_kind
     if moment.shape == weight.shape:
-        return where
+        return NamedSharding(where.mesh, where.spec, memory_kind=kind)
     spec = [*where.spec, *[None] * (len(weight.shape) - len(where.spec))]
     for axis in range(len(weight.shape)):
         if moment.shape == (*weight.shape[:axis], *weight.shape[axis + 1 :]):
-            return NamedSharding(where.mesh, PartitionSpec(*spec[:axis], *spec[axis + 1 :]))
-    return NamedSharding(where.mesh, PartitionSpec())
+            left = PartitionSpec(*spec[:axis], *spec[axis + 1 :])
+            return NamedSharding(where.mesh, left, memory_kind=kind)
+    return NamedSharding(where.mesh, PartitionSpec(), memory_kind=kind)
+
+
+def fetched(moments: Any) -> Any:
+    """Moments on the devices: those that live on the hosts are brought here."""
+
+    def fetch(leaf: jax.Array) -> jax.Array:
+        on_host = jax.typeof(leaf).memory_space == jax.memory.Space.Host
+        return jax.device_put(leaf, jax.memory.Space.Device) if on_host else leaf
+
+    return jax.tree.map(fetch, moments)
 
 
 def _is_matrix(params: Any) -> Any:

@@ -36,7 +36,7 @@ from mental_r1_jax.rl.loss_terms import top_entropy_mask
 from mental_r1_jax.rl.losses import Denominators, crpo_loss, loss_denominators
 from mental_r1_jax.rl.masking import Sum, SumWeight, masked_sum, max_over, mean_over
 from mental_r1_jax.training.accumulation import Metrics, accumulate_gradient, interleave
-from mental_r1_jax.training.optimizer import moment_sharding
+from mental_r1_jax.training.optimizer import fetched, moment_sharding
 from mental_r1_jax.types import Batch, TraceBatch
 
 
@@ -239,7 +239,8 @@ def apply_gradient(
     """
     norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(norm)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    old = fetched(state.opt_state)
+    updates, opt_state = optimizer.update(gradient, old, state.params)
     params = optax.apply_updates(state.params, updates)
 
     def keep_if_finite(new: Any, old: Any) -> Any:
@@ -249,11 +250,10 @@ def apply_gradient(
         state,
         num_updates=state.num_updates + 1,
         params=keep_if_finite(params, state.params),
-        opt_state=keep_if_finite(opt_state, state.opt_state),
+        opt_state=keep_if_finite(opt_state, old),
     )
-    one = jnp.ones((), jnp.float32)
     skipped = Sum(1.0 - finite.astype(jnp.float32))
-    return state, {"grad_norm": SumWeight(norm, one), "updates/skipped": skipped}
+    return state, {"grad_norm": SumWeight(norm, jnp.ones(())), "updates/skipped": skipped}
 
 
 def sft_step(
@@ -279,8 +279,8 @@ def sft_step(
         loss = -masked_sum(logprobs, batch.completion_mask) / total
         return loss, {"loss": Sum(loss), "entropy": mean_over(entropies, batch.completion_mask)}
 
-    inputs, micro_batches = (batch,), config.run.micro_batches
-    gradient, metrics = accumulate_gradient(loss_of, state.params, inputs, micro_batches)
+    micro_batches = config.run.micro_batches
+    gradient, metrics = accumulate_gradient(loss_of, state.params, (batch,), micro_batches)
     state, norms = apply_gradient(state, gradient, optimizer)
     return state, metrics | norms
 
@@ -337,7 +337,7 @@ def state_shardings(
     trained = network.abstract_trained(config)
     opt_state = optax.tree_utils.tree_map_params(
         optimizer,
-        moment_sharding,
+        functools.partial(moment_sharding, optimizer),
         jax.eval_shape(optimizer.init, trained),
         trained,
         params,

@@ -72,6 +72,27 @@ def test_flops_are_six_a_matrix_number_and_token_with_prompts_once(report):
     assert report["model_flops_utilisation"] == pytest.approx(share)
 
 
+@pytest.mark.slow
+def test_adapters_keep_a_small_part_of_a_checkpoint(tmp_path):
+    """Weights and two moments in float32: 12 bytes a number, which random ones need."""
+    model = tmp_path / "model"
+    made = run(sys.executable, FOLDER / "random_model.py", "--like", "5M", "--out", model)
+    assert made.returncode == 0, made.stderr
+    kept = {}
+    for rank in (0, 2):
+        file = tmp_path / f"{rank}.json"
+        done = run(
+            *(sys.executable, FOLDER / "step.py", "--model", model, "--json", file),
+            *("--prompts", "8", "--group", "2", "--prompt-len", "6", "--completion-len", "5"),
+            *("--steps", "1", "--lora", str(rank), "--checkpoint"),
+        )
+        assert done.returncode == 0, done.stderr
+        kept[rank] = json.loads(file.read_text(encoding="utf-8"))["checkpoint_bytes"]
+    layers = 4 * (2 * 256 * 256 + 2 * 256 * 128 + 3 * 256 * 688)
+    assert kept[0] > 0.8 * 12 * (layers + 8192 * 256)
+    assert kept[2] < 0.05 * kept[0]
+
+
 def test_side_by_side_takes_medians_of_rounds_and_any_layout(tmp_path):
     """Commands in turns: the first writes 1, 2, 3 seconds, the second 4 seconds and megabytes."""
     counting = (

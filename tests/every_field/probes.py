@@ -337,6 +337,17 @@ def exported_gguf(lab: Lab, config: ExperimentConfig) -> Any:
     return written
 
 
+def posts_in_a_bucket(lab: Lab, config: ExperimentConfig) -> Any:
+    """Whether the recipe may write posts into a bucket."""
+    tree = config.model_dump(mode="json")
+    tree["run"] |= {"output_dir": "gs://bucket/run", "redact_completions": False}
+    try:
+        ExperimentConfig.model_validate(tree)
+    except ValueError:
+        return "refused"
+    return "written"
+
+
 def program_cache(lab: Lab, config: ExperimentConfig) -> Any:
     """JAX's settings after the command line has read the recipe."""
     settings: dict[str, Any] = {"jax_compilation_cache_dir": None}

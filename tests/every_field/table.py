@@ -32,11 +32,14 @@ EXPLICIT = {
 }
 
 
-def _optimizer_fields(section: str, probe: Callable[..., Any]) -> dict[str, Field]:
-    """The same ten keys for training and for the cold start."""
+def _optimizer_fields(
+    section: str, probe: Callable[..., Any], update: Callable[..., Any]
+) -> dict[str, Field]:
+    """The same keys for training and for the cold start; `update` is what is compiled."""
     return {
         f"{section}.name": Field("adafactor", probe),
         f"{section}.first_moment": Field("bfloat16", probe, {f"{section}.learning_rate": 0.1}),
+        f"{section}.offload_moments": Field(True, update),
         f"{section}.learning_rate": Field(0.25, probe),
         f"{section}.schedule": Field("cosine", probe),
         f"{section}.warmup_steps": Field(2, probe),
@@ -260,7 +263,7 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
     "crpo.entropy_bonus_max": Field(0.0025, probes.steered, ADAPTIVE),
     "crpo.mask_truncated_completions": everywhere(True, probes.trained_tokens, probes.objective),
     "crpo.num_iterations": everywhere(2, probes.updated_weights, programs.training_update),
-    **_optimizer_fields("optimizer", probes.optimizer_of_training),
+    **_optimizer_fields("optimizer", probes.optimizer_of_training, programs.training_update),
     "sft.traces": Field("{shared}/traces.jsonl", probes.traces),
     "sft.free_reasoning": Field("last_stage", probes.traces_or_refusal, REASONED),
     "sft.traces_per_set": (
@@ -270,7 +273,7 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
     "sft.label_noise": Field(1.0, probes.traces),
     "sft.batch_size": everywhere(16, probes.cold_start_shapes, probes.cold_start_update),
     "sft.num_steps": everywhere(7, probes.cold_start_shapes, probes.optimizer_of_cold_start),
-    **_optimizer_fields("sft.optimizer", probes.optimizer_of_cold_start),
+    **_optimizer_fields("sft.optimizer", probes.optimizer_of_cold_start, probes.cold_start_update),
     "evaluate.model": Field("{shared}/other", predictions.evaluated),
     "evaluate.output_dir": Field("{tmp}/report", predictions.evaluated),
     "evaluate.split": Field("validation", predictions.evaluated),
@@ -301,6 +304,7 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
     "mesh.fsdp": everywhere(4, *MESHES),
     "mesh.tensor": everywhere(2, *MESHES),
     "run.output_dir": Field("{tmp}/another", run_kept),
+    "run.closed_bucket": Field(True, probes.posts_in_a_bucket),
     "run.seed": everywhere(
         1,
         probes.asked_prompts,

@@ -60,14 +60,14 @@ main()
 """
 
 
+def started(program: str, argument: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", program, argument]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_is_one_line_and_a_second_one_ends_at_once(times: int) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", SPIN, str(times)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with started(SPIN, str(times)) as process:
         assert process.stdout.readline() == "running\n"
         process.send_signal(signal.SIGINT)
         if times == 2:
@@ -76,3 +76,33 @@ def test_ctrl_c_is_one_line_and_a_second_one_ends_at_once(times: int) -> None:
         _, errors = process.communicate(timeout=30)
     # What a shell reports as 130; the system's own action has no text at all.
     assert (process.returncode, errors) == ((130, "interrupted\n") if times == 1 else (-2, ""))
+
+
+# A command line that is done, and a thread that the interpreter waits for at its end.
+LINGER = """
+import signal, sys, threading, time, types
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
+cli = types.ModuleType("mental_r1_jax.cli")
+def linger():
+    threading.main_thread().join()
+    print("waiting", flush=True)
+    time.sleep(60)
+def main():
+    threading.Thread(target=linger).start()
+    if sys.argv[1] == "exit":
+        sys.exit(3)
+    return 0
+cli.main = main
+sys.modules["mental_r1_jax.cli"] = cli
+from mental_r1_jax.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("way", ["return", "exit"])
+def test_ctrl_c_while_the_interpreter_ends_prints_no_traceback(way: str) -> None:
+    with started(LINGER, way) as process:
+        assert process.stdout.readline() == "waiting\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (-2, "")

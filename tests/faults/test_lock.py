@@ -101,5 +101,5 @@ def test_readers_know_the_lock_by_its_name() -> None:
 
 def test_the_lock_of_a_faster_process_is_put_back(tmp_path: Path) -> None:
     leave(tmp_path, token="faster")
-    locks._retire(tmp_path / LOCK_FILE, describe_process() | {"token": "dead", "beat": 0})
+    locks._FileLock(tmp_path / LOCK_FILE).retire(describe_process() | {"token": "dead", "beat": 0})
     assert json.loads((tmp_path / LOCK_FILE).read_text())["token"] == "faster"

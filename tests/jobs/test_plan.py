@@ -118,6 +118,7 @@ def test_changes_go_from_cheap_to_costly() -> None:
         "run.micro_batches=16",
         "optimizer.first_moment=bfloat16",
         "mesh.fsdp=4 mesh.tensor=2",
+        "optimizer.offload_moments=True",
         "optimizer.name=adafactor",
         "rollout.prompts_per_step=64",
     ]

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from pathlib import Path
@@ -68,12 +69,12 @@ def test_logits_and_greedy_text(real: Path, theirs: torch.nn.Module) -> None:
 
     config = decoder_config_from_hf(read_hf_config(real))
     settings = make_settings(
-        num_generations=1,
         max_completion_length=LENGTH,
         eos_ids=tokenizer.eos_ids,
         pad_id=tokenizer.pad_id,
         greedy=True,
     )
+    settings = dataclasses.replace(settings, num_completions=1)
     sample = functools.partial(sample_completions, config=config, settings=settings)
     params = hf_format.load_params(real, config)
     ours = jax.jit(sample)(params, jax.tree.map(jnp.asarray, padded), step_key(0, 0))

@@ -126,3 +126,11 @@ def test_keys_that_do_not_fit_are_named_before_anything_runs(
 def test_two_cells_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="would be called"):
         planned(tmp_path, "  twice: {vary: {data.sets: [[A, B], [A B]]}, cold_start: false}\n")
+
+
+def test_a_cell_without_training_may_not_name_a_run_in_a_bucket(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="gs://bucket/runs/first.*export the run"):
+        planned(
+            tmp_path,
+            "  there: {verb: none, cold_start: false, model.path: gs://bucket/runs/first}\n",
+        )

@@ -204,6 +204,7 @@ def test_a_first_moment_in_bfloat16_is_rounded_and_nothing_else():
 def test_a_mean_over_an_axis_keeps_the_places_of_the_others(shape, weight, spec, expected):
     mesh = sharding.make_mesh(2, 2, 2)
     found = moment_sharding(
+        optax.sgd(1.0),
         jax.ShapeDtypeStruct(shape, jnp.float32),
         jax.ShapeDtypeStruct(weight, jnp.float32),
         NamedSharding(mesh, PartitionSpec(*spec)),
