@@ -81,10 +81,10 @@ def collectives(program: Program, num_devices: int, num_slices: int = 1) -> list
         this = Collective(
             kind, size, visit.times, len(visit.loops), groups.shape[1], ici, dcn, line.source
         )
-        loops = () if "chain_id=" in line.rest else visit.loops
-        # One channel may carry several: all that `shard_map` makes have the same.
-        channel = line.attribute("channel_id")
-        key = f"{channel} {kind} {size} {line.source}" if channel else line.name, loops
+        key: tuple[str, tuple[str, ...]] = line.name, visit.loops
+        if "chain_id=" in line.rest:
+            # Links have names of their own, and all that `shard_map` makes the same channel.
+            key = f"{line.attribute('channel_id')} {kind} {size} {line.source}", ()
         found[key] = min(found.get(key, this), this, key=lambda each: each.times)
     return [each for each in found.values() if each.times and each.group > 1]
 

@@ -141,7 +141,7 @@ ENTRY %main (x: f32[64,8,128]) -> f32[64,8,128] {
 
 
 def test_exchanges_that_share_a_channel_all_count() -> None:
-    """Everything inside `shard_map` has channel 1; what differs in kind, size or source counts."""
+    """Everything inside `shard_map` has channel 1, whatever its kind, size and source."""
     groups = "channel_id=1, replica_groups={{0,1}}"
     text = f"""
 HloModule jit_f
@@ -149,10 +149,11 @@ ENTRY %main (x: f32[8,4]) -> f32[8,4] {{
   %x = f32[8,4] parameter(0)
   %a = f32[8,4] all-to-all(%x), {groups}, metadata={{op_name="there"}}
   %b = f32[8,4] all-to-all(%a), {groups}, metadata={{op_name="back"}}
-  %c = f32[16,4] all-gather(%b), {groups}, metadata={{op_name="back"}}
+  %e = f32[8,4] all-to-all(%b), {groups}, metadata={{op_name="back"}}
+  %c = f32[16,4] all-gather(%e), {groups}, metadata={{op_name="back"}}
   ROOT %d = f32[8,4] slice(%c), slice={{[0:8], [0:4]}}
 }}
 """
     found = by_kind(collectives(parse_program(text), num_devices=2))
-    assert found["all-to-all"] == {"times": 2, "ici_bytes": 2 * 128 / 2, "dcn_bytes": 0}
+    assert found["all-to-all"] == {"times": 3, "ici_bytes": 3 * 128 / 2, "dcn_bytes": 0}
     assert found["all-gather"] == {"times": 1, "ici_bytes": 256 / 2, "dcn_bytes": 0}
