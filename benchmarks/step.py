@@ -44,7 +44,7 @@ from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.footprint import cache_token_bytes
 from mental_r1_jax.models import decoder
 from mental_r1_jax.opening.devices import open_mesh
-from mental_r1_jax.opening.model_source import open_model
+from mental_r1_jax.opening.model_source import open_start_model
 from mental_r1_jax.planning.workload import head_size, layer_matrix_size, matrix_flops
 from mental_r1_jax.programs import cache as compilation_cache
 from mental_r1_jax.programs.step_programs import as_word, bind_programs, compile_ahead, traces_of
@@ -121,7 +121,7 @@ def recipe(options: argparse.Namespace) -> ExperimentConfig:
 def open_run(options: argparse.Namespace) -> TrainingRun:
     """What `mental-r1 train` would open, with random prompts in place of posts."""
     config = recipe(options)
-    model = open_model(config.model.path, config)
+    model = open_start_model(config)
     mesh = open_mesh(config, rows={"--prompts": options.prompts}, model=model.decoder)
     settings = sampler_settings(
         config,

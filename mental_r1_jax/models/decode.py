@@ -99,16 +99,32 @@ def decoding_params(params: PyTree, config: DecoderConfig) -> PyTree:
     kernel ``[D, 2, F]``: a new axis, so that F stays sharded over `tensor` as it was. On a mesh the
     weights are gathered over `fsdp`, see `constrain_for_decoding`.
     """
-    cast = cast_matrices(merge_adapters(params, config), config)
-    cast = constrain_for_decoding(cast, param_logical_axes(config))
-    stacked = dict(cast["layers"])
-    gate, up = stacked.pop("gate"), stacked.pop("up")
-    stacked["gate_up"] = {name: jnp.stack([gate[name], up[name]], axis=-2) for name in gate}
-    leaves, tree = jax.tree.flatten(stacked)
+    axes = param_logical_axes(config)
+    outside = {name: leaf for name, leaf in params.items() if name != "layers"}
+    outside = constrain_for_decoding(
+        cast_matrices(outside, config), {name: axes[name] for name in outside}
+    )
     each = range(config.num_layers)
-    layers = tuple(jax.tree.unflatten(tree, [leaf[i] for leaf in leaves]) for i in each)
-    head = cast["embedding"].T if config.tie_embeddings else cast["unembedding"]
-    return {**cast, "layers": layers, "head": head}
+    layers = tuple(_decoding_layer(params["layers"], axes["layers"], i, config) for i in each)
+    head = outside["embedding"].T if config.tie_embeddings else outside["unembedding"]
+    return {**outside, "layers": layers, "head": head}
+
+
+def _decoding_layer(
+    stacked: PyTree[Float[Array, "L ..."]],
+    axes: PyTree[tuple[str, ...]],
+    number: int,
+    config: DecoderConfig,
+) -> PyTree[Float[Array, "..."]]:
+    """Lay out one layer: merging all of them at once would need memory for two more copies."""
+    layer = jax.tree.map(lambda leaf: leaf[number : number + 1], stacked)
+    merged = merge_adapters({"layers": layer}, config)["layers"]
+    gathered = constrain_for_decoding(cast_matrices(merged, config), axes)
+    weights = jax.tree.map(lambda leaf: leaf[0], gathered)
+    gate, up = weights.pop("gate"), weights.pop("up")
+    return weights | {
+        "gate_up": {name: jnp.stack([gate[name], up[name]], axis=-2) for name in gate}
+    }
 
 
 def decode_step(
