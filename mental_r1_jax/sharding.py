@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jaxtyping import Float, PyTree
 
 from mental_r1_jax.errors import UserError
 
@@ -193,6 +193,29 @@ def constrain_logits(logits: jax.Array) -> jax.Array:
     if "tensor" in mesh.axis_names and logits.shape[1] % mesh.shape["tensor"] == 0:
         return _constrain(logits, (BATCH_AXES, "tensor", None))
     return _constrain(logits, (BATCH_AXES, None, None))
+
+
+def on_own_rows(
+    function: Callable[[jax.Array], jax.Array], rows: Float[jax.Array, "B G V"]
+) -> Float[jax.Array, "B G"]:
+    """Run `function` on every device for the rows that `constrain_logits` gave it.
+
+    It may hold a loop that ends with its last row: each device then ends with its own, where all of
+    them would ask each other in every turn.
+
+    Args:
+        function: gives one number a row, which depends on that row alone.
+        rows: whole rows of logits or probabilities.
+    """
+    mesh = jax.typeof(rows).sharding.mesh
+    axes = AutoAxes.of(mesh)
+    batch, tensor = axes.of_batch(rows.shape[0]), axes.sizes.get("tensor")
+    if not axes.sizes or batch is None:
+        return function(rows)
+    where = PartitionSpec(batch, "tensor" if tensor and rows.shape[1] % tensor == 0 else None)
+    # The check cannot follow numbers that start a loop; the tests compare with one device.
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=where, out_specs=where, check_vma=False)
+    return mapped(rows)
 
 
 def constrain_for_decoding(

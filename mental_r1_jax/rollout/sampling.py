@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from mental_r1_jax.rollout.nucleus import nucleus_threshold
+from mental_r1_jax.sharding import on_own_rows
 
 _BLOCK = 128
 
@@ -54,7 +55,7 @@ def truncate(
     if top_p < 1.0:
         # The barriers keep XLA from computing the exponentials again in every pass that reads them.
         probs = jax.lax.optimization_barrier(probs)
-        threshold, _ = nucleus_threshold(probs, top_p)
+        threshold = on_own_rows(lambda rows: nucleus_threshold(rows, top_p)[0], probs)
         kept = jnp.where(probs >= threshold[..., None], probs, 0.0)
         probs = jax.lax.optimization_barrier(kept)
     return probs
