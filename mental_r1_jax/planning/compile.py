@@ -21,6 +21,7 @@ from mental_r1_jax.planning.chips import CHIPS, Chip
 from mental_r1_jax.planning.hlo import parse_program
 from mental_r1_jax.planning.known_models import planned_decoder
 from mental_r1_jax.planning.memory import phase_parts
+from mental_r1_jax.planning.operations import moved_bytes, token_operations
 from mental_r1_jax.planning.plan import PhasePlan, Plan
 from mental_r1_jax.planning.roofline import phase_time
 from mental_r1_jax.planning.topologies import Topology, topology_devices
@@ -114,7 +115,7 @@ def make_plan(
 def plan_phase(
     program: ProgramCall, held: Footprint, work: Workload, chip: Chip, slices: int
 ) -> PhasePlan:
-    """Compile one program and read its memory and its traffic.
+    """Compile one program and read its memory, its traffic and what it launches.
 
     Raises:
         UserError: the compiler refuses it for another reason than its memory.
@@ -126,10 +127,23 @@ def plan_phase(
         seconds = time.perf_counter() - started
         return PhasePlan(phase, None, memory_asked_for(error), {}, None, seconds)
     seconds = time.perf_counter() - started
-    found = collectives(parse_program(compiled.as_text()), work.devices, slices)
-    parts = phase_parts(phase, compiled.memory_analysis(), held)
+    read = parse_program(compiled.as_text())
+    found = collectives(read, work.devices, slices)
+    layers = work.model.num_layers
+    token = token_operations(read, layers) if phase == "rollout" else None
+    moved = moved_bytes(read)
+    # A rollout's bytes beside the method's are those of its loop, which holds nearly all of them.
+    tokens = work.config.rollout.max_completion_length
+    extra = token.bytes_of_all(layers) * tokens if token else moved.only_moving
     return PhasePlan(
-        phase, parts, None, by_kind(found), phase_time(phase, work, chip, found), seconds
+        phase=phase,
+        parts=phase_parts(phase, compiled.memory_analysis(), held),
+        needed=None,
+        traffic=by_kind(found),
+        time=phase_time(phase, work, chip, found, extra),
+        compile_seconds=seconds,
+        token=token,
+        moved=moved,
     )
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 _BYTES = {
     **{"pred": 1, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "s16": 2, "u16": 2, "f16": 2},
     **{"bf16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16},
 }
-_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^{}]*\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _CALLED = re.compile(r"\b(?:calls|to_apply)=%?([\w.\-]+)|\bbranch_computations=\{([^}]*)\}")
@@ -28,10 +28,17 @@ _COMBINING = {
 
 @dataclass(frozen=True)
 class Array:
-    """One array of a program, as large as it is on one device."""
+    """One array of a program, as large as it is on one device.
+
+    Attributes:
+        dtype: as XLA names it.
+        shape: sizes of its axes.
+        on_chip: whether it lies in the memory of the core (VMEM of a TPU), not in HBM.
+    """
 
     dtype: str
     shape: tuple[int, ...]
+    on_chip: bool = False
 
     @property
     def bytes(self) -> int:
@@ -88,6 +95,10 @@ class Visit:
     fused: bool
 
 
+# A loop -> its most turns, or None.
+TurnLimit = Callable[[Instruction], int | None]
+
+
 @dataclass(frozen=True)
 class Program:
     """A compiled program.
@@ -102,23 +113,30 @@ class Program:
     entry: str
     aliases: int
 
-    def visits(self) -> Iterator[Visit]:
-        """Every instruction of the program with the number of times it runs."""
-        yield from self._visit(self.entry, 1, (), fused=False)
+    def visits(self, most_turns: TurnLimit = lambda loop: None) -> Iterator[Visit]:
+        """Every instruction of the program with the number of times it runs.
 
-    def _visit(self, name: str, times: int, loops: tuple[str, ...], fused: bool) -> Iterator[Visit]:
+        Args:
+            most_turns: says of a loop how often it turns at most; None: as its condition tells.
+        """
+        yield from self._visit(self.entry, 1, (), False, most_turns)
+
+    def _visit(
+        self, name: str, times: int, loops: tuple[str, ...], fused: bool, most_turns: TurnLimit
+    ) -> Iterator[Visit]:
         for line in self.computations[name]:
             yield Visit(line, times, loops, fused)
             if line.opcode == "while":
                 turns, body = self.turns(name, line), line.attribute("body")
+                turns = min(turns, most_turns(line) or turns)
                 inside = (*loops, line.name)
-                yield from self._visit(str(body), times * turns, inside, fused)
-                condition = str(line.attribute("condition"))
-                yield from self._visit(condition, times * (turns + 1), inside, fused)
+                yield from self._visit(str(body), times * turns, inside, fused, most_turns)
+                condition, asked = str(line.attribute("condition")), times * (turns + 1)
+                yield from self._visit(condition, asked, inside, fused, most_turns)
                 continue
             in_fusion = fused or line.opcode == "fusion"
             for called in _called(line):
-                yield from self._visit(called, times, loops, in_fusion)
+                yield from self._visit(called, times, loops, in_fusion, most_turns)
 
     def turns(self, computation: str, loop: Instruction) -> int:
         """Turns of a loop: as the compiler noted, or from its counter; the most it can take.
@@ -192,8 +210,8 @@ def parse_program(text: str) -> Program:
 def arrays_in(shape: str) -> tuple[Array, ...]:
     """The arrays that a shape names, in order."""
     return tuple(
-        Array(dtype, tuple(int(n) for n in dims.split(",") if n))
-        for dtype, dims in _ARRAY.findall(re.sub(r"/\*.*?\*/|\{[^{}]*\}", "", shape))
+        Array(dtype, tuple(int(n) for n in dims.split(",") if n), "S(1)" in layout)
+        for dtype, dims, layout in _ARRAY.findall(re.sub(r"/\*.*?\*/", "", shape))
     )
 
 

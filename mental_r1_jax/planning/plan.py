@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mental_r1_jax.planning.chips import Chip
+from mental_r1_jax.planning.operations import Moved, TokenOperations
 from mental_r1_jax.planning.roofline import ASSUMPTIONS, PhaseTime
 from mental_r1_jax.planning.workload import Workload
 
@@ -23,6 +24,8 @@ class PhasePlan:
         traffic: kind of collective -> {times, ici_bytes, dcn_bytes} of a chip, in one run.
         time: None where it did not compile.
         compile_seconds: how long this machine took to compile it.
+        token: of a rollout, what the chip launches for one token.
+        moved: bytes that one run of the program moves.
     """
 
     phase: str
@@ -31,6 +34,8 @@ class PhasePlan:
     traffic: Mapping[str, Mapping[str, float]]
     time: PhaseTime | None
     compile_seconds: float
+    token: TokenOperations | None = None
+    moved: Moved | None = None
 
     @property
     def peak(self) -> float:

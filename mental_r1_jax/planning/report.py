@@ -24,6 +24,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print(
         f"weights for decoding: {plan.reshard_bytes / GIB:.3f} GiB sent by each chip, once a step"
     )
+    for line in operation_lines(plan):
+        console.print(line)
     console.print(time_table(plan))
     console.print(cost_line(plan))
     console.print("Assumptions: " + "; ".join(ASSUMPTIONS) + ".")
@@ -78,6 +80,27 @@ def time_table(plan: Plan) -> Table:
     table.add_section()
     table.add_row("step", *("",) * 5, f"{plan.bound:.3f}", f"{plan.expected:.3f}")
     return table
+
+
+def operation_lines(plan: Plan) -> list[str]:
+    """What a token launches, and how much of a phase's traffic with HBM only moves numbers."""
+    lines = []
+    for phase in plan.phases:
+        if phase.token:
+            token = phase.token
+            lines.append(
+                f"a token of the {phase.phase}: {token.layer:.1f} operations a layer and "
+                f"{token.others:.0f} others; beside weights and caches they move "
+                f"{token.layer_bytes / 2**10:.1f} KiB a layer and "
+                f"{token.other_bytes / 2**20:.2f} MiB in the others"
+            )
+        elif phase.moved and phase.moved.all:
+            share = phase.moved.only_moving / phase.moved.all
+            lines.append(
+                f"{phase.phase}: {phase.moved.all / GIB:.1f} GiB read and written, {share:.1%} of "
+                "it by operations that only copy, cast or lay out anew"
+            )
+    return lines
 
 
 def cost_line(plan: Plan) -> str:
