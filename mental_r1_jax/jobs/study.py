@@ -18,7 +18,15 @@ from pathlib import Path
 import yaml
 
 from mental_r1_jax.errors import UserError
+from mental_r1_jax.evaluation.report import PREDICTIONS_FILE
 from mental_r1_jax.study.cells import Plan, Task, plan_study
+from mental_r1_jax.study.hard_subset import (
+    HARD_FILE,
+    HardSubset,
+    choose_posts,
+    read_hard_subset,
+    write_hard_subset,
+)
 from mental_r1_jax.study.page import study_page
 from mental_r1_jax.study.parts import CELLS_FILE, cells_text, join_cells
 from mental_r1_jax.study.reading import CellResult, read_cell
@@ -85,6 +93,9 @@ def _tasks_to_run(
         )
     chosen = [c for c in plan.cells if c.name not in joined and (not seeds or c.seed in seeds)]
     needed = {name for cell in chosen for name in cell.tasks}
+    frozen = (study.output_dir / HARD_FILE).is_file()
+    if not frozen and (not seeds or study.seeds[0] in seeds):
+        needed.update(plan.hard_subset)
     return {name: task for name, task in plan.tasks.items() if name in needed}
 
 
@@ -101,13 +112,30 @@ def write_results(study: Study, plan: Plan, joined: Mapping[str, CellResult]) ->
     if not results:
         return
     missing = [cell.name for cell in plan.cells if cell.name not in by_name]
-    document = study_document(study, results, missing)
+    document = study_document(study, results, missing, _hard_subset(study, plan))
     text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False)
     page = study_page(document, title=f"Study: {folder.name}")
     cells = cells_text(plan, folder, results)
     for name, content in ((CELLS_FILE, cells), (NUMBERS_FILE, text + "\n"), (PAGE_FILE, page)):
         write_whole(folder / name, content)
         print(f"written: {folder / name}")
+
+
+def _hard_subset(study: Study, plan: Plan) -> HardSubset | None:
+    """The hard subset: of the given file, or chosen once and frozen in the study's folder."""
+    if study.hard_subset is None:
+        return None
+    file = study.hard_subset.file or study.output_dir / HARD_FILE
+    if plan.hard_subset and not file.is_file():
+        task = plan.tasks[plan.hard_subset[-1]]
+        if not is_done(study.output_dir, task):
+            print("no scores on the hard subset: its posts are chosen with the first seed")
+            return None
+        predictions = task.product.with_name(PREDICTIONS_FILE)
+        choice = study.hard_subset
+        write_hard_subset(choose_posts(predictions, choice.share, choice.samples), file)
+        print(f"written: {file}")
+    return read_hard_subset(file)
 
 
 def describe(study: Study, plan: Plan, tasks: Mapping[str, Task]) -> str:

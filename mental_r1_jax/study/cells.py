@@ -7,6 +7,7 @@ package: the tiny start model and the cold start, which the cells of a seed shar
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -26,6 +27,8 @@ from mental_r1_jax.study.schema import Method, Study
 _COLD_SECTIONS = ("data", "model", "sft")
 # Sections that a method changes for training only: all cells answer the same posts, read the same.
 _JUDGED_ALIKE = ("data", "rewards")
+
+_HARD = "hard_subset"  # task and folder of the evaluation that the hard subset is chosen from
 
 Values = tuple[tuple[str, Any], ...]
 
@@ -95,10 +98,18 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """All cells of a study, and every task once, in an order in which they can be run."""
+    """All cells of a study, and every task once, in an order in which they can be run.
+
+    Attributes:
+        cells: the cells.
+        tasks: by name, those of the cells and of the hard subset.
+        hard_subset: names of the tasks behind the choice of the hard subset, in order, the last an
+            evaluation; empty where none is chosen.
+    """
 
     cells: tuple[Cell, ...]
     tasks: Mapping[str, Task]
+    hard_subset: tuple[str, ...] = ()
 
 
 def plan_study(study: Study) -> Plan:
@@ -123,7 +134,22 @@ def plan_study(study: Study) -> Plan:
         folder, model = judged.output_dir, judged.model
         assert folder is not None and model is not None, "a cell's evaluation names both"
         cells.append(Cell(name, arm, seed, Path(model), folder, tuple(t.name for t in made)))
-    return Plan(tuple(cells), tasks)
+    hard: dict[str, Task] = {}
+    if study.hard_subset is not None and study.hard_subset.file is None:
+        hard = {task.name: task for task in _hard_subset_tasks(study, study.hard_subset.samples)}
+    return Plan(tuple(cells), tasks | hard, tuple(hard))
+
+
+def _hard_subset_tasks(study: Study, samples: int) -> list[Task]:
+    """The start of the first seed, made as for any cell, and several answers of it to each post."""
+    itself = Method(verb="none")
+    named = study.model_copy(update={"methods": {_HARD: itself}, "baseline": _HARD, "vary": {}})
+    (arm,) = arms_of(named)
+    *before, evaluation = _tasks_of(named, arm, study.seeds[0])
+    votes = {"num_votes": samples, "confidence": "votes"}
+    judged = evaluation.config.evaluate.model_copy(update=votes)
+    config = evaluation.config.model_copy(update={"evaluate": judged})
+    return [*before, dataclasses.replace(evaluation, name=_HARD, kind="hard subset", config=config)]
 
 
 def arms_of(study: Study) -> list[Arm]:

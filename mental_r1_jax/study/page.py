@@ -39,6 +39,7 @@ _COLUMNS = (
     ("weighted_f1", "weighted F1", True),
     ("macro_f1", "macro F1", True),
     ("accuracy", "accuracy", True),
+    ("hard_weighted_f1", "hard F1", True),
     ("well_formed", "well formed", True),
     ("reward", "reward", False),
     ("completion_tokens", "tokens", False),
@@ -107,14 +108,16 @@ def _section(heading: str, explanation: str, content: str) -> list[str]:
 def _table(arms: Document) -> str:
     """One row an arm: mean, and below it spread and interval."""
     rows = []
+    there = {name for arm in arms.values() for name in arm["scores"]}
+    columns_shown = [column for column in _COLUMNS if column[0] in there]
     for arm in arms.values():
         cells = [str(len(arm["seeds"]))]
-        for name, _, fraction in _COLUMNS:
+        for name, _, fraction in columns_shown:
             score = arm["scores"].get(name)
             cells.append("" if score is None else _score_cell(score, fraction))
         columns = "".join(f"<td>{cell}</td>" for cell in cells)
         rows.append(f'<tr><th class="arm" scope="row">{escape(arm["label"])}</th>{columns}</tr>')
-    head = table_head(["method", "seeds", *(heading for _, heading, _ in _COLUMNS)])
+    head = table_head(["method", "seeds", *(heading for _, heading, _ in columns_shown)])
     return (
         '<table class="wide"><caption>Mean over seeds, &#177; the standard deviation over seeds, '
         "[95% t interval of the mean]. Scores and rates in %.</caption>"
@@ -258,6 +261,11 @@ def _measures() -> str:
         ("weighted F1", "mean F1 of the labels, weighted by how often they occur; mean over sets"),
         ("macro F1", "plain mean F1 of the labels: rare ones count as much as common ones"),
         ("accuracy", "share of right answers; one that cannot be read is wrong"),
+        (
+            "hard F1",
+            "weighted F1 on the hard subset, the posts that samples of the first seed's start got "
+            "wrong most often; for comparing methods with each other, not with that start",
+        ),
         (
             "well formed",
             "evaluated completions with every stage and an answer, in the form of the grammar",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mental_r1_jax.study.cells import Arm, arms_of
+from mental_r1_jax.study.hard_subset import HARD_SCORES, HardSubset, add_hard_scores
 from mental_r1_jax.study.reading import SCORES, CellResult, code_answers
 from mental_r1_jax.study.schema import Study
 from mental_r1_jax.study.statistics import (
@@ -21,12 +22,16 @@ from mental_r1_jax.study.statistics import (
 
 # Scores whose spread over a varied key is told.
 _SENSITIVE = ("weighted_f1", "macro_f1")
+_SUMMED_UP = (*SCORES, *HARD_SCORES)
 
 Resampled = Mapping[str, Mapping[str, np.ndarray]]
 
 
 def study_document(
-    study: Study, results: Sequence[CellResult], missing: Sequence[str]
+    study: Study,
+    results: Sequence[CellResult],
+    missing: Sequence[str],
+    hard: HardSubset | None = None,
 ) -> dict[str, Any]:
     """The content of `study.json`, in JSON types.
 
@@ -34,7 +39,13 @@ def study_document(
         study: the study.
         results: of the finished cells.
         missing: names of the other cells.
+        hard: the hard subset; None where there is none.
+
+    Raises:
+        UserError: cells answered different posts, or the hard subset was chosen from others.
     """
+    if hard is not None:
+        results = add_hard_scores(results, hard)
     resampled = _resample(study, results)
     arms = arms_of(study)
     summaries = {arm.name: _summary(arm, results) for arm in arms}
@@ -46,6 +57,7 @@ def study_document(
         "study": study.model_dump(mode="json"),
         "missing": list(missing),
         "arms": summaries,
+        "hard_subset": None if hard is None else hard.model_dump(mode="json"),
         "sensitivity": _sensitivity(arms, summaries),
         "cells": {result.cell.name: _cell_document(result) for result in results},
     }
@@ -69,7 +81,7 @@ def _summary(arm: Arm, results: Sequence[CellResult]) -> dict[str, Any]:
     """Mean over seeds, spread and 95% t interval of every score that all finished cells have."""
     own = _of_arm(arm.name, results)
     scores = {}
-    for name in SCORES:
+    for name in _SUMMED_UP:
         values = [one.scores[name] for one in own.values() if name in one.scores]
         if values and len(values) == len(own):
             scores[name] = {
@@ -92,7 +104,7 @@ def _difference(arm: Arm, results: Sequence[CellResult], resampled: Resampled) -
     ours, theirs = _of_arm(arm.name, results), _of_arm(arm.baseline, results)
     seeds = sorted(ours.keys() & theirs.keys())
     scores = {}
-    for name in SCORES if seeds else ():
+    for name in _SUMMED_UP if seeds else ():
         pairs = [(ours[seed].scores, theirs[seed].scores) for seed in seeds]
         if not all(name in a and name in b for a, b in pairs):
             continue

@@ -72,6 +72,20 @@ class Method(Section):
         return self
 
 
+class HardSubsetChoice(Section):
+    """Which posts are the hard ones; see `study/hard_subset.py`.
+
+    Attributes:
+        share: of each set's posts, those that samples of the start model get wrong most often.
+        samples: answers that are sampled for each post.
+        file: a `hard_subset.json` of another study on the same posts, to take in place of choosing.
+    """
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    samples: Annotated[int, Field(ge=2)] = 8
+    file: LocalPath | None = None
+
+
 class Study(Section):
     """A study file.
 
@@ -87,6 +101,7 @@ class Study(Section):
         start_model: `recipe` starts from the recipe's `model.path`, `tiny` from a random tiny model
             of each seed, as the quickstart's.
         split: split of the sets that the cells are compared on.
+        hard_subset: scores on the hardest posts as well; null leaves them out.
         processes: cells that run at the same time.
         bootstrap_samples: resamples of posts and seeds behind the intervals of the differences.
     """
@@ -101,6 +116,7 @@ class Study(Section):
     cold_start: bool = True
     start_model: Literal["recipe", "tiny"] = "recipe"
     split: Literal["validation", "test"] = "test"
+    hard_subset: HardSubsetChoice | None = None
     processes: PositiveInt = 1
     bootstrap_samples: PositiveInt = 2000
 
