@@ -70,6 +70,7 @@ __all__ = [
     "param_shardings",
     "parameter_count",
     "prefill",
+    "prefill_after_prefix",
     "trained_shardings",
     "unembed",
     "unembed_matrix",
@@ -124,6 +125,56 @@ def _attend_within_prompts(
     """Attend within the prompts; keep keys and values."""
     keys, values = heads[1:]
     return (prompt_attention(*heads, facts),), (keys.swapaxes(1, 2), values.swapaxes(1, 2))
+
+
+def prefill_after_prefix(
+    params: PyTree,
+    config: DecoderConfig,
+    prefix_ids: Int[Array, "S F"],
+    prompt_ids: Int[Array, "B P"],
+    prompt_mask: Bool[Array, "B P"],
+) -> tuple[Float[Array, "B D"], PromptCache]:
+    """Run prompts that all continue the same prefix, and that prefix once; see `prefill`.
+
+    It is the forward pass of a group whose prompt is the prefix and whose completions are the
+    prompts. On a mesh the prompts are sharded, and each of its S parts has a prefix of its own, so
+    that nothing of the prompts is exchanged.
+    """
+    num_parts, before = prefix_ids.shape
+    rest = prompt_ids.reshape(num_parts, -1, prompt_ids.shape[1])
+    rest_mask = prompt_mask.reshape(rest.shape)
+    length = rest.shape[2]
+    streams = tuple(embed(params["embedding"], config, x) for x in (prefix_ids, rest))
+    positions = (jnp.arange(before)[None], before + jnp.arange(length)[None, None])
+    attend = partial(_attend_after_prefix, jnp.ones(prefix_ids.shape, bool), rest_mask)
+    (_, states), kept = run_layers(
+        params["layers"], config, before + length, streams, positions, attend
+    )
+    states = states.reshape(*prompt_ids.shape, states.shape[-1])
+    hidden = rms_norm(params["final_norm"], config, _last_real(states, prompt_mask))
+    prefix_keys, prefix_values, keys, values = zip(*kept, strict=True)
+    by_prompt = len(prompt_ids), config.num_kv_heads
+    return hidden, PromptCache(
+        keys=tuple(x.reshape(*by_prompt, config.head_dim, length) for x in keys),
+        values=tuple(x.reshape(*by_prompt, length, config.head_dim) for x in values),
+        mask=prompt_mask,
+        prefix_keys=prefix_keys,
+        prefix_values=prefix_values,
+    )
+
+
+def _attend_after_prefix(
+    prefix_mask: Bool[Array, "S F"],
+    prompt_mask: Bool[Array, "S N P"],
+    facts: AttentionFacts,
+    prefix: Heads,
+    prompts: Heads,
+) -> tuple[tuple[Array, Array], tuple[Array, Array, Array, Array]]:
+    """Attend within the prefix, and from prompts to it and themselves; keep keys and values."""
+    mixed = shared_prefix_attention(prefix, prompts, prefix_mask, prompt_mask, facts)
+    keys = (prefix[1].transpose(0, 2, 3, 1), prompts[1].transpose(0, 1, 3, 4, 2))
+    values = (prefix[2].swapaxes(1, 2), prompts[2].swapaxes(2, 3))
+    return mixed, (keys[0], values[0], keys[1], values[1])
 
 
 def forward(

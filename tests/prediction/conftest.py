@@ -63,7 +63,7 @@ def predictor(recipe: Recipe, tokenizer: Any) -> Callable[..., Predictor]:
     def make(**evaluate: Any) -> Predictor:
         model: Any = SimpleNamespace(tokenizer=tokenizer)
         nothing: Any = None
-        return Predictor(model, recipe(**evaluate), nothing, nothing, nothing)
+        return Predictor(model, recipe(**evaluate), nothing, nothing)
 
     return make
 
@@ -74,16 +74,25 @@ class Script:
     Attributes:
         texts: (row, vote) -> completion; one that is longer than `LENGTH` does not end.
         asked: prompts, width and rows of every batch that was asked about.
+        shared: of every batch the tokens that its prompts share.
     """
 
     def __init__(self, texts: Callable[[int, int], str]) -> None:
         self.texts = texts
         self.asked: list[tuple[list[Any], int, list[int]]] = []
+        self.shared: list[int] = []
 
     def __call__(
-        self, predictor: Predictor, params: Any, prompts: Sequence[Any], width: int, rows: Any
-    ) -> tuple[None, Completions]:
+        self,
+        predictor: Predictor,
+        params: Any,
+        prompts: Sequence[Any],
+        width: int,
+        rows: Any,
+        shared: int,
+    ) -> Completions:
         self.asked.append((list(prompts), width, list(rows)))
+        self.shared.append(shared)
         votes, tokenizer = predictor.config.evaluate.num_votes, predictor.model.tokenizer
         ids = np.zeros((len(rows), votes, LENGTH), np.int32)
         lengths = np.zeros((len(rows), votes), np.int32)
@@ -96,7 +105,7 @@ class Script:
                 ids[place, one, : len(tokens)], lengths[place, one] = tokens, len(tokens)
         mask = jnp.asarray(np.arange(LENGTH) < lengths[..., None])
         logprobs = jnp.zeros(ids.shape)
-        return None, Completions(jnp.asarray(ids), mask, logprobs, logprobs, jnp.asarray(finished))
+        return Completions(jnp.asarray(ids), mask, logprobs, logprobs, jnp.asarray(finished))
 
 
 @pytest.fixture

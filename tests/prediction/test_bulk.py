@@ -133,9 +133,9 @@ def test_logits_that_are_no_numbers_are_refused(predictor, script, monkeypatch) 
     one = script(labelled)
 
     def broken(*arguments):
-        completions = one(*arguments)[1]
+        completions = one(*arguments)
         wrong = completions.decode_logprobs.at[0, 0, 0].set(jnp.nan)
-        return None, dataclasses.replace(completions, decode_logprobs=wrong)
+        return dataclasses.replace(completions, decode_logprobs=wrong)
 
     monkeypatch.setattr(bulk, "ask", broken)
     with pytest.raises(UserError, match="NaN or infinity at 1 of"):
