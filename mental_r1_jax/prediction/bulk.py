@@ -20,8 +20,7 @@ from mental_r1_jax.data.unlabelled import PostId, UnlabelledPost
 from mental_r1_jax.evaluation.metrics import vote
 from mental_r1_jax.prediction.label_scores import refuse_non_finite
 from mental_r1_jax.prediction.predictor import Predictor, ask, length_batches
-from mental_r1_jax.prediction.shared_prefix import shared_length
-from mental_r1_jax.rollout.collect import prompt_width
+from mental_r1_jax.prediction.prompt_shapes import PromptShapes
 from mental_r1_jax.text.answers import AnswerReader
 from mental_r1_jax.text.prompts import RenderedPrompt, render_prompt
 from mental_r1_jax.text.stages import GRAMMAR, Grammar
@@ -67,13 +66,13 @@ class PostBatch:
         posts: the posts, each once.
         prompts: their prompts, as many as a batch has rows; none where the posts are empty.
         rows: of each prompt the position of its post in the file.
-        shared: tokens at the beginning of all prompts that are run once.
+        shapes: in which the prompts are run.
     """
 
     posts: tuple[UnlabelledPost, ...]
     prompts: tuple[RenderedPrompt, ...] = ()
     rows: tuple[int, ...] = ()
-    shared: int = 0
+    shapes: PromptShapes | None = None
 
 
 def answer_posts(
@@ -147,14 +146,14 @@ def _filled_batches(
         render_prompt(tokenizer, question, post.text, limit, asking.grammar) for post in posts
     ]
     # Whatever a small window has in common beyond the question would be one more compiled shape.
-    probes = (render_prompt(tokenizer, question, text, limit, asking.grammar) for text in "ab")
-    shared = shared_length([*probes, *prompts])
+    others = [render_prompt(tokenizer, question, text, limit, asking.grammar) for text in "ab"]
+    shapes = PromptShapes.of(prompts, config.evaluate.batch_size, others)
     return [
         PostBatch(
             posts=tuple(posts[place] for place in dict.fromkeys(batch)),
             prompts=tuple(prompts[place] for place in batch),
             rows=tuple(posts[place].row for place in batch),
-            shared=shared,
+            shapes=shapes,
         )
         for batch in length_batches(prompts, config.evaluate.batch_size)
     ]
@@ -162,10 +161,10 @@ def _filled_batches(
 
 def _start(predictor: Predictor, params: Any, batch: PostBatch) -> Completions | None:
     """Answers under way; None where there is nothing to answer."""
-    if not batch.prompts:
+    if batch.shapes is None:
         return None
-    width = prompt_width(batch.prompts, predictor.config.rollout.prompt_lengths)
-    return ask(predictor, params, batch.prompts, width, batch.rows, batch.shared)
+    width = batch.shapes.width(batch.prompts)
+    return ask(predictor, params, batch.prompts, width, batch.rows, batch.shapes)
 
 
 def _records(

@@ -23,13 +23,12 @@ from mental_r1_jax.prediction.label_scores import (
     make_label_scorer,
     refuse_non_finite,
 )
-from mental_r1_jax.prediction.shared_prefix import place_prompts, shared_length
+from mental_r1_jax.prediction.prompt_shapes import PromptShapes
 from mental_r1_jax.prediction.token_entropies import completion_tokens
 from mental_r1_jax.programs.step_programs import as_word, bind_sampler
 from mental_r1_jax.rollout.collect import (
     ScoredCompletion,
     ScoredGroups,
-    prompt_width,
     render_prompts,
     score_completions,
 )
@@ -108,17 +107,18 @@ def predict(
     reader = AnswerReader(labels, config.rewards.answer_match)
     grammar, limit = grammar_of(config.text), config.rollout.max_prompt_length
     prompts = render_prompts(predictor.model.tokenizer, posts, limit, grammar)
-    size, shared = config.evaluate.batch_size, shared_length(prompts)
+    size = config.evaluate.batch_size
+    shapes = PromptShapes.of(prompts, size)
     predictions: dict[int, Prediction] = {}
     for number, batch in enumerate(length_batches(prompts, size)):
 
         def answer(batch: list[int] = batch) -> dict[int, Prediction]:
-            return _answer(predictor, params, posts, prompts, batch, reader, shared)
+            return _answer(predictor, params, posts, prompts, batch, reader, shapes)
 
         if keep is None:
             predictions |= answer()
         else:
-            predictions |= _answer_once(keep, posts, prompts, batch, answer, shared)
+            predictions |= _answer_once(keep, posts, prompts, batch, answer, shapes)
         on_batch(min((number + 1) * size, len(posts)), len(posts))
     return hosts.all_items(predictions.items())
 
@@ -140,13 +140,13 @@ def _answer_once(
     prompts: Sequence[RenderedPrompt],
     batch: list[int],
     answer: Callable[[], dict[int, Prediction]],
-    shared: int,
+    shapes: PromptShapes,
 ) -> dict[int, Prediction]:
     """Predictions of a batch by row, on every process: those that are kept, else from `answer`."""
     rows = sorted(set(batch))
     # Questions are in the prompts; how posts were truncated is, too.
     facts = [(row, prompts[row].ids, posts[row]) for row in batch]
-    key = keep.key([shared, *facts, *(posts[row].text for row in rows)])
+    key = keep.key([shapes, *facts, *(posts[row].text for row in rows)])
     own = keep.read(key, [posts[row] for row in rows]) if hosts.is_first() else None
     found = hosts.all_items(enumerate(own or []))
     if found:
@@ -164,13 +164,12 @@ def _answer(
     prompts: Sequence[RenderedPrompt],
     batch: list[int],
     reader: AnswerReader,
-    shared: int,
+    shapes: PromptShapes,
 ) -> dict[int, Prediction]:
     """Predictions by row, of those rows of a batch that this process holds."""
-    config = predictor.config
-    width = prompt_width([prompts[row] for row in batch], config.rollout.prompt_lengths)
+    width = shapes.width([prompts[row] for row in batch])
     rows = [batch[place] for place in hosts.local_rows(predictor.mesh, len(batch))]
-    sampled = ask(predictor, params, [prompts[row] for row in rows], width, rows, shared)
+    sampled = ask(predictor, params, [prompts[row] for row in rows], width, rows, shapes)
     groups, entropies = _read(predictor, [posts[row] for row in rows], sampled, reader)
     chosen = [_vote(posts[row], groups.completions[i], reader) for i, row in enumerate(rows)]
     shares = _probabilities(
@@ -218,7 +217,7 @@ def ask(
     prompts: Sequence[RenderedPrompt],
     width: int,
     rows: Sequence[int],
-    shared: int,
+    shapes: PromptShapes,
 ) -> Completions:
     """Start sampling answers to a batch of prompts; the device may be at work for long after.
 
@@ -226,13 +225,13 @@ def ask(
         predictor: from `make_predictor`.
         params: weights on the predictor's mesh.
         prompts: this process's share of the batch.
-        width: the compiled prompt length that holds them.
+        width: the compiled prompt length that holds the whole batch.
         rows: positions in all posts: votes of a post draw their own noise whatever batch it falls
             into.
-        shared: tokens at the beginning of all prompts that are run once, see `shared_length`.
+        shapes: of prompts that these are among.
     """
     pad_id, seed = predictor.model.tokenizer.pad_id, as_word(predictor.config.run.seed)
-    batch = place_prompts(predictor.mesh, prompts, width, pad_id, rows, shared)
+    batch = shapes.place(predictor.mesh, prompts, width, pad_id, rows)
     completions: Completions = predictor.sample(params, batch, seed, as_word(0))
     return completions
 

@@ -15,6 +15,7 @@ from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.models.tiny import make_tiny_model
 from mental_r1_jax.prediction import bulk
 from mental_r1_jax.prediction.predictor import Predictor
+from mental_r1_jax.prediction.prompt_shapes import PromptShapes
 from mental_r1_jax.text.tokenizer import load_tokenizer
 from mental_r1_jax.types import Completions
 from tests.every_field.toys import CORPUS
@@ -74,13 +75,13 @@ class Script:
     Attributes:
         texts: (row, vote) -> completion; one that is longer than `LENGTH` does not end.
         asked: prompts, width and rows of every batch that was asked about.
-        shared: of every batch the tokens that its prompts share.
+        shapes: of every batch.
     """
 
     def __init__(self, texts: Callable[[int, int], str]) -> None:
         self.texts = texts
         self.asked: list[tuple[list[Any], int, list[int]]] = []
-        self.shared: list[int] = []
+        self.shapes: list[PromptShapes] = []
 
     def __call__(
         self,
@@ -89,10 +90,10 @@ class Script:
         prompts: Sequence[Any],
         width: int,
         rows: Any,
-        shared: int,
+        shapes: PromptShapes,
     ) -> Completions:
         self.asked.append((list(prompts), width, list(rows)))
-        self.shared.append(shared)
+        self.shapes.append(shapes)
         votes, tokenizer = predictor.config.evaluate.num_votes, predictor.model.tokenizer
         ids = np.zeros((len(rows), votes, LENGTH), np.int32)
         lengths = np.zeros((len(rows), votes), np.int32)
