@@ -36,13 +36,15 @@ class _Nobody:
 def _patch_network(lab: Lab, config: ExperimentConfig, text: str) -> Shapes:
     """Put the script in place of the network; gets the shapes that will be run."""
     shapes: Shapes = []
+    ask = predict.ask
 
-    def stats(params: Any, batch: Any, **options: Any) -> Any:
-        shapes.append((batch.prompt_ids.shape, batch.completion_ids.shape))
-        return toys.toy_stats(params, batch, **options)
+    def asked(predictor: Any, params: Any, prompts: Any, width: int, *others: Any) -> Any:
+        completions = ask(predictor, params, prompts, width, *others)
+        shapes.append(((len(prompts), width), completions.completion_ids.shape))
+        return completions
 
     patch_sampler(lab, open_model(config.model.path, config).tokenizer, text)
-    lab.patch.setattr(predict.network, "completion_stats", stats)
+    lab.patch.setattr(predict, "ask", asked)
     return shapes
 
 

@@ -40,6 +40,32 @@ def test_decoding_token_by_token_equals_the_forward_pass(params, inputs, hidden,
         np.testing.assert_allclose(np.asarray(state)[real], hidden[:, :, i + 1][real], **CLOSE)
 
 
+def test_prompts_after_a_prefix_are_run_like_whole_ones(params, inputs) -> None:
+    """Six tokens of prefix, more than the window of the second layer; rests of 7, 4 and 1."""
+    before, count = 6, 3
+    prefix = np.random.default_rng(9).integers(0, CONFIG.vocab_size, (1, before))
+    rest, mask, ids, completion_mask = inputs
+    whole = jnp.concatenate([jnp.asarray(prefix.repeat(NUM_PROMPTS, 0)), rest], axis=1)
+    whole_mask = jnp.pad(mask, [(0, 0), (before, 0)], constant_values=True)
+    short = (ids[:, :, : count + 1], completion_mask[:, :, : count + 1])
+    forward = jax.jit(decoder.forward, static_argnums=1)
+    expected = np.asarray(forward(params, CONFIG, whole, whole_mask, *short))
+    # Three prompts in one part of the batch, and each in a part of its own.
+    for parts in (1, NUM_PROMPTS):
+        run = jax.jit(decoder.prefill_after_prefix, static_argnums=1)
+        state, prompt_cache = run(params, CONFIG, prefix.repeat(parts, 0), rest, mask)
+        np.testing.assert_allclose(state, expected[:, 0, 0], **CLOSE)
+        cache = decoder.init_completion_cache(CONFIG, NUM_PROMPTS, GROUP, count)
+        weights = jax.jit(decoder.decoding_params, static_argnums=1)(params, CONFIG)
+        step = jax.jit(decoder.decode_step, static_argnums=1)
+        for i in range(count):
+            state, cache = step(weights, CONFIG, ids[:, :, i], i, prompt_cache, cache)
+            real = np.asarray(completion_mask[:, :, i])
+            np.testing.assert_allclose(
+                np.asarray(state)[real], expected[:, :, i + 1][real], **CLOSE
+            )
+
+
 def test_padding_columns_and_their_content_change_nothing(params, inputs, hidden) -> None:
     def padded(ids: jax.Array, mask: jax.Array, extra: int) -> tuple[np.ndarray, np.ndarray]:
         """More padding, and another token in all of it."""
