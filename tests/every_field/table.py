@@ -147,9 +147,7 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
     "rollout.max_prompt_length": everywhere(
         590, *PROMPTED, *((probe, TIGHT) for probe in FITTED), programs.training_update
     ),
-    "rollout.prompt_length_buckets": everywhere(
-        [590], *PROMPTED, (verbs.sampled_prompt, {"rollout.max_prompt_length": 900})
-    ),
+    "rollout.prompt_length_buckets": everywhere([590], *PROMPTED),
     "rollout.max_completion_length": everywhere(
         60,
         probes.asked_completions,
