@@ -149,18 +149,18 @@ def predict(options: argparse.Namespace) -> None:
     import numpy as np
 
     from mental_r1_jax.cli import main as command_line
-    from mental_r1_jax.prediction import bulk, prompt_shapes
+    from mental_r1_jax.prediction import bulk, prompt_shape
 
     ask, asked = bulk.ask, []
 
-    def keep(predictor: Any, params: Any, prompts: Any, width: int, rows: Any, shapes: Any) -> Any:
-        completions = ask(predictor, params, prompts, width, rows, shapes)
+    def keep(predictor: Any, params: Any, prompts: Any, rows: Any, shape: Any) -> Any:
+        completions = ask(predictor, params, prompts, rows, shape)
         asked.append((rows, completions.completion_ids, completions.completion_mask))
         return completions
 
     bulk.ask = keep
     if options.unshared:
-        prompt_shapes.shared_length = lambda prompts: 0
+        prompt_shape.shared_length = lambda prompts: 0
     status = command_line(json.loads(options.ours))
     answers = {
         row: ids[0][real[0]].tolist()

@@ -44,6 +44,16 @@ class PromptCache:
     prefix_keys: tuple[Float[Array, "S K h F"], ...] = ()
     prefix_values: tuple[Float[Array, "S K F h"], ...] = ()
 
+    def padded(self, mask: Bool[Array, "B P"]) -> PromptCache:
+        """The cache as wide as `mask`, which takes the place of its own."""
+        extra = (0, mask.shape[1] - self.mask.shape[1])
+        return dataclasses.replace(
+            self,
+            keys=tuple(jnp.pad(x, [(0, 0)] * 3 + [extra]) for x in self.keys),
+            values=tuple(jnp.pad(x, [(0, 0)] * 2 + [extra, (0, 0)]) for x in self.values),
+            mask=mask,
+        )
+
     @property
     def prefix_length(self) -> int:
         """Tokens of the prefix, F."""

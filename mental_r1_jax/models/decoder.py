@@ -46,6 +46,9 @@ from mental_r1_jax.models.parameters import (
 )
 from mental_r1_jax.types import Batch, TraceBatch
 
+# Widths of prompts in which the pass after a prefix is compiled: at most so many, in such steps.
+MAX_PREFILLS, PREFILL_STEP = 4, 32
+
 __all__ = [
     "CompletionCache",
     "DecoderConfig",
@@ -71,6 +74,7 @@ __all__ = [
     "parameter_count",
     "prefill",
     "prefill_after_prefix",
+    "prefill_widths",
     "trained_shardings",
     "unembed",
     "unembed_matrix",
@@ -139,7 +143,34 @@ def prefill_after_prefix(
     It is the forward pass of a group whose prompt is the prefix and whose completions are the
     prompts. On a mesh the prompts are sharded, and each of its S parts has a prefix of its own, so
     that nothing of the prompts is exchanged.
+
+    What is padding in all prompts is not run: the program holds the pass for a few widths, and
+    takes the smallest that holds the longest prompt. So one program, whose decoding loop takes
+    longest to compile, serves short and long prompts. The cache is as wide as `prompt_ids`.
     """
+    widths = prefill_widths(prompt_ids.shape[1])
+
+    def run(width: int, ids: Array, mask: Array) -> tuple[Array, PromptCache]:
+        state, cache = _prefill_after(params, config, prefix_ids, ids[:, :width], mask[:, :width])
+        return state, cache.padded(mask)
+
+    longest = prompt_mask.sum(-1, dtype=jnp.int32).max()
+    fitting = sum((longest > width).astype(jnp.int32) for width in widths[:-1])
+    return jax.lax.switch(
+        jnp.asarray(fitting), [partial(run, width) for width in widths], prompt_ids, prompt_mask
+    )
+
+
+def prefill_widths(length: int) -> tuple[int, ...]:
+    """Widths, the greatest `length`, in which `prefill_after_prefix` can run prompts."""
+    step = -(-length // (PREFILL_STEP * MAX_PREFILLS)) * PREFILL_STEP
+    return (*range(step, length, step), length)
+
+
+def _prefill_after(
+    params: PyTree, config: DecoderConfig, prefix_ids: Array, prompt_ids: Array, prompt_mask: Array
+) -> tuple[Array, PromptCache]:
+    """`prefill_after_prefix` in one width."""
     num_parts, before = prefix_ids.shape
     rest = prompt_ids.reshape(num_parts, -1, prompt_ids.shape[1])
     rest_mask = prompt_mask.reshape(rest.shape)

@@ -23,7 +23,7 @@ from mental_r1_jax.prediction.label_scores import (
     make_label_scorer,
     refuse_non_finite,
 )
-from mental_r1_jax.prediction.prompt_shapes import PromptShapes
+from mental_r1_jax.prediction.prompt_shape import PromptShape
 from mental_r1_jax.prediction.token_entropies import completion_tokens
 from mental_r1_jax.programs.step_programs import as_word, bind_sampler
 from mental_r1_jax.rollout.collect import (
@@ -70,7 +70,7 @@ def make_predictor(
     mesh: Mesh,
     use: Literal["validate", "evaluate", "predict"],
 ) -> Predictor:
-    """Bind everything static; programs compile at their first call, one for each prompt length.
+    """Bind everything static; programs compile at their first call, one for each shape.
 
     For all uses but evaluation, predictions are without entropies and probabilities of labels.
     """
@@ -108,17 +108,17 @@ def predict(
     grammar, limit = grammar_of(config.text), config.rollout.max_prompt_length
     prompts = render_prompts(predictor.model.tokenizer, posts, limit, grammar)
     size = config.evaluate.batch_size
-    shapes = PromptShapes.of(prompts, size)
+    shape = PromptShape.of(prompts)
     predictions: dict[int, Prediction] = {}
     for number, batch in enumerate(length_batches(prompts, size)):
 
         def answer(batch: list[int] = batch) -> dict[int, Prediction]:
-            return _answer(predictor, params, posts, prompts, batch, reader, shapes)
+            return _answer(predictor, params, posts, prompts, batch, reader, shape)
 
         if keep is None:
             predictions |= answer()
         else:
-            predictions |= _answer_once(keep, posts, prompts, batch, answer, shapes)
+            predictions |= _answer_once(keep, posts, prompts, batch, answer, shape)
         on_batch(min((number + 1) * size, len(posts)), len(posts))
     return hosts.all_items(predictions.items())
 
@@ -140,13 +140,13 @@ def _answer_once(
     prompts: Sequence[RenderedPrompt],
     batch: list[int],
     answer: Callable[[], dict[int, Prediction]],
-    shapes: PromptShapes,
+    shape: PromptShape,
 ) -> dict[int, Prediction]:
     """Predictions of a batch by row, on every process: those that are kept, else from `answer`."""
     rows = sorted(set(batch))
     # Questions are in the prompts; how posts were truncated is, too.
     facts = [(row, prompts[row].ids, posts[row]) for row in batch]
-    key = keep.key([shapes, *facts, *(posts[row].text for row in rows)])
+    key = keep.key([shape, *facts, *(posts[row].text for row in rows)])
     own = keep.read(key, [posts[row] for row in rows]) if hosts.is_first() else None
     found = hosts.all_items(enumerate(own or []))
     if found:
@@ -164,12 +164,11 @@ def _answer(
     prompts: Sequence[RenderedPrompt],
     batch: list[int],
     reader: AnswerReader,
-    shapes: PromptShapes,
+    shape: PromptShape,
 ) -> dict[int, Prediction]:
     """Predictions by row, of those rows of a batch that this process holds."""
-    width = shapes.width([prompts[row] for row in batch])
     rows = [batch[place] for place in hosts.local_rows(predictor.mesh, len(batch))]
-    sampled = ask(predictor, params, [prompts[row] for row in rows], width, rows, shapes)
+    sampled = ask(predictor, params, [prompts[row] for row in rows], rows, shape)
     groups, entropies = _read(predictor, [posts[row] for row in rows], sampled, reader)
     chosen = [_vote(posts[row], groups.completions[i], reader) for i, row in enumerate(rows)]
     shares = _probabilities(
@@ -215,9 +214,8 @@ def ask(
     predictor: Predictor,
     params: Any,
     prompts: Sequence[RenderedPrompt],
-    width: int,
     rows: Sequence[int],
-    shapes: PromptShapes,
+    shape: PromptShape,
 ) -> Completions:
     """Start sampling answers to a batch of prompts; the device may be at work for long after.
 
@@ -225,13 +223,12 @@ def ask(
         predictor: from `make_predictor`.
         params: weights on the predictor's mesh.
         prompts: this process's share of the batch.
-        width: the compiled prompt length that holds the whole batch.
         rows: positions in all posts: votes of a post draw their own noise whatever batch it falls
             into.
-        shapes: of prompts that these are among.
+        shape: of prompts that these are among.
     """
     pad_id, seed = predictor.model.tokenizer.pad_id, as_word(predictor.config.run.seed)
-    batch = shapes.place(predictor.mesh, prompts, width, pad_id, rows)
+    batch = shape.place(predictor.mesh, prompts, pad_id, rows)
     completions: Completions = predictor.sample(params, batch, seed, as_word(0))
     return completions
 

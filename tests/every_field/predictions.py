@@ -38,10 +38,10 @@ def _patch_network(lab: Lab, config: ExperimentConfig, text: str) -> Shapes:
     shapes: Shapes = []
     ask = predict.ask
 
-    def asked(predictor: Any, params: Any, prompts: Any, width: int, *others: Any) -> Any:
-        completions = ask(predictor, params, prompts, width, *others)
+    def asked(predictor: Any, params: Any, prompts: Any, *others: Any) -> Any:
+        completions = ask(predictor, params, prompts, *others)
         longest = max(len(prompt.ids) for prompt in prompts)
-        shapes.append(((len(prompts), width, longest), completions.completion_ids.shape))
+        shapes.append(((len(prompts), longest), completions.completion_ids.shape))
         return completions
 
     patch_sampler(lab, open_model(config.model.path, config).tokenizer, text)

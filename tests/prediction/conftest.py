@@ -15,7 +15,7 @@ from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.models.tiny import make_tiny_model
 from mental_r1_jax.prediction import bulk
 from mental_r1_jax.prediction.predictor import Predictor
-from mental_r1_jax.prediction.prompt_shapes import PromptShapes
+from mental_r1_jax.prediction.prompt_shape import PromptShape
 from mental_r1_jax.text.tokenizer import load_tokenizer
 from mental_r1_jax.types import Completions
 from tests.every_field.toys import CORPUS
@@ -74,26 +74,22 @@ class Script:
 
     Attributes:
         texts: (row, vote) -> completion; one that is longer than `LENGTH` does not end.
-        asked: prompts, width and rows of every batch that was asked about.
-        shapes: of every batch.
+        asked: prompts, rows and shape of every batch that was asked about.
     """
 
     def __init__(self, texts: Callable[[int, int], str]) -> None:
         self.texts = texts
-        self.asked: list[tuple[list[Any], int, list[int]]] = []
-        self.shapes: list[PromptShapes] = []
+        self.asked: list[tuple[list[Any], list[int], PromptShape]] = []
 
     def __call__(
         self,
         predictor: Predictor,
         params: Any,
         prompts: Sequence[Any],
-        width: int,
         rows: Any,
-        shapes: PromptShapes,
+        shape: PromptShape,
     ) -> Completions:
-        self.asked.append((list(prompts), width, list(rows)))
-        self.shapes.append(shapes)
+        self.asked.append((list(prompts), list(rows), shape))
         votes, tokenizer = predictor.config.evaluate.num_votes, predictor.model.tokenizer
         ids = np.zeros((len(rows), votes, LENGTH), np.int32)
         lengths = np.zeros((len(rows), votes), np.int32)

@@ -1,4 +1,4 @@
-"""What prompts share, and the widths that are compiled for the rest, worked out by hand."""
+"""What prompts share, and the room for the rest, worked out by hand."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from mental_r1_jax.prediction.predictor import length_batches
-from mental_r1_jax.prediction.prompt_shapes import PromptShapes, shared_length
+from mental_r1_jax.prediction.prompt_shape import PromptShape, shared_length
 from mental_r1_jax.sharding import make_mesh
 from mental_r1_jax.text.prompts import RenderedPrompt
 
@@ -40,30 +39,15 @@ def test_nothing_worth_sharing_is_not_shared() -> None:
 
 def test_what_else_must_begin_alike_counts_but_is_not_run() -> None:
     prompts, others = [prompt(range(60))] * 2, [prompt(range(20), 5, range(200))]
-    assert PromptShapes.of(prompts, 2) == PromptShapes(48, (80,))
-    assert PromptShapes.of(prompts, 2, others) == PromptShapes(16, (80,))
-
-
-@pytest.mark.parametrize(("batches", "count"), [(1, 1), (15, 1), (16, 2), (32, 4)])
-def test_widths_are_few_and_hold_every_batch(batches: int, count: int) -> None:
-    """Prompts of 21, 22, ... tokens, in no order; 4 a batch, the last batch not full."""
-    lengths = (np.random.default_rng(0).permutation(4 * batches - 2) + 21).tolist()
-    prompts = [prompt(range(20), 50 + n, range(n - 21)) for n in lengths]
-    shapes = PromptShapes.of(prompts, 4)
-    assert shapes.shared == 16 and len(shapes.widths) == count
-    assert shapes.widths[-1] - 32 < max(lengths) <= shapes.widths[-1]
-    assert all((width - 16) % 32 == 0 for width in shapes.widths)
-    of_batches = [[prompts[row] for row in batch] for batch in length_batches(prompts, 4)]
-    assert {shapes.width(batch) for batch in of_batches} == set(shapes.widths)
-    for batch in of_batches:
-        assert max(len(one.ids) for one in batch) <= shapes.width(batch)
+    assert PromptShape.of(prompts) == PromptShape(48, 32)
+    assert PromptShape.of(prompts, others) == PromptShape(16, 64)
 
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_prefix_and_rest_are_the_prompts_again(devices: int) -> None:
     prompts = [prompt(range(16), 30 + n, range(n)) for n in range(8)]
-    shapes, mesh = PromptShapes.of(prompts, 8), make_mesh(devices, 1, 1, jax.devices()[:devices])
-    batch = shapes.place(mesh, prompts, shapes.width(prompts), 99, range(3, 11))
+    shape, mesh = PromptShape.of(prompts), make_mesh(devices, 1, 1, jax.devices()[:devices])
+    batch = shape.place(mesh, prompts, 99, range(3, 11))
     assert batch.prefix_ids.shape == (devices, 16) and batch.prompt_ids.shape == (8, 32)
     whole = np.concatenate(
         [np.asarray(batch.prefix_ids).repeat(8 // devices, 0), batch.prompt_ids], 1
@@ -77,6 +61,6 @@ def test_prefix_and_rest_are_the_prompts_again(devices: int) -> None:
 
 def test_without_a_prefix_prompts_are_whole() -> None:
     mesh = make_mesh(1, 1, 1, jax.devices()[:1])
-    batch = PromptShapes(0, (32,)).place(mesh, [prompt(range(20))], 32, 99, [0])
+    batch = PromptShape(0, 32).place(mesh, [prompt(range(20))], 99, [0])
     assert batch.prefix_ids is None
     np.testing.assert_array_equal(batch.prompt_ids[0, :20], range(20))

@@ -1,4 +1,4 @@
-"""In which shapes prompts are run: what all begin with once, and the rest in a few compiled widths.
+"""In which shape prompts are run: what all begin with once, and the rest in one compiled width.
 
 Instruction and question stand before every post. How many tokens that is comes from the prompts
 themselves: a template may end in the middle of a token, and posts may begin alike.
@@ -14,53 +14,44 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mental_r1_jax import hosts, sharding
-from mental_r1_jax.rollout.collect import pad_prompts, prompt_width
+from mental_r1_jax.rollout.collect import pad_prompts
 from mental_r1_jax.text.prompts import RenderedPrompt
 from mental_r1_jax.types import PromptBatch
 
 # What is shared is a multiple of the first, what is left one of the second: few shapes compile.
-PREFIX_STEP, WIDTH_STEP = 16, 32
-# One compiled width for so many batches: compiling takes as long as some batches do.
-BATCHES_PER_WIDTH = 8
+PREFIX_STEP, REST_STEP = 16, 32
 
 
 @dataclasses.dataclass(frozen=True)
-class PromptShapes:
-    """Shapes of the batches of many prompts.
+class PromptShape:
+    """Shape of the batches of many prompts.
 
     Attributes:
         shared: tokens at the beginning of every prompt that are run once a batch; may be 0.
-        widths: lengths of whole prompts that are compiled, ascending.
+        rest: room for the tokens of a prompt behind them.
     """
 
     shared: int
-    widths: tuple[int, ...]
+    rest: int
 
     @classmethod
     def of(
-        cls, prompts: Sequence[RenderedPrompt], size: int, others: Sequence[RenderedPrompt] = ()
-    ) -> PromptShapes:
-        """Choose shapes for `prompts` in batches of `size`, each of prompts of like length.
+        cls, prompts: Sequence[RenderedPrompt], others: Sequence[RenderedPrompt] = ()
+    ) -> PromptShape:
+        """The shape that holds all `prompts`.
 
         Args:
             prompts: at least one.
-            size: prompts of a batch.
             others: must begin like `prompts` as well, but are not run.
         """
         shared = shared_length([*prompts, *others])
-        lengths = sorted(len(prompt.ids) for prompt in prompts)
-        longest = [lengths[min(end, len(lengths)) - 1] for end in _ends(len(lengths), size)]
-        count = max(1, len(longest) // BATCHES_PER_WIDTH)
-        chosen = {longest[(n + 1) * len(longest) // count - 1] for n in range(count)}
-        step = WIDTH_STEP
-        widths = {shared + -(-(length - shared) // step) * step for length in chosen}
-        return cls(shared, tuple(sorted(widths)))
+        rest = max(len(prompt.ids) for prompt in prompts) - shared
+        return cls(shared, -(-rest // REST_STEP) * REST_STEP)
 
     def place(
         self,
         mesh: Mesh,
         prompts: Sequence[RenderedPrompt],
-        width: int,
         pad_id: int,
         rows: Sequence[int],
     ) -> PromptBatch:
@@ -69,12 +60,11 @@ class PromptShapes:
         Args:
             mesh: where the prompts go, sharded over the batch axes.
             prompts: this process's share.
-            width: of the whole prompts, from `width`.
             pad_id: token that fills the places after a prompt.
             rows: positions of the prompts, the source of their random numbers.
         """
         rest = [dataclasses.replace(one, ids=one.ids[self.shared :]) for one in prompts]
-        batch = pad_prompts(rest, width - self.shared, pad_id, rows)
+        batch = pad_prompts(rest, self.rest, pad_id, rows)
         if self.shared:
             parts = len(hosts.local_rows(mesh, sharding.batch_shards(mesh)))
             # Any, because the containers say jax.Array: `put_batch` makes this host array such.
@@ -82,10 +72,6 @@ class PromptShapes:
             batch = dataclasses.replace(batch, prefix_ids=prefix)
         placed: PromptBatch = hosts.put_batch(mesh, batch)
         return placed
-
-    def width(self, prompts: Sequence[RenderedPrompt]) -> int:
-        """The smallest of the widths that holds a whole batch, of all processes."""
-        return prompt_width(prompts, self.widths)
 
 
 def shared_length(prompts: Iterable[RenderedPrompt]) -> int:
@@ -100,8 +86,3 @@ def shared_length(prompts: Iterable[RenderedPrompt]) -> int:
         differs = np.flatnonzero(own[:length] != first[:length])
         length = int(differs[0]) if len(differs) else length
     return length // PREFIX_STEP * PREFIX_STEP
-
-
-def _ends(count: int, size: int) -> range:
-    """Where each batch of `size` ends."""
-    return range(size, count + size, size)
