@@ -3,10 +3,12 @@
     python benchmarks/predict.py --posts 10000 --common 1000 --rounds 2 --json OUT
 
 Both answer the same made-up posts greedily with the same model in float32, in batches of the same
-size that hold posts of like length, in turns (A B A B). The rate counts from the first finished
-batch on, so that neither loading nor compiling is in it; the whole command is told as well. A
-random model hardly ever ends an answer, so both write `--tokens` tokens for every post. At the end
-`predict` alone answers all `--posts`, and its memory is told as the work goes on.
+size that hold posts of like length, in turns (A B A B); `predict` also without running once what
+all prompts begin with. The rate counts from the first finished batch on, so that neither loading
+nor most of compiling is in it; the whole command is told as well. A random model hardly ever ends
+an answer, so all write `--tokens` tokens for every post. Told is also how many posts have the same
+tokens as an answer. At the end `predict` alone answers all `--posts`, and its memory is told as the
+work goes on; `--posts 0` leaves that out.
 """
 
 from __future__ import annotations
@@ -32,6 +34,9 @@ WORDS = (
     "and we had tea but i felt tired and far away most days i walk home alone and think of it"
 ).split()
 SET = "Stress-Synthetic"
+# What is measured.
+PREDICT, UNSHARED = "predict", "predict, nothing shared"
+TRANSFORMERS = "transformers `generate`"
 
 
 def write_posts(path: Path, count: int) -> None:
@@ -56,7 +61,6 @@ def keys(options: argparse.Namespace) -> list[str]:
     """What both are told about lengths and batches."""
     return [
         f"rollout.max_prompt_length={options.prompt}",
-        f"rollout.prompt_length_buckets={list(options.buckets)}",
         f"rollout.max_completion_length={options.tokens}",
         f"rollout.first_cache_length={options.tokens}",
         f"evaluate.batch_size={options.batch}",
@@ -106,22 +110,65 @@ def watch(command: Sequence[str], progress: Path, rows: int) -> dict[str, Any]:
     }
 
 
-def ours(options: argparse.Namespace, posts: Path, rows: int, folder: Path) -> dict[str, Any]:
-    """`mental-r1 predict`, watched."""
-    output = folder / f"ours-{rows}-{time.monotonic_ns()}.jsonl"
-    command = [sys.executable, "-m", "mental_r1_jax", "predict", str(options.model), str(posts)]
-    command += [str(output), "--set", SET, *keys(options)]
+def predict_command(options: argparse.Namespace, posts: Path, output: Path) -> list[str]:
+    """Arguments of `mental-r1` that answer `posts`."""
+    named = ["predict", str(options.model), str(posts), str(output), "--set", SET]
+    return [*named, *keys(options)]
+
+
+def ours(options: argparse.Namespace, posts: Path, folder: Path, *, shared: bool) -> dict[str, Any]:
+    """`mental-r1 predict`, watched, with its tokens."""
+    name = f"ours-{time.monotonic_ns()}"
+    output, tokens = folder / f"{name}.jsonl", folder / f"{name}.tokens"
+    command = [sys.executable, __file__, "--answers", str(tokens)]
+    command += [] if shared else ["--unshared"]
+    command += ["--ours", json.dumps(predict_command(options, posts, output))]
     progress = output.with_name(output.name + ".unfinished") / "answers.jsonl"
-    return watch(command, progress, rows)
+    return watch(command, progress, options.common) | {"answers": answers_of(tokens)}
 
 
-def theirs(options: argparse.Namespace, posts: Path, rows: int, folder: Path) -> dict[str, Any]:
-    """`generate` of transformers, watched."""
+def theirs(options: argparse.Namespace, posts: Path, folder: Path) -> dict[str, Any]:
+    """`generate` of transformers, watched, with its tokens."""
     progress = folder / f"theirs-{time.monotonic_ns()}"
+    tokens = progress.with_suffix(".tokens")
     command = [sys.executable, __file__, "--model", str(options.model), "--generate", str(posts)]
-    command += ["--progress", str(progress), "--prompt", str(options.prompt)]
+    command += ["--progress", str(progress), "--answers", str(tokens)]
+    command += ["--prompt", str(options.prompt)]
     command += ["--tokens", str(options.tokens), "--batch", str(options.batch)]
-    return watch(command, progress, rows)
+    return watch(command, progress, options.common) | {"answers": answers_of(tokens)}
+
+
+def answers_of(file: Path) -> dict[str, list[int]]:
+    """Row -> tokens of its answer, the end included."""
+    answers: dict[str, list[int]] = json.loads(file.read_text(encoding="ascii"))
+    return answers
+
+
+def predict(options: argparse.Namespace) -> None:
+    """Run the command line of `--ours`, and write the tokens of its answers."""
+    import numpy as np
+
+    from mental_r1_jax.cli import main as command_line
+    from mental_r1_jax.prediction import bulk, prompt_shape
+
+    ask, asked = bulk.ask, []
+
+    def keep(predictor: Any, params: Any, prompts: Any, rows: Any, shape: Any) -> Any:
+        completions = ask(predictor, params, prompts, rows, shape)
+        asked.append((rows, completions.completion_ids, completions.completion_mask))
+        return completions
+
+    bulk.ask = keep
+    if options.unshared:
+        prompt_shape.shared_length = lambda prompts: 0
+    status = command_line(json.loads(options.ours))
+    answers = {
+        row: ids[0][real[0]].tolist()
+        for rows, *arrays in asked
+        for row, ids, real in zip(rows, *map(np.asarray, arrays), strict=True)
+    }
+    Path(options.answers).write_text(json.dumps(answers), encoding="ascii")
+    sys.exit(status)
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -138,14 +185,14 @@ def generate(options: argparse.Namespace) -> None:
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
     question = spec_for(SET).question or ""
     prompts = [
-        list(render_prompt(tokenizer, question, post.text, options.prompt).ids)
+        (post.row, list(render_prompt(tokenizer, question, post.text, options.prompt).ids))
         for post in PostsFile(Path(options.generate), "text").posts()
     ]
-    prompts.sort(key=len)
-    texts = 0
+    prompts.sort(key=lambda prompt: len(prompt[1]))
+    found: dict[int, list[int]] = {}
     with Path(options.progress).open("w", encoding="ascii") as progress, torch.inference_mode():
         for start in range(0, len(prompts), options.batch):
-            batch = prompts[start : start + options.batch]
+            rows, batch = zip(*prompts[start : start + options.batch], strict=True)
             width = max(map(len, batch))
             ids = [[tokenizer.pad_id] * (width - len(one)) + one for one in batch]
             mask = [[0] * (width - len(one)) + [1] * len(one) for one in batch]
@@ -157,32 +204,54 @@ def generate(options: argparse.Namespace) -> None:
                 eos_token_id=list(tokenizer.eos_ids),
                 pad_token_id=tokenizer.pad_id,
             )
-            texts += len(tokenizer.hf.batch_decode(answers[:, width:]))
+            answers = answers[:, width:]
+            assert len(tokenizer.hf.batch_decode(answers)) == len(batch)  # as `predict` does
+            ended = (cut_at_end(ids, tokenizer.eos_ids) for ids in answers.tolist())
+            found |= zip(rows, ended, strict=True)
             progress.write("done\n")
             progress.flush()
-    assert texts == len(prompts)
+    Path(options.answers).write_text(json.dumps(found), encoding="ascii")
+
+
+def cut_at_end(ids: list[int], eos_ids: Sequence[int]) -> list[int]:
+    """An answer up to the first token that ends it."""
+    end = next((place for place, one in enumerate(ids) if one in eos_ids), len(ids))
+    return ids[: end + 1]
 
 
 def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Both on the common posts, in turns, then ours on all."""
+    """All on the common posts, in turns, then ours on all."""
     common, everything = folder / "common.csv", folder / "posts.csv"
     write_posts(common, options.common)
     write_posts(everything, options.posts)
     if options.model is None:
         options.model = folder / "model"
         make_model(options.model)
-    runs: dict[str, list[dict[str, Any]]] = {"predict": [], "transformers": []}
+    runs: dict[str, list[dict[str, Any]]] = {PREDICT: [], UNSHARED: [], TRANSFORMERS: []}
     for _ in range(options.rounds):
-        runs["predict"].append(ours(options, common, options.common, folder))
-        runs["transformers"].append(theirs(options, common, options.common, folder))
+        runs[PREDICT].append(ours(options, common, folder, shared=True))
+        runs[UNSHARED].append(ours(options, common, folder, shared=False))
+        runs[TRANSFORMERS].append(theirs(options, common, folder))
+    answers = {name: [run.pop("answers") for run in of][0] for name, of in runs.items()}
     rates = {k: statistics.median(r["rows_per_second"] for r in v) for k, v in runs.items()}
     whole = {k: statistics.median(r["whole_seconds"] for r in v) for k, v in runs.items()}
-    return {
+    report = {
         "runs": runs,
-        "ratio_of_rates": rates["predict"] / rates["transformers"],
-        "ratio_of_whole": whole["transformers"] / whole["predict"],
-        "all": ours(options, everything, options.posts, folder),
+        "ratio_of_rates": rates[PREDICT] / rates[TRANSFORMERS],
+        "ratio_of_whole": whole[TRANSFORMERS] / whole[PREDICT],
+        "same_answers": {
+            name: sum(found[row] == tokens for row, tokens in answers[PREDICT].items())
+            for name, found in answers.items()
+            if name != PREDICT
+        },
     }
+    if options.posts:
+        output = folder / "all.jsonl"
+        command = [sys.executable, "-m", "mental_r1_jax"]
+        command += predict_command(options, everything, output)
+        progress = output.with_name(output.name + ".unfinished") / "answers.jsonl"
+        report["all"] = watch(command, progress, options.posts)
+    return report
 
 
 def table(report: dict[str, Any]) -> str:
@@ -190,7 +259,8 @@ def table(report: dict[str, Any]) -> str:
     lines = ["| | rows | rows/s | whole command (s) | peak MiB | MiB at 1/4, 1/2, 3/4 |"]
     lines += ["|---|---|---|---|---|---|"]
     named = [(name, run) for name, runs in report["runs"].items() for run in runs]
-    for name, run in [*named, ("predict, all posts", report["all"])]:
+    named += [("predict, all posts", report["all"])] if "all" in report else []
+    for name, run in named:
         quarters = ", ".join(f"{value / MIB:.0f}" for value in run["bytes_at_quarters"])
         lines.append(
             f"| {name} | {run['rows']:,} | {run['rows_per_second']:.1f} "
@@ -198,6 +268,8 @@ def table(report: dict[str, Any]) -> str:
         )
     ratio, whole = report["ratio_of_rates"], report["ratio_of_whole"]
     lines += ["", f"rows/s: {ratio:.2f} times transformers; whole command: {whole:.2f} times"]
+    for name, same in report["same_answers"].items():
+        lines.append(f"answers of the same tokens as those of {name}: {same:,}")
     return "\n".join(lines)
 
 
@@ -209,16 +281,18 @@ def main() -> None:
     parser.add_argument("--common", type=int, default=1000, help="posts that both answer")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--prompt", type=int, default=512, help="longest prompt, tokens")
-    parser.add_argument("--buckets", type=int, nargs="*", default=[384, 448])
     parser.add_argument("--tokens", type=int, default=64, help="of an answer")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--json", type=Path, help="write the report here, too")
     parser.add_argument("--generate", help="for the program itself: answer these posts")
     parser.add_argument("--progress", help="for the program itself")
+    parser.add_argument("--ours", help="for the program itself: run this command line")
+    parser.add_argument("--unshared", action="store_true", help="for the program itself")
+    parser.add_argument("--answers", help="for the program itself: write tokens here")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
-    if options.generate:
-        generate(options)
+    if options.generate or options.ours:
+        generate(options) if options.generate else predict(options)
         return
     with tempfile.TemporaryDirectory() as folder:
         report = compare(options, Path(folder))

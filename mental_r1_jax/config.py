@@ -87,7 +87,7 @@ class RolloutConfig(Section):
         num_generations: G, completions of one prompt.
         max_prompt_length: P, tokens; the post is truncated to fit, never the instruction.
         prompt_length_buckets: smaller values of P to compile as well; a batch takes the smallest
-            that holds its longest prompt.
+            that holds its longest prompt. Evaluation and prediction choose their own.
         max_completion_length: C, tokens, the end-of-sequence token included.
         temperature: divides the logits in sampling and in training.
         top_p: nucleus sampling; 1 keeps the whole distribution.

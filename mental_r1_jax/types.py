@@ -26,11 +26,15 @@ class PromptBatch:
         prompt_ids: token ids, padded on the right.
         prompt_mask: true on real tokens; every row has at least one.
         prompt_index: position of the prompt in the global step, the source of its random numbers.
+        prefix_ids: tokens that stand before those of every prompt, one copy (they are all equal)
+            for each of the S parts into which the mesh shards the prompts; None where prompts are
+            whole.
     """
 
     prompt_ids: Int[jax.Array, "B P"]
     prompt_mask: Bool[jax.Array, "B P"]
     prompt_index: Int[jax.Array, " B"]
+    prefix_ids: Int[jax.Array, "S prefix"] | None = None
 
 
 @flax.struct.dataclass
@@ -47,6 +51,8 @@ class Completions:
         finished: true where the completion ended by itself, false where it hit the length limit.
         greedy: one more completion of each prompt (G = 1), decoded greedily with the others; None
             where the recipe asks for none.
+        entropies: entropy (nats) of the distribution of each token under the whole policy, at the
+            temperature of sampling, greedy decoding included; None where nobody reads them.
     """
 
     completion_ids: Int[jax.Array, "B G C"]
@@ -55,6 +61,7 @@ class Completions:
     decode_logprobs: Float[jax.Array, "B G C"]
     finished: Bool[jax.Array, "B G"]
     greedy: Completions | None = None
+    entropies: Float[jax.Array, "B G C"] | None = None
 
 
 @flax.struct.dataclass

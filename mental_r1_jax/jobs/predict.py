@@ -138,7 +138,7 @@ def _predict(config: ExperimentConfig, name: str, order: Order) -> Path:
     with run_lock(folder):
         # Once more: another process may have been at work until now.
         if not journal.check_facts(output, facts):
-            predictor = make_predictor(model, config, mesh, "evaluate")
+            predictor = make_predictor(model, config, mesh, "predict")
             with journal.Journal(journal.begin(output, facts)) as done:
                 console.print(_first_line(public_name(name), order, done), markup=False)
                 _answer_all(predictor, params, order, done, console)

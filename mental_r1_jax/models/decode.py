@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from mental_r1_jax.models.architecture import AttentionFacts, DecoderConfig
 from mental_r1_jax.models.attention_plain import allowed_own_keys, allowed_prompt_keys
-from mental_r1_jax.models.decode_attention import decode_attention
+from mental_r1_jax.models.decode_attention import PrefixHeads, decode_attention
 from mental_r1_jax.models.embedding import scaled
 from mental_r1_jax.models.layer import Heads, forward_layer, rms_norm
 from mental_r1_jax.models.lora import merge_adapters
@@ -33,11 +33,43 @@ class PromptCache:
         keys: one array a layer (L of them), in the compute dtype.
         values: one array a layer, in the compute dtype.
         mask: true on real prompt tokens.
+        prefix_keys: of the prefix that stands before all prompts, in S copies, see `PromptBatch`;
+            no layers where there is none.
+        prefix_values: of that prefix.
     """
 
     keys: tuple[Float[Array, "B K h P"], ...]
     values: tuple[Float[Array, "B K P h"], ...]
     mask: Bool[Array, "B P"]
+    prefix_keys: tuple[Float[Array, "S K h F"], ...] = ()
+    prefix_values: tuple[Float[Array, "S K F h"], ...] = ()
+
+    def padded(self, mask: Bool[Array, "B P"]) -> PromptCache:
+        """The cache as wide as `mask`, which takes the place of its own."""
+        extra = (0, mask.shape[1] - self.mask.shape[1])
+        return dataclasses.replace(
+            self,
+            keys=tuple(jnp.pad(x, [(0, 0)] * 3 + [extra]) for x in self.keys),
+            values=tuple(jnp.pad(x, [(0, 0)] * 2 + [extra, (0, 0)]) for x in self.values),
+            mask=mask,
+        )
+
+    @property
+    def prefix_length(self) -> int:
+        """Tokens of the prefix, F."""
+        return self.prefix_keys[0].shape[-1] if self.prefix_keys else 0
+
+    def prefix_heads(
+        self, layer: int, positions: Int[Array, "B 1"], window: int | None
+    ) -> PrefixHeads | None:
+        """What a layer attends to before the prompts, from tokens at `positions`."""
+        if not self.prefix_keys:
+            return None
+        allowed = None
+        if window is not None:
+            real = jnp.ones((len(positions), self.prefix_length), bool)
+            allowed = allowed_prompt_keys(real, positions, window)[:, 0]
+        return PrefixHeads(self.prefix_keys[layer], self.prefix_values[layer], allowed)
 
 
 @flax.struct.dataclass
@@ -137,8 +169,9 @@ def decode_step(
 ) -> tuple[Float[Array, "B G D"], CompletionCache]:
     """Run one token of every completion, and put its keys and values into the cache.
 
-    The token in slot i of a completion stands at position ``length of its prompt + i``. In every
-    layer it attends to the real tokens of the prompt and to slots 0 to i of its own completion. The
+    The token in slot i of a completion stands at position ``length of its prompt + i``, the prefix
+    of all prompts included. In every layer it attends to that prefix, to the real tokens of the
+    prompt and to slots 0 to i of its own completion. The
     slot is the same for all completions: those that ended earlier go on with padding, and what is
     computed for it is dropped by the sampler.
 
@@ -158,17 +191,20 @@ def decode_step(
         slot `index` filled.
     """
     index = jnp.asarray(index, jnp.int32)
+    before = prompt_cache.prefix_length
     positions = prompt_cache.mask.sum(-1, dtype=jnp.int32)[:, None] + index
+    places = positions + before if before else positions
     x = jnp.take(params["embedding"], token_ids, axis=0).astype(config.dtype)
     streams: tuple[Array, ...] = (constrain_batch(scaled(x, config)),)
-    slots = prompt_cache.mask.shape[1] + completion_cache.values[0].shape[3]
+    slots = before + prompt_cache.mask.shape[1] + completion_cache.values[0].shape[3]
     kept = []
     for i, facts in enumerate(config.layer_facts(slots)):
         prompt = (prompt_cache.keys[i], prompt_cache.values[i], prompt_cache.mask)
         own = (completion_cache.keys[i], completion_cache.values[i])
-        attend = partial(_attend, index, positions, prompt, own)
+        prefix = prompt_cache.prefix_heads(i, places, facts.window)
+        attend = partial(_attend, index, positions, prefix, prompt, own)
         weights = params["layers"][i]
-        streams, cached = forward_layer(weights, config, facts, streams, (positions,), attend)
+        streams, cached = forward_layer(weights, config, facts, streams, (places,), attend)
         kept.append(cached)
     hidden = rms_norm(params["final_norm"], config, streams[0])
     keys, values = zip(*kept, strict=True)
@@ -178,12 +214,16 @@ def decode_step(
 def _attend(
     index: Int[Array, ""],
     positions: Int[Array, "B 1"],
+    prefix: PrefixHeads | None,
     prompt: tuple[Float[Array, "B K h P"], Float[Array, "B K P h"], Bool[Array, "B P"]],
     own: tuple[Float[Array, "B G K h C"], Float[Array, "B G K C h"]],
     facts: AttentionFacts,
     heads: Heads,
 ) -> tuple[tuple[Array], tuple[Float[Array, "B G K h C"], Float[Array, "B G K C h"]]]:
-    """Put the token's keys and values into slot `index` of its cache, and attend to both caches."""
+    """Put the token's keys and values into slot `index` of its cache, and attend to all caches.
+
+    `positions` count from the first token of the prompt behind the prefix.
+    """
     queries, key, value = heads
     zero = jnp.zeros_like(index)
     keys = jax.lax.dynamic_update_slice(own[0], key[..., None], (zero,) * 4 + (index,))
@@ -192,6 +232,6 @@ def _attend(
     prompt_allowed = allowed_prompt_keys(prompt[2], positions, facts.window)[:, 0]
     own_allowed = allowed_own_keys(index[None], values.shape[3], facts.window)[0]
     mixed = decode_attention(
-        queries, prompt[0], prompt[1], keys, values, prompt_allowed, own_allowed, facts
+        queries, prompt[0], prompt[1], keys, values, prompt_allowed, own_allowed, facts, prefix
     )
     return (mixed,), (keys, values)

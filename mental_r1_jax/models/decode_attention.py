@@ -4,12 +4,14 @@ Keys are kept transposed, ``[..., h, tokens]``, and values as ``[..., tokens, h]
 products have their right operand in the order in which matrix units and vector units want it, and
 no cache is transposed at every token. On CPU that makes the products up to three times as fast.
 
-Axes beside those of `mental_r1_jax.types`: R query heads of one key/value head, h head width, S
-slots of the completion's own cache.
+Axes beside those of `mental_r1_jax.types`: R query heads of one key/value head, h head width, C
+slots of the completion's own cache, S parts of the batch with a copy each of the prefix that all
+prompts share, F tokens of that prefix.
 """
 
 from __future__ import annotations
 
+import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -17,15 +19,31 @@ from mental_r1_jax.models.architecture import AttentionFacts
 from mental_r1_jax.models.attention_plain import HIDDEN_LOGIT, capped
 
 
+@flax.struct.dataclass
+class PrefixHeads:
+    """Keys and values of a prefix that stands before all prompts of the batch.
+
+    Attributes:
+        keys: one copy for each part of the batch.
+        values: one copy for each part of the batch.
+        allowed: true on the tokens of the prefix that are seen; None: all are.
+    """
+
+    keys: Float[Array, "S K h F"]
+    values: Float[Array, "S K F h"]
+    allowed: Bool[Array, "B F"] | None
+
+
 def decode_attention(
     queries: Float[Array, "B G K R h"],
     prompt_keys: Float[Array, "B K h P"],
     prompt_values: Float[Array, "B K P h"],
-    own_keys: Float[Array, "B G K h S"],
-    own_values: Float[Array, "B G K S h"],
+    own_keys: Float[Array, "B G K h C"],
+    own_values: Float[Array, "B G K C h"],
     prompt_allowed: Bool[Array, "B P"],
-    own_allowed: Bool[Array, " S"],
+    own_allowed: Bool[Array, " C"],
     facts: AttentionFacts,
+    prefix: PrefixHeads | None = None,
 ) -> Float[Array, "B G K R h"]:
     """Attend from one token of each completion to its prompt's one copy and to its own tokens.
 
@@ -33,6 +51,9 @@ def decode_attention(
     without joining them: with the common maximum ``m`` and ``e = exp(logit - m)``,
     ``(e_prompt v_prompt + e_own v_own) / (sum e_prompt + sum e_own)``. The G completions are rows
     of one matrix product with the prompt's keys. Logits, exponentials and sums are float32.
+
+    A prefix is a third key set in the same softmax. All completions of all prompts of a part are
+    rows of one product with its keys, which so are read once and not once a prompt.
 
     Args:
         queries: rotated, not scaled.
@@ -43,23 +64,62 @@ def decode_attention(
         prompt_allowed: true on the prompt's tokens that are seen.
         own_allowed: true on the slots of the own cache that are seen, in every completion.
         facts: scale and softcap of the layer; its window is in the masks.
+        prefix: what stands before all prompts; None: nothing.
     """
     num_prompts, group, kv_heads, repeats, width = queries.shape
     queries = queries * jnp.asarray(facts.scale, queries.dtype)
     rows = queries.swapaxes(1, 2).reshape(num_prompts, kv_heads, group * repeats, width)
     to_prompt = capped(_dot("bkmh,bkhp->bkmp", rows, prompt_keys), facts.softcap)
-    to_own = capped(_dot("bgkrh,bgkhs->bgkrs", queries, own_keys), facts.softcap)
+    to_own = capped(_dot("bgkrh,bgkhc->bgkrc", queries, own_keys), facts.softcap)
     to_prompt = jnp.where(prompt_allowed[:, None, None, :], to_prompt, HIDDEN_LOGIT)
     to_own = jnp.where(own_allowed[None, None, None, None, :], to_own, HIDDEN_LOGIT)
     top_prompt = _by_completion(to_prompt.max(-1), group)
     top = jnp.maximum(top_prompt, to_own.max(-1))
+    if prefix is not None:
+        to_prefix = _prefix_logits(queries, prefix, facts)
+        top = jnp.maximum(top, _by_prompt(to_prefix.max(-1), queries.shape))
     top_rows = top.swapaxes(1, 2).reshape(num_prompts, kv_heads, group * repeats)
     from_prompt = jnp.exp(to_prompt - top_rows[..., None])
     from_own = jnp.exp(to_own - top[..., None])
     total = _by_completion(from_prompt.sum(-1), group) + from_own.sum(-1)
     mixed = _by_completion(_dot("bkmp,bkph->bkmh", from_prompt, prompt_values), group)
-    mixed += _dot("bgkrs,bgksh->bgkrh", from_own, own_values)
+    mixed += _dot("bgkrc,bgkch->bgkrh", from_own, own_values)
+    if prefix is not None:
+        from_prefix = jnp.exp(to_prefix - _by_part(top, prefix)[..., None])
+        total += _by_prompt(from_prefix.sum(-1), queries.shape)
+        of_prefix = _dot("skmf,skfh->skmh", from_prefix, prefix.values)
+        mixed += _by_prompt(of_prefix, queries.shape)
     return (mixed / total[..., None]).astype(queries.dtype)
+
+
+def _prefix_logits(
+    queries: Float[Array, "B G K R h"], prefix: PrefixHeads, facts: AttentionFacts
+) -> Float[Array, "S K M F"]:
+    """Logits of all (scaled) queries on the prefix, M = B / S * G * R rows a part and head."""
+    rows = _by_part(queries, prefix)
+    logits = capped(_dot("skmh,skhf->skmf", rows, prefix.keys), facts.softcap)
+    if prefix.allowed is None:
+        return logits
+    num_parts, kv_heads, _, length = logits.shape
+    per_prompt = logits.reshape(num_parts, kv_heads, len(queries) // num_parts, -1, length)
+    seen = prefix.allowed.reshape(num_parts, 1, -1, 1, length)
+    return jnp.where(seen, per_prompt, HIDDEN_LOGIT).reshape(logits.shape)
+
+
+def _by_part(x: Float[Array, "B G K R *h"], prefix: PrefixHeads) -> Float[Array, "S K M *h"]:
+    """Lay the prompts of a part of the batch end to end."""
+    num_prompts, group, kv_heads, repeats, *rest = x.shape
+    num_parts = len(prefix.keys)
+    split = x.reshape(num_parts, num_prompts // num_parts * group, kv_heads, repeats, *rest)
+    return split.swapaxes(1, 2).reshape(num_parts, kv_heads, -1, *rest)
+
+
+def _by_prompt(rows: Array, shape: tuple[int, ...]) -> Array:
+    """``[S, K, M, ...] -> [B, G, K, R, ...]`` for queries of `shape`."""
+    num_prompts, group, kv_heads, repeats, _ = shape
+    num_parts, _, _, *rest = rows.shape
+    split = rows.reshape(num_parts, kv_heads, -1, repeats, *rest).swapaxes(1, 2)
+    return split.reshape(num_prompts, group, kv_heads, repeats, *rest)
 
 
 def _dot(subscripts: str, left: Array, right: Array) -> Array:

@@ -46,6 +46,9 @@ from mental_r1_jax.models.parameters import (
 )
 from mental_r1_jax.types import Batch, TraceBatch
 
+# Widths of prompts in which the pass after a prefix is compiled: at most so many, in such steps.
+MAX_PREFILLS, PREFILL_STEP = 4, 32
+
 __all__ = [
     "CompletionCache",
     "DecoderConfig",
@@ -70,6 +73,8 @@ __all__ = [
     "param_shardings",
     "parameter_count",
     "prefill",
+    "prefill_after_prefix",
+    "prefill_widths",
     "trained_shardings",
     "unembed",
     "unembed_matrix",
@@ -124,6 +129,83 @@ def _attend_within_prompts(
     """Attend within the prompts; keep keys and values."""
     keys, values = heads[1:]
     return (prompt_attention(*heads, facts),), (keys.swapaxes(1, 2), values.swapaxes(1, 2))
+
+
+def prefill_after_prefix(
+    params: PyTree,
+    config: DecoderConfig,
+    prefix_ids: Int[Array, "S F"],
+    prompt_ids: Int[Array, "B P"],
+    prompt_mask: Bool[Array, "B P"],
+) -> tuple[Float[Array, "B D"], PromptCache]:
+    """Run prompts that all continue the same prefix, and that prefix once; see `prefill`.
+
+    It is the forward pass of a group whose prompt is the prefix and whose completions are the
+    prompts. On a mesh the prompts are sharded, and each of its S parts has a prefix of its own, so
+    that nothing of the prompts is exchanged.
+
+    What is padding in all prompts is not run: the program holds the pass for a few widths, and
+    takes the smallest that holds the longest prompt. So one program, whose decoding loop takes
+    longest to compile, serves short and long prompts. The cache is as wide as `prompt_ids`.
+    """
+    widths = prefill_widths(prompt_ids.shape[1])
+
+    def run(width: int, ids: Array, mask: Array) -> tuple[Array, PromptCache]:
+        state, cache = _prefill_after(params, config, prefix_ids, ids[:, :width], mask[:, :width])
+        return state, cache.padded(mask)
+
+    longest = prompt_mask.sum(-1, dtype=jnp.int32).max()
+    fitting = sum((longest > width).astype(jnp.int32) for width in widths[:-1])
+    return jax.lax.switch(
+        jnp.asarray(fitting), [partial(run, width) for width in widths], prompt_ids, prompt_mask
+    )
+
+
+def prefill_widths(length: int) -> tuple[int, ...]:
+    """Widths, the greatest `length`, in which `prefill_after_prefix` can run prompts."""
+    step = -(-length // (PREFILL_STEP * MAX_PREFILLS)) * PREFILL_STEP
+    return (*range(step, length, step), length)
+
+
+def _prefill_after(
+    params: PyTree, config: DecoderConfig, prefix_ids: Array, prompt_ids: Array, prompt_mask: Array
+) -> tuple[Array, PromptCache]:
+    """`prefill_after_prefix` in one width."""
+    num_parts, before = prefix_ids.shape
+    rest = prompt_ids.reshape(num_parts, -1, prompt_ids.shape[1])
+    rest_mask = prompt_mask.reshape(rest.shape)
+    length = rest.shape[2]
+    streams = tuple(embed(params["embedding"], config, x) for x in (prefix_ids, rest))
+    positions = (jnp.arange(before)[None], before + jnp.arange(length)[None, None])
+    attend = partial(_attend_after_prefix, jnp.ones(prefix_ids.shape, bool), rest_mask)
+    (_, states), kept = run_layers(
+        params["layers"], config, before + length, streams, positions, attend
+    )
+    states = states.reshape(*prompt_ids.shape, states.shape[-1])
+    hidden = rms_norm(params["final_norm"], config, _last_real(states, prompt_mask))
+    prefix_keys, prefix_values, keys, values = zip(*kept, strict=True)
+    by_prompt = len(prompt_ids), config.num_kv_heads
+    return hidden, PromptCache(
+        keys=tuple(x.reshape(*by_prompt, config.head_dim, length) for x in keys),
+        values=tuple(x.reshape(*by_prompt, length, config.head_dim) for x in values),
+        mask=prompt_mask,
+        prefix_keys=prefix_keys,
+        prefix_values=prefix_values,
+    )
+
+
+def _attend_after_prefix(
+    prefix_mask: Bool[Array, "S F"],
+    prompt_mask: Bool[Array, "S N P"],
+    facts: AttentionFacts,
+    prefix: Heads,
+    prompts: Heads,
+) -> tuple[tuple[Array, Array], tuple[Array, Array, Array, Array]]:
+    """Attend within the prefix, and from prompts to it and themselves; keep keys and values."""
+    mixed = shared_prefix_attention(prefix, prompts, prefix_mask, prompt_mask, facts)
+    keys = (prefix[1].transpose(0, 2, 3, 1), prompts[1].transpose(0, 1, 3, 4, 2))
+    values = (prefix[2].swapaxes(1, 2), prompts[2].swapaxes(2, 3))
+    return mixed, (keys[0], values[0], keys[1], values[1])
 
 
 def forward(

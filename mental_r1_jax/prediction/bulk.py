@@ -20,7 +20,7 @@ from mental_r1_jax.data.unlabelled import PostId, UnlabelledPost
 from mental_r1_jax.evaluation.metrics import vote
 from mental_r1_jax.prediction.label_scores import refuse_non_finite
 from mental_r1_jax.prediction.predictor import Predictor, ask, length_batches
-from mental_r1_jax.rollout.collect import prompt_width
+from mental_r1_jax.prediction.prompt_shape import PromptShape
 from mental_r1_jax.text.answers import AnswerReader
 from mental_r1_jax.text.prompts import RenderedPrompt, render_prompt
 from mental_r1_jax.text.stages import GRAMMAR, Grammar
@@ -66,11 +66,13 @@ class PostBatch:
         posts: the posts, each once.
         prompts: their prompts, as many as a batch has rows; none where the posts are empty.
         rows: of each prompt the position of its post in the file.
+        shape: in which the prompts are run.
     """
 
     posts: tuple[UnlabelledPost, ...]
     prompts: tuple[RenderedPrompt, ...] = ()
     rows: tuple[int, ...] = ()
+    shape: PromptShape | None = None
 
 
 def answer_posts(
@@ -143,11 +145,15 @@ def _filled_batches(
     prompts = [
         render_prompt(tokenizer, question, post.text, limit, asking.grammar) for post in posts
     ]
+    # Whatever a small window has in common beyond the question would be one more compiled shape.
+    others = [render_prompt(tokenizer, question, text, limit, asking.grammar) for text in "ab"]
+    shape = PromptShape.of(prompts, others)
     return [
         PostBatch(
             posts=tuple(posts[place] for place in dict.fromkeys(batch)),
             prompts=tuple(prompts[place] for place in batch),
             rows=tuple(posts[place].row for place in batch),
+            shape=shape,
         )
         for batch in length_batches(prompts, config.evaluate.batch_size)
     ]
@@ -155,10 +161,9 @@ def _filled_batches(
 
 def _start(predictor: Predictor, params: Any, batch: PostBatch) -> Completions | None:
     """Answers under way; None where there is nothing to answer."""
-    if not batch.prompts:
+    if batch.shape is None:
         return None
-    width = prompt_width(batch.prompts, predictor.config.rollout.prompt_lengths)
-    return ask(predictor, params, batch.prompts, width, batch.rows)[1]
+    return ask(predictor, params, batch.prompts, batch.rows, batch.shape)
 
 
 def _records(

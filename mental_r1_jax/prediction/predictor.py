@@ -6,18 +6,16 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float
 
-from mental_r1_jax import hosts, sharding
+from mental_r1_jax import hosts
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.data.records import Example
 from mental_r1_jax.evaluation.completion_tokens import CompletionTokens
 from mental_r1_jax.evaluation.kept_batches import KeptBatches
 from mental_r1_jax.evaluation.metrics import Prediction, vote, vote_shares
-from mental_r1_jax.models import decoder as network
 from mental_r1_jax.opening.model_source import ModelSource
 from mental_r1_jax.prediction.label_scores import (
     LabelScorer,
@@ -25,12 +23,12 @@ from mental_r1_jax.prediction.label_scores import (
     make_label_scorer,
     refuse_non_finite,
 )
+from mental_r1_jax.prediction.prompt_shape import PromptShape
 from mental_r1_jax.prediction.token_entropies import completion_tokens
-from mental_r1_jax.programs.step_programs import as_word, bind_sampler, traces_of
+from mental_r1_jax.programs.step_programs import as_word, bind_sampler
 from mental_r1_jax.rollout.collect import (
     ScoredCompletion,
-    pad_prompts,
-    prompt_width,
+    ScoredGroups,
     render_prompts,
     score_completions,
 )
@@ -39,7 +37,7 @@ from mental_r1_jax.text.answers import AnswerReader
 from mental_r1_jax.text.forced_answer import forced_answer
 from mental_r1_jax.text.prompts import RenderedPrompt
 from mental_r1_jax.text.wording import grammar_of
-from mental_r1_jax.types import Completions, PromptBatch, TraceBatch
+from mental_r1_jax.types import Completions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +49,6 @@ class Predictor:
         config: the recipe; `rollout` lengths, `evaluate` batch size and votes, `rewards` matching.
         mesh: where the weights live.
         sample: `(params, prompts, seed, step) -> Completions`, see `StepPrograms`.
-        entropies: `(params, traces) -> [B, votes, C]`, nats.
         confidence: whence predictions get probabilities of labels: `evaluate.confidence`, and
             nowhere in validation.
         labels: scores labels, where the probabilities come from there.
@@ -62,7 +59,6 @@ class Predictor:
     config: ExperimentConfig
     mesh: Mesh
     sample: Callable[..., Any]
-    entropies: Callable[..., Any]
     confidence: Literal["none", "votes", "labels"] = "none"
     labels: LabelScorer | None = None
     keep_tokens: bool = False
@@ -72,29 +68,20 @@ def make_predictor(
     model: ModelSource,
     config: ExperimentConfig,
     mesh: Mesh,
-    use: Literal["validate", "evaluate"],
+    use: Literal["validate", "evaluate", "predict"],
 ) -> Predictor:
-    """Bind everything static; programs compile at their first call, one for each prompt length."""
+    """Bind everything static; programs compile at their first call, one for each shape.
+
+    For all uses but evaluation, predictions are without entropies and probabilities of labels.
+    """
     settings = sampler_settings(
         config, use, eos_ids=model.tokenizer.eos_ids, pad_id=model.tokenizer.pad_id
     )
-
-    def entropies(params: Any, traces: TraceBatch) -> jax.Array:
-        return network.completion_stats(
-            params,
-            traces,
-            config=model.decoder,
-            temperature=config.rollout.temperature,
-            chunk_size=config.model.logprob_chunk_size,
-        )[1]
-
     sample = bind_sampler(model.decoder, settings, mesh)
-    by_prompt = sharding.batch_sharding(mesh, 3)
-    measure = jax.jit(entropies, out_shardings=by_prompt)
     confidence = config.evaluate.confidence if use == "evaluate" else "none"
     labels = make_label_scorer(model, config, mesh) if confidence == "labels" else None
     keep_tokens = use == "evaluate" and config.evaluate.shown_answers > 0
-    return Predictor(model, config, mesh, sample, measure, confidence, labels, keep_tokens)
+    return Predictor(model, config, mesh, sample, confidence, labels, keep_tokens)
 
 
 def predict(
@@ -121,16 +108,17 @@ def predict(
     grammar, limit = grammar_of(config.text), config.rollout.max_prompt_length
     prompts = render_prompts(predictor.model.tokenizer, posts, limit, grammar)
     size = config.evaluate.batch_size
+    shape = PromptShape.of(prompts)
     predictions: dict[int, Prediction] = {}
     for number, batch in enumerate(length_batches(prompts, size)):
 
         def answer(batch: list[int] = batch) -> dict[int, Prediction]:
-            return _answer(predictor, params, posts, prompts, batch, reader)
+            return _answer(predictor, params, posts, prompts, batch, reader, shape)
 
         if keep is None:
             predictions |= answer()
         else:
-            predictions |= _answer_once(keep, posts, prompts, batch, answer)
+            predictions |= _answer_once(keep, posts, prompts, batch, answer, shape)
         on_batch(min((number + 1) * size, len(posts)), len(posts))
     return hosts.all_items(predictions.items())
 
@@ -152,12 +140,13 @@ def _answer_once(
     prompts: Sequence[RenderedPrompt],
     batch: list[int],
     answer: Callable[[], dict[int, Prediction]],
+    shape: PromptShape,
 ) -> dict[int, Prediction]:
     """Predictions of a batch by row, on every process: those that are kept, else from `answer`."""
     rows = sorted(set(batch))
     # Questions are in the prompts; how posts were truncated is, too.
     facts = [(row, prompts[row].ids, posts[row]) for row in batch]
-    key = keep.key([*facts, *(posts[row].text for row in rows)])
+    key = keep.key([shape, *facts, *(posts[row].text for row in rows)])
     own = keep.read(key, [posts[row] for row in rows]) if hosts.is_first() else None
     found = hosts.all_items(enumerate(own or []))
     if found:
@@ -175,12 +164,12 @@ def _answer(
     prompts: Sequence[RenderedPrompt],
     batch: list[int],
     reader: AnswerReader,
+    shape: PromptShape,
 ) -> dict[int, Prediction]:
     """Predictions by row, of those rows of a batch that this process holds."""
-    config = predictor.config
-    width = prompt_width([prompts[row] for row in batch], config.rollout.prompt_lengths)
     rows = [batch[place] for place in hosts.local_rows(predictor.mesh, len(batch))]
-    groups, entropies, sampled = _generate(predictor, params, posts, prompts, rows, width, reader)
+    sampled = ask(predictor, params, [prompts[row] for row in rows], rows, shape)
+    groups, entropies = _read(predictor, [posts[row] for row in rows], sampled, reader)
     chosen = [_vote(posts[row], groups.completions[i], reader) for i, row in enumerate(rows)]
     shares = _probabilities(
         predictor, params, [prompts[row] for row in rows], chosen, sampled, reader
@@ -188,7 +177,7 @@ def _answer(
     ids = hosts.fetch_rows(sampled.completion_ids)
 
     def tokens_of(place: int) -> CompletionTokens | None:
-        if not predictor.keep_tokens:
+        if not predictor.keep_tokens or entropies is None:
             return None
         vote = chosen[place].place
         completion, measured = groups.completions[place][vote], entropies[place, vote]
@@ -201,7 +190,7 @@ def _answer(
             chosen[place],
             groups.completions[place],
             groups.stage_mask[place],
-            entropies[place],
+            None if entropies is None else entropies[place],
             shares[place],
             tokens_of(place),
         )
@@ -209,47 +198,39 @@ def _answer(
     }
 
 
-def _generate(
-    predictor: Predictor,
-    params: Any,
-    posts: Any,
-    prompts: Any,
-    rows: list[int],
-    width: int,
-    reader: AnswerReader,
-) -> tuple[Any, Float[np.ndarray, "B votes C"], Completions]:
-    """Sample completions for `rows`, parse them, and measure their entropies."""
-    tokenizer = predictor.model.tokenizer
-    batch, completions = ask(predictor, params, [prompts[row] for row in rows], width, rows)
-    entropies = predictor.entropies(params, traces_of(batch, completions))
-    posts = [posts[row] for row in rows]
-    grammar = grammar_of(predictor.config.text)
+def _read(
+    predictor: Predictor, posts: Sequence[Example], completions: Completions, reader: AnswerReader
+) -> tuple[ScoredGroups, Float[np.ndarray, "B votes C"] | None]:
+    """Wait for the completions of this process's posts and parse them; entropies where measured."""
+    tokenizer, grammar = predictor.model.tokenizer, grammar_of(predictor.config.text)
     groups = score_completions(tokenizer, posts, completions, (), reader, grammar)
-    measured = hosts.fetch_rows(entropies)
-    refuse_non_finite(measured, hosts.fetch_rows(completions.completion_mask))
-    return groups, measured, completions
+    wanted = (completions.decode_logprobs, completions.completion_mask)
+    refuse_non_finite(*map(hosts.fetch_rows, wanted))
+    measured = completions.entropies
+    return groups, None if measured is None else hosts.fetch_rows(measured)
 
 
 def ask(
     predictor: Predictor,
     params: Any,
     prompts: Sequence[RenderedPrompt],
-    width: int,
     rows: Sequence[int],
-) -> tuple[PromptBatch, Completions]:
+    shape: PromptShape,
+) -> Completions:
     """Start sampling answers to a batch of prompts; the device may be at work for long after.
 
     Args:
         predictor: from `make_predictor`.
         params: weights on the predictor's mesh.
         prompts: this process's share of the batch.
-        width: the compiled prompt length that holds them.
         rows: positions in all posts: votes of a post draw their own noise whatever batch it falls
             into.
+        shape: of prompts that these are among.
     """
     pad_id, seed = predictor.model.tokenizer.pad_id, as_word(predictor.config.run.seed)
-    batch = hosts.put_batch(predictor.mesh, pad_prompts(prompts, width, pad_id, rows))
-    return batch, predictor.sample(params, batch, seed, as_word(0))
+    batch = shape.place(predictor.mesh, prompts, pad_id, rows)
+    completions: Completions = predictor.sample(params, batch, seed, as_word(0))
+    return completions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,14 +289,16 @@ def _prediction(
     chosen: _Vote,
     completions: Sequence[ScoredCompletion],
     stage_mask: Bool[np.ndarray, "votes S C"],
-    entropies: Float[np.ndarray, "votes C"],
+    entropies: Float[np.ndarray, "votes C"] | None,
     probabilities: dict[str, float] | None,
     tokens: CompletionTokens | None,
 ) -> Prediction:
-    """The prediction of one post, with the text and the entropies of the completion chosen."""
+    """The prediction of one post, with the text of the completion chosen and its entropies."""
     completion = completions[chosen.place]
     stages = tuple(
-        float(entropies[chosen.place][mask].mean()) if mask.any() else None
+        float(entropies[chosen.place][mask].mean())
+        if entropies is not None and mask.any()
+        else None
         for mask in stage_mask[chosen.place]
     )
     return Prediction(

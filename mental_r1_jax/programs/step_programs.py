@@ -135,6 +135,8 @@ def bind_sampler(decoder: DecoderConfig, settings: SamplerSettings, mesh: Mesh) 
         return sharding.batch_sharding(mesh, ndim)
 
     where = Completions(rows(3), rows(3), rows(3), rows(3), rows(2))
+    if settings.entropies:
+        where = dataclasses.replace(where, entropies=rows(3))
     if settings.greedy_row:
         where = dataclasses.replace(where, greedy=where)
     return Program(jax.jit(sample, out_shardings=where))

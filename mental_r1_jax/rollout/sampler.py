@@ -14,11 +14,11 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
 from mental_r1_jax.config import ExperimentConfig, RolloutConfig
 from mental_r1_jax.models import decoder
-from mental_r1_jax.rollout.sampling import greedy_token, sample_token
+from mental_r1_jax.rollout.sampling import entropy, greedy_token, sample_token
 from mental_r1_jax.sharding import constrain_batch, constrain_logits
 from mental_r1_jax.types import Completions, PromptBatch
 
-Use = Literal["train", "validate", "evaluate", "verify"]
+Use = Literal["train", "validate", "evaluate", "predict", "verify"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,7 @@ class SamplerSettings:
         eos_ids: any of these tokens ends a completion.
         pad_id: token that fills the places after the end.
         greedy_row: decode one more completion of each prompt, greedily, beside the G drawn ones.
+        entropies: measure the entropy of each token as well.
     """
 
     rollout: RolloutConfig
@@ -40,6 +41,7 @@ class SamplerSettings:
     eos_ids: tuple[int, ...]
     pad_id: int
     greedy_row: bool = False
+    entropies: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -54,7 +56,8 @@ def sampler_settings(
 
     Training draws `rollout.num_generations` completions, and decodes one greedily beside them where
     `crpo.advantage_baseline` is "greedy". Validation and verification decode one
-    greedily. Evaluation does so too, unless `evaluate.num_votes` asks for several samples to vote.
+    greedily. Evaluation and prediction in bulk do so too, unless `evaluate.num_votes` asks for
+    several samples to vote. Evaluation alone shows entropies.
 
     Args:
         config: the recipe.
@@ -66,9 +69,12 @@ def sampler_settings(
         completions, greedy = config.rollout.num_generations, False
         greedy_row = config.decoded_completions > completions
     else:
-        completions = config.evaluate.num_votes if use == "evaluate" else 1
+        completions = config.evaluate.num_votes if use in ("evaluate", "predict") else 1
         greedy, greedy_row = completions == 1, False
-    return SamplerSettings(config.rollout, completions, greedy, eos_ids, pad_id, greedy_row)
+    entropies = use == "evaluate"
+    return SamplerSettings(
+        config.rollout, completions, greedy, eos_ids, pad_id, greedy_row, entropies
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +116,8 @@ def decoding_segments(settings: SamplerSettings) -> tuple[Segment, ...]:
 class _Rows:
     """What every completion that is still run carries; g counts the rows of the segment.
 
-    `greedy` marks the row that takes the likeliest token, None where all rows are alike.
+    `greedy` marks the row that takes the likeliest token, None where all rows are alike;
+    `entropies` is None where they are not wanted.
     """
 
     hidden: Float[Array, "B g D"]
@@ -121,6 +128,7 @@ class _Rows:
     sampler_logprobs: Float[Array, "B g C"]
     decode_logprobs: Float[Array, "B g C"]
     greedy: Bool[Array, "B g"] | None
+    entropies: Float[Array, "B g C"] | None
 
 
 @flax.struct.dataclass
@@ -142,7 +150,8 @@ def sample_completions(
 ) -> Completions:
     """Sample G completions of each prompt; pure, and the same on any number of devices.
 
-    Each prompt is prefilled once and its keys and values are shared by the group. The noise of a
+    Each prompt is prefilled once and its keys and values are shared by the group; so is a prefix of
+    all prompts, for all of them. The noise of a
     token is one uniform number from (step key, prompt index, completion, position). The loop ends
     as soon as every completion has. With `settings.greedy_row` the group has one row more, which
     changes nothing about the others.
@@ -156,9 +165,13 @@ def sample_completions(
             `prompts`.
     """
     with jax.named_scope("prefill"):
-        hidden, prompt_cache = decoder.prefill(
-            params, config, prompts.prompt_ids, prompts.prompt_mask
-        )
+        whole = (prompts.prompt_ids, prompts.prompt_mask)
+        if prompts.prefix_ids is None:
+            hidden, prompt_cache = decoder.prefill(params, config, *whole)
+        else:
+            hidden, prompt_cache = decoder.prefill_after_prefix(
+                params, config, prompts.prefix_ids, *whole
+            )
     weights = decoder.decoding_params(params, config)
 
     def advance(state: _DecodeState) -> _DecodeState:
@@ -167,12 +180,14 @@ def sample_completions(
             logits = constrain_logits(decoder.unembed(weights, config, rows.hidden))
         with jax.named_scope("draw"):
             uniform = jax.lax.dynamic_index_in_dim(rows.noise, state.index, axis=2, keepdims=False)
-            token, *logprobs = _draw(logits, uniform, rows.greedy, settings)
+            token, *measured = _draw(logits, uniform, rows.greedy, settings)
+            if settings.entropies:
+                measured.append(entropy(logits, settings.rollout.temperature))
             token = constrain_batch(jnp.where(rows.finished, settings.pad_id, token))
         hidden, cache = decoder.decode_step(
             weights, config, token, state.index, prompt_cache, state.cache
         )
-        rows = _record(rows, state.index, token, logprobs, settings.eos_ids)
+        rows = _record(rows, state.index, token, measured, settings.eos_ids)
         return _DecodeState(state.index + 1, dataclasses.replace(rows, hidden=hidden), cache)
 
     noise = constrain_batch(
@@ -191,6 +206,7 @@ def sample_completions(
         sampler_logprobs=done.sampler_logprobs,
         decode_logprobs=done.decode_logprobs,
         finished=done.finished,
+        entropies=done.entropies,
     )
     if not settings.greedy_row:
         return everything
@@ -217,6 +233,7 @@ def _first_rows(
         sampler_logprobs=jnp.zeros(noise.shape, jnp.float32),
         decode_logprobs=jnp.zeros(noise.shape, jnp.float32),
         greedy=greedy,
+        entropies=jnp.zeros(noise.shape, jnp.float32) if settings.entropies else None,
     )
 
 
@@ -301,16 +318,19 @@ def _record(
     rows: _Rows,
     index: Int[Array, ""],
     token: Int[Array, "B g"],
-    logprobs: Sequence[Float[Array, "B g"]],
+    measured: Sequence[Float[Array, "B g"]],
     eos_ids: tuple[int, ...],
 ) -> _Rows:
-    """Write the token at `index`; completions that had ended before keep pads and zeros."""
+    """Write the token at `index`; completions that had ended before keep pads and zeros.
+
+    `measured` are the two log-probs of `_Rows`, and the entropies where they are wanted.
+    """
     ends = (token[..., None] == jnp.asarray(eos_ids, jnp.int32)[None, None, :]).any(axis=-1)
 
     def put(row: Array, value: Array) -> Array:
         return jax.lax.dynamic_update_slice_in_dim(row, value[..., None], index, axis=2)
 
-    sampler, decode = (jnp.where(rows.finished, 0.0, logprob) for logprob in logprobs)
+    sampler, decode, *entropies = (jnp.where(rows.finished, 0.0, x) for x in measured)
     return dataclasses.replace(
         rows,
         finished=rows.finished | ends,
@@ -318,6 +338,7 @@ def _record(
         ids=put(rows.ids, token),
         sampler_logprobs=put(rows.sampler_logprobs, sampler),
         decode_logprobs=put(rows.decode_logprobs, decode),
+        entropies=None if rows.entropies is None else put(rows.entropies, entropies[0]),
     )
 
 

@@ -73,6 +73,15 @@ def greedy_token(
     return ids, logprobs, logprobs
 
 
+def entropy(logits: Float[jax.Array, "B G V"], temperature: float) -> Float[jax.Array, "B G"]:
+    """Entropy (nats) of p = softmax(logits / temperature), ``-sum_v p_v log p_v``; float32.
+
+    A probability that underflows adds nothing.
+    """
+    logprobs = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature, axis=-1)
+    return -(jnp.exp(logprobs) * logprobs).sum(axis=-1)
+
+
 def _pick(values: Float[jax.Array, "B G V"], ids: Int[jax.Array, "B G"]) -> Float[jax.Array, "B G"]:
     """values[b, g, ids[b, g]]."""
     return jnp.take_along_axis(values, ids[..., None], axis=-1)[..., 0]

@@ -23,12 +23,12 @@ KEPT = "finished batches are kept"
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of every batch that is generated; programs are compiled once for all evaluations."""
     generated: list[int] = []
-    generate, make = prediction._generate, evaluate.make_predictor
+    ask, make = prediction.ask, evaluate.make_predictor
     made: list[prediction.Predictor] = []
 
     def count(*arguments):
-        result = generate(*arguments)
-        generated.append(len(arguments[4]))
+        result = ask(*arguments)
+        generated.append(len(arguments[2]))
         return result
 
     @functools.wraps(make)
@@ -36,7 +36,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         made.append(make(*arguments) if not made else made[0])
         return made[-1]
 
-    monkeypatch.setattr(prediction, "_generate", count)
+    monkeypatch.setattr(prediction, "ask", count)
     monkeypatch.setattr(evaluate, "make_predictor", make_once)
     return generated
 

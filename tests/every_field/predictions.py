@@ -10,8 +10,8 @@ import pytest
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.jobs import evaluate
 from mental_r1_jax.opening.model_source import open_model
+from mental_r1_jax.prediction import label_scores, validation
 from mental_r1_jax.prediction import predictor as predict
-from mental_r1_jax.prediction import validation
 from mental_r1_jax.training.metrics import Writers
 from tests.every_field import toys
 from tests.every_field.lab import Lab
@@ -36,13 +36,17 @@ class _Nobody:
 def _patch_network(lab: Lab, config: ExperimentConfig, text: str) -> Shapes:
     """Put the script in place of the network; gets the shapes that will be run."""
     shapes: Shapes = []
+    ask = predict.ask
 
-    def stats(params: Any, batch: Any, **options: Any) -> Any:
-        shapes.append((batch.prompt_ids.shape, batch.completion_ids.shape))
-        return toys.toy_stats(params, batch, **options)
+    def asked(predictor: Any, params: Any, prompts: Any, *others: Any) -> Any:
+        completions = ask(predictor, params, prompts, *others)
+        longest = max(len(prompt.ids) for prompt in prompts)
+        shapes.append(((len(prompts), longest), completions.completion_ids.shape))
+        return completions
 
     patch_sampler(lab, open_model(config.model.path, config).tokenizer, text)
-    lab.patch.setattr(predict.network, "completion_stats", stats)
+    lab.patch.setattr(predict, "ask", asked)
+    lab.patch.setattr(label_scores.network, "completion_stats", toys.toy_stats)
     return shapes
 
 

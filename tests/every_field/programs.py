@@ -27,7 +27,7 @@ from mental_r1_jax.release import verify
 from mental_r1_jax.rollout.sampler import sample_completions
 from mental_r1_jax.runs.training_run import open_training_run
 from mental_r1_jax.training.metrics import Writers
-from mental_r1_jax.types import PromptBatch, TraceBatch
+from mental_r1_jax.types import PromptBatch
 from tests.every_field.lab import Lab
 
 
@@ -109,16 +109,6 @@ def verification_sampler(lab: Lab, config: ExperimentConfig) -> str:
     return str(_of_verification(lab, config))
 
 
-def validation_entropies(lab: Lab, config: ExperimentConfig) -> str:
-    """What measures the entropies of a validation."""
-    return str(_entropies_of(predictor_of_validation(lab, config)))
-
-
-def evaluation_entropies(lab: Lab, config: ExperimentConfig) -> str:
-    """What measures the entropies of an evaluation."""
-    return str(_entropies_of(predictor_of_evaluation(lab, config)))
-
-
 def evaluation_mesh(lab: Lab, config: ExperimentConfig) -> Any:
     """How the devices are laid out in `mental-r1 evaluate`."""
     try:
@@ -183,15 +173,6 @@ def _sampler_of(predictor: Predictor) -> Any:
     """Jaxpr of a predictor's sampler."""
     params, word = decoder.abstract_params(predictor.model.decoder), as_word(0)
     return jax.make_jaxpr(predictor.sample.jitted)(params, _prompts(8), word, word)
-
-
-def _entropies_of(predictor: Predictor) -> Any:
-    """Jaxpr of what measures entropies."""
-    words = jax.ShapeDtypeStruct((8, 1, 4), jnp.int32)
-    prompts = _prompts(8)
-    traces = TraceBatch(prompts.prompt_ids, prompts.prompt_mask, words, words.update(dtype=bool))
-    params = decoder.abstract_params(predictor.model.decoder)
-    return jax.make_jaxpr(predictor.entropies)(params, traces)
 
 
 def _of_verification(lab: Lab, config: ExperimentConfig) -> Any:

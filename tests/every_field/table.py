@@ -59,14 +59,15 @@ VOTES = {"evaluate.num_votes": 3}
 # Keys that say how tokens are drawn.
 DRAWN = {"rollout.temperature": 2.0, "rollout.top_p": 0.5, "rollout.top_k": 1}
 # Parts that render prompts.
-PROMPTED = (
-    probes.asked_prompts,
+PROMPTED = (probes.asked_prompts, probes.cold_start_shapes)
+# Those that run prompts as long as they are, and what counts the tokens of posts.
+FITTED = (
+    verbs.verified_prompt,
+    verbs.sampled_prompt,
+    verbs.reported,
     predictions.validated_shapes,
     predictions.evaluated_shapes,
-    probes.cold_start_shapes,
 )
-# Those that make one prompt of a post, and what counts the tokens of posts.
-FITTED = (verbs.verified_prompt, verbs.sampled_prompt, verbs.reported)
 TIGHT = {"rollout.max_prompt_length": 180}
 # Parts that lay out devices.
 MESHES = (probes.mesh, probes.mesh_of_cold_start, programs.evaluation_mesh)
@@ -107,9 +108,7 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
         programs.training_scorer,
         programs.training_update,
         programs.validation_sampler,
-        programs.validation_entropies,
         programs.evaluation_sampler,
-        programs.evaluation_entropies,
         programs.sample_sampler,
         probes.cold_start_update,
         probes.exported,
@@ -119,8 +118,6 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
         2,
         programs.training_scorer,
         programs.training_update,
-        programs.validation_entropies,
-        programs.evaluation_entropies,
         probes.cold_start_update,
     ),
     "model.lora.rank": everywhere(3, *ADAPTED, given=LORA),
@@ -150,9 +147,7 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
     "rollout.max_prompt_length": everywhere(
         590, *PROMPTED, *((probe, TIGHT) for probe in FITTED), programs.training_update
     ),
-    "rollout.prompt_length_buckets": everywhere(
-        [590], *PROMPTED, (verbs.sampled_prompt, {"rollout.max_prompt_length": 900})
-    ),
+    "rollout.prompt_length_buckets": everywhere([590], *PROMPTED),
     "rollout.max_completion_length": everywhere(
         60,
         probes.asked_completions,
@@ -171,9 +166,8 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
         programs.training_sampler,
         programs.training_scorer,
         programs.training_update,
+        programs.evaluation_sampler,
         (programs.evaluation_sampler, VOTES),
-        programs.validation_entropies,
-        programs.evaluation_entropies,
     ),
     "rollout.top_p": everywhere(
         0.5,

@@ -55,6 +55,9 @@ def scripted_decoder(tokenizer: Tokenizer, text: str) -> Any:
     def prefill(params: Any, config: Any, ids: Any, mask: Any) -> Any:
         return jnp.broadcast_to(row(0), (ids.shape[0], logits.shape[1])), jnp.zeros(())
 
+    def prefill_after_prefix(params: Any, config: Any, prefix: Any, ids: Any, mask: Any) -> Any:
+        return prefill(params, config, ids, mask)
+
     def decode_step(
         params: Any, config: Any, ids: Any, index: Any, prompt_cache: Any, cache: Any
     ) -> Any:
@@ -62,6 +65,7 @@ def scripted_decoder(tokenizer: Tokenizer, text: str) -> Any:
 
     return SimpleNamespace(
         prefill=prefill,
+        prefill_after_prefix=prefill_after_prefix,
         decode_step=decode_step,
         decoding_params=lambda params, config: params,
         init_completion_cache=lambda config, *sizes: jnp.zeros(()),

@@ -19,7 +19,7 @@ from mental_r1_jax.models.attention_plain import (
     prompt_attention,
     shared_prefix_attention,
 )
-from mental_r1_jax.models.decode_attention import decode_attention
+from mental_r1_jax.models.decode_attention import PrefixHeads, decode_attention
 from mental_r1_jax.models.rope import RopeScaling, rope_frequencies, rotate
 from mental_r1_jax.sharding import MESH_AXES
 
@@ -100,6 +100,43 @@ def test_one_token_attends_like_the_last_of_a_sequence(facts: AttentionFacts) ->
         allowed_own_keys(jnp.asarray([T - 1]), T, facts.window)[0],
         facts,
     )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@every_kind
+def test_a_shared_prefix_is_as_if_each_prompt_began_with_it(
+    facts: AttentionFacts, parts: int
+) -> None:
+    """One token after three of a prefix, some of a prompt and four of its own."""
+    before, slots = 3, 4
+    prompts, position = np.asarray([5, 2]), np.asarray([[5], [2]]) + slots - 1
+    queries = jnp.asarray(3 * draw(B, G, K, R, WIDTH))
+    prefix = draw(1, K, WIDTH, before), draw(1, K, before, WIDTH)
+    keys, values = draw(B, K, WIDTH, P), draw(B, K, P, WIDTH)
+    own = draw(B, G, K, WIDTH, slots), draw(B, G, K, slots, WIDTH)
+    real = np.arange(P)[None] < prompts[:, None]
+    own_allowed = allowed_own_keys(jnp.asarray([slots - 1]), slots, facts.window)[0]
+
+    def attend(keys, values, mask, positions, prefix) -> np.ndarray:
+        allowed = allowed_prompt_keys(jnp.asarray(mask), positions, facts.window)[:, 0]
+        arrays = map(jnp.asarray, (keys, values, *own))
+        return decode_attention(queries, *arrays, allowed, own_allowed, facts, prefix)
+
+    copies = [np.repeat(x, B, axis=0) for x in prefix]
+    expected = attend(
+        np.concatenate([copies[0], keys], axis=3),
+        np.concatenate([copies[1], values], axis=2),
+        np.concatenate([np.ones((B, before), bool), real], axis=1),
+        jnp.asarray(position + before),
+        None,
+    )
+    seen = allowed_prompt_keys(
+        jnp.ones((B, before), bool), jnp.asarray(position + before), facts.window
+    )[:, 0]
+    allowed = None if facts.window is None else seen
+    heads = PrefixHeads(*(jnp.repeat(jnp.asarray(x), parts, axis=0) for x in prefix), allowed)
+    found = attend(keys, values, real, jnp.asarray(position), heads)
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
 
 

@@ -40,6 +40,41 @@ def test_decoding_token_by_token_equals_the_forward_pass(params, inputs, hidden,
         np.testing.assert_allclose(np.asarray(state)[real], hidden[:, :, i + 1][real], **CLOSE)
 
 
+@pytest.mark.parametrize("longest", [PROMPT, 4, 3], ids=lambda n: f"longest_{n}")
+def test_prompts_after_a_prefix_are_run_like_whole_ones(
+    params, inputs, after_prefix, longest
+) -> None:
+    """Six tokens of prefix, more than the window of the second layer; rests of 7, 4 and 1.
+
+    The pass is compiled for 2, 4, 6 and 7 tokens; prompts of up to 4, and of up to 3, take 4.
+    """
+    assert decoder.prefill_widths(PROMPT) == (2, 4, 6, 7)
+    forward, run, step = after_prefix
+    rest, mask, ids, completion_mask = inputs
+    mask = mask & (jnp.arange(PROMPT) < longest)
+    prefix = np.random.default_rng(9).integers(0, CONFIG.vocab_size, (1, 6))
+    whole = jnp.concatenate([jnp.asarray(prefix.repeat(NUM_PROMPTS, 0)), rest], axis=1)
+    whole_mask = jnp.pad(mask, [(0, 0), (6, 0)], constant_values=True)
+    expected = np.asarray(forward(params, CONFIG, whole, whole_mask, ids, completion_mask))
+    state, prompt_cache = run(params, CONFIG, prefix, rest, mask)
+    np.testing.assert_allclose(state, expected[:, 0, 0], **CLOSE)
+    cache = decoder.init_completion_cache(CONFIG, NUM_PROMPTS, GROUP, 3)
+    weights = decoder.decoding_params(params, CONFIG)
+    for i in range(3):
+        state, cache = step(weights, CONFIG, ids[:, :, i], i, prompt_cache, cache)
+        real = np.asarray(completion_mask[:, :, i])
+        np.testing.assert_allclose(np.asarray(state)[real], expected[:, :, i + 1][real], **CLOSE)
+
+
+@pytest.fixture(scope="module")
+def after_prefix():
+    """Whole pass, pass after a prefix in widths that are multiples of 2, and step; jitted."""
+    functions = decoder.forward, decoder.prefill_after_prefix, decoder.decode_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoder, "PREFILL_STEP", 2)
+        yield tuple(jax.jit(function, static_argnums=1) for function in functions)
+
+
 def test_padding_columns_and_their_content_change_nothing(params, inputs, hidden) -> None:
     def padded(ids: jax.Array, mask: jax.Array, extra: int) -> tuple[np.ndarray, np.ndarray]:
         """More padding, and another token in all of it."""

@@ -15,6 +15,7 @@ from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.models.tiny import make_tiny_model
 from mental_r1_jax.prediction import bulk
 from mental_r1_jax.prediction.predictor import Predictor
+from mental_r1_jax.prediction.prompt_shape import PromptShape
 from mental_r1_jax.text.tokenizer import load_tokenizer
 from mental_r1_jax.types import Completions
 from tests.every_field.toys import CORPUS
@@ -63,7 +64,7 @@ def predictor(recipe: Recipe, tokenizer: Any) -> Callable[..., Predictor]:
     def make(**evaluate: Any) -> Predictor:
         model: Any = SimpleNamespace(tokenizer=tokenizer)
         nothing: Any = None
-        return Predictor(model, recipe(**evaluate), nothing, nothing, nothing)
+        return Predictor(model, recipe(**evaluate), nothing, nothing)
 
     return make
 
@@ -73,17 +74,22 @@ class Script:
 
     Attributes:
         texts: (row, vote) -> completion; one that is longer than `LENGTH` does not end.
-        asked: prompts, width and rows of every batch that was asked about.
+        asked: prompts, rows and shape of every batch that was asked about.
     """
 
     def __init__(self, texts: Callable[[int, int], str]) -> None:
         self.texts = texts
-        self.asked: list[tuple[list[Any], int, list[int]]] = []
+        self.asked: list[tuple[list[Any], list[int], PromptShape]] = []
 
     def __call__(
-        self, predictor: Predictor, params: Any, prompts: Sequence[Any], width: int, rows: Any
-    ) -> tuple[None, Completions]:
-        self.asked.append((list(prompts), width, list(rows)))
+        self,
+        predictor: Predictor,
+        params: Any,
+        prompts: Sequence[Any],
+        rows: Any,
+        shape: PromptShape,
+    ) -> Completions:
+        self.asked.append((list(prompts), list(rows), shape))
         votes, tokenizer = predictor.config.evaluate.num_votes, predictor.model.tokenizer
         ids = np.zeros((len(rows), votes, LENGTH), np.int32)
         lengths = np.zeros((len(rows), votes), np.int32)
@@ -96,7 +102,7 @@ class Script:
                 ids[place, one, : len(tokens)], lengths[place, one] = tokens, len(tokens)
         mask = jnp.asarray(np.arange(LENGTH) < lengths[..., None])
         logprobs = jnp.zeros(ids.shape)
-        return None, Completions(jnp.asarray(ids), mask, logprobs, logprobs, jnp.asarray(finished))
+        return Completions(jnp.asarray(ids), mask, logprobs, logprobs, jnp.asarray(finished))
 
 
 @pytest.fixture

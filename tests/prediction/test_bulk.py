@@ -84,7 +84,7 @@ def test_odd_posts_are_flagged_and_none_is_lost(predictor, script) -> None:
     assert {row: record["label"] for row, record in records.items()} == {
         row: SPEC.labels[row % 2] for row in (1, 3, 5, 6, 7, 8)
     }
-    assert sorted(row for _, _, rows in asked.asked for row in set(rows)) == sorted(records)
+    assert sorted(row for _, rows, _ in asked.asked for row in set(rows)) == sorted(records)
 
 
 def test_batches_hold_posts_of_like_length_and_the_last_is_filled(predictor, script) -> None:
@@ -93,12 +93,9 @@ def test_batches_hold_posts_of_like_length_and_the_last_is_filled(predictor, scr
     list(
         answer_posts(predictor(batch_size=2), {}, posts_of(long, short, long, short, short), ASKING)
     )
-    assert [(width, rows) for _, width, rows in asked.asked] == [
-        (300, [1, 3]),
-        (330, [4, 0]),
-        (330, [2, 2]),
-    ]
-    assert all(len(prompt.ids) <= width for prompts, width, _ in asked.asked for prompt in prompts)
+    assert [rows for _, rows, _ in asked.asked] == [[1, 3], [4, 0], [2, 2]]
+    for prompts, _, shape in asked.asked:
+        assert shape.shared and max(len(one.ids) for one in prompts) <= shape.shared + shape.rest
 
 
 def test_an_answer_that_does_not_end_or_cannot_be_read(predictor, script) -> None:
@@ -133,9 +130,9 @@ def test_logits_that_are_no_numbers_are_refused(predictor, script, monkeypatch) 
     one = script(labelled)
 
     def broken(*arguments):
-        completions = one(*arguments)[1]
+        completions = one(*arguments)
         wrong = completions.decode_logprobs.at[0, 0, 0].set(jnp.nan)
-        return None, dataclasses.replace(completions, decode_logprobs=wrong)
+        return dataclasses.replace(completions, decode_logprobs=wrong)
 
     monkeypatch.setattr(bulk, "ask", broken)
     with pytest.raises(UserError, match="NaN or infinity at 1 of"):
@@ -151,11 +148,13 @@ def test_logits_that_are_no_numbers_are_refused(predictor, script, monkeypatch) 
 def test_every_row_comes_once_and_the_rest_is_the_same_wherever_it_goes_on(
     predictor, script, lengths, size, done
 ) -> None:
-    script(labelled)
+    asked = script(labelled)
     posts = posts_of(*("tea " * length for length in lengths))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bulk, "WINDOW_BATCHES", 3)
         whole = list(answer_posts(predictor(batch_size=size), {}, posts, ASKING))
+        shapes = [shape for *_, shape in asked.asked]
+        asked.asked.clear()
         rest = list(answer_posts(predictor(batch_size=size), {}, iter(posts), ASKING, done))
     rows = [record["row"] for batch in whole for record in batch]
     assert sorted(rows) == list(range(len(posts)))
@@ -163,3 +162,6 @@ def test_every_row_comes_once_and_the_rest_is_the_same_wherever_it_goes_on(
     # No row is further from its place than a window.
     assert all(row // (3 * size) <= place // (3 * size) for place, row in enumerate(rows))
     assert rest == whole[done:]
+    # What is run for them is the same, too: other shapes could round otherwise.
+    assert [shape for *_, shape in asked.asked] == shapes[len(shapes) - len(asked.asked) :]
+    assert len({one.shared for one in shapes}) <= 1  # one for the question, whatever a window has

@@ -81,10 +81,14 @@ def as_batch(prompts: PromptBatch, completions: Completions) -> Batch:
 
 
 @functools.partial(jax.jit, static_argnames="temperature")
-def logprobs_at(params: Any, batch: Batch, *, temperature: float) -> jax.Array:
+def stats_at(params: Any, batch: Batch, *, temperature: float) -> tuple[jax.Array, jax.Array]:
     return decoder.completion_stats(
         params, batch, config=CONFIG, temperature=temperature, chunk_size=3
-    )[0]
+    )
+
+
+def logprobs_at(params: Any, batch: Batch, *, temperature: float) -> jax.Array:
+    return stats_at(params, batch, temperature=temperature)[0]
 
 
 def training_logprobs(params: Any, prompts: PromptBatch, completions: Completions) -> np.ndarray:
@@ -105,6 +109,50 @@ def test_decode_logprobs_are_the_training_pass_s_at_the_sampling_temperature(
     # The untempered distribution would be far away.
     untempered = logprobs_at(params, as_batch(prompts, completions), temperature=1.0)
     assert np.abs(np.asarray(untempered) - recomputed)[mask].max() > 0.1
+
+
+@pytest.mark.parametrize("greedy", [False, True], ids=["votes", "greedy"])
+def test_entropies_of_the_loop_are_those_of_the_training_pass(params, prompts, greedy):
+    """At the temperature of sampling, also where the likeliest token is taken."""
+    settings = dataclasses.replace(SETTINGS, greedy=greedy, entropies=True)
+    found = compiled(settings)(params, prompts, step_key(0, 1))
+    expected = stats_at(params, as_batch(prompts, found), temperature=TEMPERATURE)[1]
+    mask = np.asarray(found.completion_mask)
+    measured = np.asarray(found.entropies)
+    # 2e-5 nats is about 40 float32 roundings of the largest entropy (ln 149 = 5).
+    np.testing.assert_allclose(measured[mask], np.asarray(expected)[mask], atol=2e-5)
+    assert measured[mask].std() > 0.1 and (measured[~mask] == 0).all() and (~mask).any()
+
+
+def test_entropies_change_nothing_else(params, prompts, completions):
+    measured = compiled(dataclasses.replace(SETTINGS, entropies=True))
+    found = measured(params, prompts, step_key(0, 1))
+    np.testing.assert_array_equal(found.completion_ids, completions.completion_ids)
+    np.testing.assert_array_equal(found.completion_mask, completions.completion_mask)
+    assert completions.entropies is None
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_prompts_with_a_common_beginning_continue_as_whole_ones_do(params, devices):
+    """The rests have 1 to 6 tokens; the eight devices hold a copy of the beginning each."""
+    settings, begin = dataclasses.replace(SETTINGS, entropies=True), 5
+    rest = random_prompts()
+    prefix = np.random.default_rng(5).integers(0, CONFIG.vocab_size, (1, begin)).astype(np.int32)
+    whole = rest.replace(
+        prompt_ids=np.concatenate([prefix.repeat(NUM_PROMPTS, 0), rest.prompt_ids], axis=1),
+        prompt_mask=np.pad(rest.prompt_mask, [(0, 0), (begin, 0)], constant_values=True),
+    )
+    sample = compiled(settings)
+    expected = sample(params, jax.tree.map(jnp.asarray, whole), step_key(0, 1))
+    mesh = sharding.make_mesh(devices, 1, 1, jax.devices()[:devices])
+    shared = put_batch(mesh, rest.replace(prefix_ids=prefix.repeat(devices, 0)))
+    found = sample(jax.device_put(params, sharding.replicated(mesh)), shared, step_key(0, 1))
+    assert len(found.completion_ids.sharding.device_set) == devices
+    for name in ("completion_ids", "completion_mask", "finished"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    # As between one and eight devices: two orders of the same sums in float32.
+    for name in ("sampler_logprobs", "decode_logprobs", "entropies"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=2e-5)
 
 
 def test_truncated_sampling_differs_by_the_log_of_the_kept_mass(params, prompts):
