@@ -18,9 +18,10 @@ def test_both_answer_the_common_posts_and_ours_all(tmp_path: Path) -> None:
     done = run(*command)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
-    (ours,), (theirs,) = report["runs"]["predict"], report["runs"]["transformers"]
+    (ours,), (unshared,), (theirs,) = report["runs"].values()
     assert (ours["batches"], theirs["batches"], report["all"]["batches"]) == (3, 3, 10)
-    for one in (ours, theirs, report["all"]):
+    assert list(report["same_answers"].values()) == [12, 12]
+    for one in (ours, unshared, theirs, report["all"]):
         assert 0 < one["bytes_at_quarters"][-1] <= one["peak_bytes"]
         assert one["rows_per_second"] > one["rows"] / one["whole_seconds"] > 0
     assert "| predict, all posts | 40 |" in done.stdout

@@ -51,7 +51,7 @@ def test_prompts_after_a_prefix_are_run_like_whole_ones(
     assert decoder.prefill_widths(PROMPT) == (2, 4, 6, 7)
     forward, run, step = after_prefix
     rest, mask, ids, completion_mask = inputs
-    mask = mask & (jnp.arange(PROMPT) < longest)
+    mask = mask & (jnp.arange(PROMPT) < longest)[None]
     prefix = np.random.default_rng(9).integers(0, CONFIG.vocab_size, (1, 6))
     whole = jnp.concatenate([jnp.asarray(prefix.repeat(NUM_PROMPTS, 0)), rest], axis=1)
     whole_mask = jnp.pad(mask, [(0, 0), (6, 0)], constant_values=True)

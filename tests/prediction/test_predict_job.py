@@ -152,7 +152,7 @@ def test_killed_three_times_it_ends_as_if_undisturbed(
     assert Path(f"out{suffix}").read_bytes() == Path(f"whole{suffix}").read_bytes()
     assert not Path(f"out{suffix}.unfinished").exists()
     # Rows that were answered twice: those of the batches under way in a kill, and no others.
-    times = [row for _, _, rows in asked.asked for row in set(rows)]
+    times = [row for _, rows, _ in asked.asked for row in set(rows)]
     assert len(times) - len(set(times)) <= 3 * 2 * 4
 
 
