@@ -84,15 +84,15 @@ class CompletionCache:
         values: one array a layer, in the compute dtype.
     """
 
-    keys: tuple[Float[Array, "B G K h C"], ...]
-    values: tuple[Float[Array, "B G K C h"], ...]
+    keys: tuple[Float[Array, "B K G h C"], ...]
+    values: tuple[Float[Array, "B K G C h"], ...]
 
 
 def init_completion_cache(
     config: DecoderConfig, num_prompts: int, num_completions: int, length: int
 ) -> CompletionCache:
     """Return an empty cache with `length` slots for each of B x G completions."""
-    heads = (num_prompts, num_completions, config.num_kv_heads)
+    heads = (num_prompts, config.num_kv_heads, num_completions)
 
     def empty(*shape: int) -> tuple[Array, ...]:
         return tuple(jnp.zeros(heads + shape, config.dtype) for _ in range(config.num_layers))
@@ -216,15 +216,15 @@ def _attend(
     positions: Int[Array, "B 1"],
     prefix: PrefixHeads | None,
     prompt: tuple[Float[Array, "B K h P"], Float[Array, "B K P h"], Bool[Array, "B P"]],
-    own: tuple[Float[Array, "B G K h C"], Float[Array, "B G K C h"]],
+    own: tuple[Float[Array, "B K G h C"], Float[Array, "B K G C h"]],
     facts: AttentionFacts,
     heads: Heads,
-) -> tuple[tuple[Array], tuple[Float[Array, "B G K h C"], Float[Array, "B G K C h"]]]:
+) -> tuple[tuple[Array], tuple[Float[Array, "B K G h C"], Float[Array, "B K G C h"]]]:
     """Put the token's keys and values into slot `index` of its cache, and attend to all caches.
 
     `positions` count from the first token of the prompt behind the prefix.
     """
-    queries, key, value = heads
+    queries, (key, value) = heads[0], (x.swapaxes(1, 2) for x in heads[1:])
     zero = jnp.zeros_like(index)
     keys = jax.lax.dynamic_update_slice(own[0], key[..., None], (zero,) * 4 + (index,))
     at = (zero, zero, zero, index, zero)

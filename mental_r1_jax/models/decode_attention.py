@@ -38,8 +38,8 @@ def decode_attention(
     queries: Float[Array, "B G K R h"],
     prompt_keys: Float[Array, "B K h P"],
     prompt_values: Float[Array, "B K P h"],
-    own_keys: Float[Array, "B G K h C"],
-    own_values: Float[Array, "B G K C h"],
+    own_keys: Float[Array, "B K G h C"],
+    own_values: Float[Array, "B K G C h"],
     prompt_allowed: Bool[Array, "B P"],
     own_allowed: Bool[Array, " C"],
     facts: AttentionFacts,
@@ -66,38 +66,32 @@ def decode_attention(
         facts: scale and softcap of the layer; its window is in the masks.
         prefix: what stands before all prompts; None: nothing.
     """
-    num_prompts, group, kv_heads, repeats, width = queries.shape
-    queries = queries * jnp.asarray(facts.scale, queries.dtype)
-    rows = queries.swapaxes(1, 2).reshape(num_prompts, kv_heads, group * repeats, width)
-    to_prompt = capped(_dot("bkmh,bkhp->bkmp", rows, prompt_keys), facts.softcap)
-    to_own = capped(_dot("bgkrh,bgkhc->bgkrc", queries, own_keys), facts.softcap)
-    to_prompt = jnp.where(prompt_allowed[:, None, None, :], to_prompt, HIDDEN_LOGIT)
-    to_own = jnp.where(own_allowed[None, None, None, None, :], to_own, HIDDEN_LOGIT)
-    top_prompt = _by_completion(to_prompt.max(-1), group)
-    top = jnp.maximum(top_prompt, to_own.max(-1))
+    queries = (queries * jnp.asarray(facts.scale, queries.dtype)).swapaxes(1, 2)
+    to_prompt = capped(_dot("bkgrh,bkhp->bkgrp", queries, prompt_keys), facts.softcap)
+    to_prompt = jnp.where(prompt_allowed[:, None, None, None, :], to_prompt, HIDDEN_LOGIT)
+    to_own = capped(_dot("bkgrh,bkghc->bkgrc", queries, own_keys), facts.softcap)
+    to_own = jnp.where(own_allowed, to_own, HIDDEN_LOGIT)
+    top = jnp.maximum(to_prompt.max(-1), to_own.max(-1))
     if prefix is not None:
         to_prefix = _prefix_logits(queries, prefix, facts)
-        top = jnp.maximum(top, _by_prompt(to_prefix.max(-1), queries.shape))
-    top_rows = top.swapaxes(1, 2).reshape(num_prompts, kv_heads, group * repeats)
-    from_prompt = jnp.exp(to_prompt - top_rows[..., None])
-    from_own = jnp.exp(to_own - top[..., None])
-    total = _by_completion(from_prompt.sum(-1), group) + from_own.sum(-1)
-    mixed = _by_completion(_dot("bkmp,bkph->bkmh", from_prompt, prompt_values), group)
-    mixed += _dot("bgkrc,bgkch->bgkrh", from_own, own_values)
+        top = jnp.maximum(top, _by_prompt(to_prefix.max(-1), queries))
+    from_prompt, from_own = (jnp.exp(logits - top[..., None]) for logits in (to_prompt, to_own))
+    total = from_prompt.sum(-1) + from_own.sum(-1)
+    mixed = _dot("bkgrp,bkph->bkgrh", from_prompt, prompt_values)
+    mixed += _dot("bkgrc,bkgch->bkgrh", from_own, own_values)
     if prefix is not None:
         from_prefix = jnp.exp(to_prefix - _by_part(top, prefix)[..., None])
-        total += _by_prompt(from_prefix.sum(-1), queries.shape)
+        total += _by_prompt(from_prefix.sum(-1), queries)
         of_prefix = _dot("skmf,skfh->skmh", from_prefix, prefix.values)
-        mixed += _by_prompt(of_prefix, queries.shape)
-    return (mixed / total[..., None]).astype(queries.dtype)
+        mixed += _by_prompt(of_prefix, queries)
+    return (mixed / total[..., None]).astype(queries.dtype).swapaxes(1, 2)
 
 
 def _prefix_logits(
-    queries: Float[Array, "B G K R h"], prefix: PrefixHeads, facts: AttentionFacts
+    queries: Float[Array, "B K G R h"], prefix: PrefixHeads, facts: AttentionFacts
 ) -> Float[Array, "S K M F"]:
     """Logits of all (scaled) queries on the prefix, M = B / S * G * R rows a part and head."""
-    rows = _by_part(queries, prefix)
-    logits = capped(_dot("skmh,skhf->skmf", rows, prefix.keys), facts.softcap)
+    logits = capped(_dot("skmh,skhf->skmf", _by_part(queries, prefix), prefix.keys), facts.softcap)
     if prefix.allowed is None:
         return logits
     num_parts, kv_heads, _, length = logits.shape
@@ -106,30 +100,24 @@ def _prefix_logits(
     return jnp.where(seen, per_prompt, HIDDEN_LOGIT).reshape(logits.shape)
 
 
-def _by_part(x: Float[Array, "B G K R *h"], prefix: PrefixHeads) -> Float[Array, "S K M *h"]:
+def _by_part(x: Float[Array, "B K G R *h"], prefix: PrefixHeads) -> Float[Array, "S K M *h"]:
     """Lay the prompts of a part of the batch end to end."""
-    num_prompts, group, kv_heads, repeats, *rest = x.shape
+    num_prompts, kv_heads, _, _, *rest = x.shape
     num_parts = len(prefix.keys)
-    split = x.reshape(num_parts, num_prompts // num_parts * group, kv_heads, repeats, *rest)
+    split = x.reshape(num_parts, num_prompts // num_parts, kv_heads, -1, *rest)
     return split.swapaxes(1, 2).reshape(num_parts, kv_heads, -1, *rest)
 
 
-def _by_prompt(rows: Array, shape: tuple[int, ...]) -> Array:
-    """``[S, K, M, ...] -> [B, G, K, R, ...]`` for queries of `shape`."""
-    num_prompts, group, kv_heads, repeats, _ = shape
-    num_parts, _, _, *rest = rows.shape
-    split = rows.reshape(num_parts, kv_heads, -1, repeats, *rest).swapaxes(1, 2)
-    return split.reshape(num_prompts, group, kv_heads, repeats, *rest)
+def _by_prompt(
+    x: Float[Array, "S K M *h"], queries: Float[Array, "B K G R h"]
+) -> Float[Array, "B K G R *h"]:
+    """The inverse of `_by_part`, for the rows of `queries`."""
+    num_parts, kv_heads, _, *rest = x.shape
+    split = x.reshape(num_parts, kv_heads, len(queries) // num_parts, -1, *rest)
+    return split.swapaxes(1, 2).reshape(*queries.shape[:4], *rest)
 
 
 def _dot(subscripts: str, left: Array, right: Array) -> Array:
     """Matrix product in the dtype of the cache, accumulated in float32."""
     left = left.astype(right.dtype)
     return jnp.einsum(subscripts, left, right, preferred_element_type=jnp.float32)
-
-
-def _by_completion(rows: Array, group: int) -> Array:
-    """``[B, K, G * R, ...] -> [B, G, K, R, ...]``."""
-    num_prompts, kv_heads, count, *rest = rows.shape
-    split = rows.reshape(num_prompts, kv_heads, group, count // group, *rest)
-    return split.swapaxes(1, 2)

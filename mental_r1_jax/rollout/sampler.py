@@ -273,10 +273,12 @@ def _keep_unfinished(
     """Keep `count` rows of each group, unfinished ones first; `places` says where they belong."""
     order = jnp.argsort(state.rows.finished, axis=1, stable=True)[:, :count]
 
-    def keep(array: Array) -> Array:
-        return jax.vmap(lambda rows, kept: rows[kept])(array, order)
+    def keep(array: Array, axis: int = 1) -> Array:
+        of_prompt = functools.partial(jnp.take, axis=axis - 1)
+        return jax.vmap(of_prompt)(array, order)
 
-    rows, cache = jax.tree.map(keep, (state.rows, state.cache))
+    rows = jax.tree.map(keep, state.rows)
+    cache = jax.tree.map(functools.partial(keep, axis=2), state.cache)
     return keep(places), _DecodeState(state.index, rows, cache)
 
 

@@ -127,7 +127,7 @@ def test_what_a_token_launches_is_counted(tiny: TinyStep) -> None:
     """
     rollout, update = tiny.plan.phases[0], tiny.plan.phases[-1]
     assert rollout.token is not None and update.moved is not None
-    assert 14 <= rollout.token.layer <= 47
+    assert 14 <= rollout.token.layer <= 36
     assert 100 <= rollout.token.others <= 670
     smallest_weight = 2 * WIDTH * MODEL["num_key_value_heads"] * HEAD // 2
     assert 0 < rollout.token.layer_bytes < smallest_weight / 100

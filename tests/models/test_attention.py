@@ -94,8 +94,8 @@ def test_one_token_attends_like_the_last_of_a_sequence(facts: AttentionFacts) ->
         arrays[1][0][:, :, -1],
         arrays[0][1].transpose(0, 2, 3, 1),
         arrays[0][2].swapaxes(1, 2),
-        arrays[1][1].transpose(0, 1, 3, 4, 2),
-        arrays[1][2].swapaxes(2, 3),
+        arrays[1][1].transpose(0, 3, 1, 4, 2),
+        arrays[1][2].transpose(0, 3, 1, 2, 4),
         allowed_prompt_keys(arrays[2], positions, facts.window)[:, 0],
         allowed_own_keys(jnp.asarray([T - 1]), T, facts.window)[0],
         facts,
@@ -114,7 +114,7 @@ def test_a_shared_prefix_is_as_if_each_prompt_began_with_it(
     queries = jnp.asarray(3 * draw(B, G, K, R, WIDTH))
     prefix = draw(1, K, WIDTH, before), draw(1, K, before, WIDTH)
     keys, values = draw(B, K, WIDTH, P), draw(B, K, P, WIDTH)
-    own = draw(B, G, K, WIDTH, slots), draw(B, G, K, slots, WIDTH)
+    own = draw(B, K, G, WIDTH, slots), draw(B, K, G, slots, WIDTH)
     real = np.arange(P)[None] < prompts[:, None]
     own_allowed = allowed_own_keys(jnp.asarray([slots - 1]), slots, facts.window)[0]
 
