@@ -44,6 +44,7 @@ from mental_r1_jax.prediction.bulk import (
     columns_of,
 )
 from mental_r1_jax.prediction.predictor import Predictor, make_predictor
+from mental_r1_jax.prediction.prompt_shape import PREFIX_STEP, REST_STEP
 from mental_r1_jax.private_files import check_writable, make_private_folder
 from mental_r1_jax.runs.interruption import ends_with_a_line
 from mental_r1_jax.runs.run_lock import run_lock
@@ -301,6 +302,7 @@ def _facts_of_model(
         "votes": config.evaluate.num_votes,
         "batch_size": config.evaluate.batch_size,
         "window": WINDOW_BATCHES,
+        "prompt_steps": [PREFIX_STEP, REST_STEP],
         "answer_match": config.rewards.answer_match,
         "compute_dtype": config.model.compute_dtype,
         "seed": config.run.seed,
