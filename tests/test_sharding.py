@@ -131,3 +131,26 @@ def test_forward_and_gradient_on_eight_devices_equal_one_device() -> None:
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6),
                  grad, expected_grad)  # fmt: skip
+
+
+@pytest.mark.parametrize("group", [4, 3])
+def test_each_device_loops_for_its_own_rows(group: int) -> None:
+    """Halve every row until its sum is below 1; a group of 3 does not divide over `tensor`."""
+
+    def turns(rows: jax.Array) -> jax.Array:
+        def halve(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            left, count = state
+            large = left >= 1.0
+            return jnp.where(large, left / 2, left), count + large
+
+        start = rows.sum(axis=-1), jnp.zeros(rows.shape[:-1])
+        return jax.lax.while_loop(lambda state: (state[0] >= 1.0).any(), halve, start)[1]
+
+    rows = np.exp2(np.arange(8.0 * group)).reshape(8, group, 1).astype(np.float32)
+    mesh = sharding.make_mesh(2, 2, 2)
+    placed = jax.device_put(rows, sharding.batch_sharding(mesh, 3))
+    mapped = jax.jit(lambda rows: sharding.on_own_rows(turns, rows))
+    np.testing.assert_array_equal(mapped(placed), 1 + np.arange(8 * group).reshape(8, group))
+    assert "all-reduce" not in mapped.lower(placed).compile().as_text()
+    plain = jax.jit(turns).lower(placed).compile().as_text()
+    assert "all-reduce" in plain

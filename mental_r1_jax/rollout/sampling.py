@@ -55,10 +55,25 @@ def truncate(
     if top_p < 1.0:
         # The barriers keep XLA from computing the exponentials again in every pass that reads them.
         probs = jax.lax.optimization_barrier(probs)
-        threshold = on_own_rows(lambda rows: nucleus_threshold(rows, top_p)[0], probs)
+        threshold = _threshold(probs, top_p)
         kept = jnp.where(probs >= threshold[..., None], probs, 0.0)
         probs = jax.lax.optimization_barrier(kept)
     return probs
+
+
+def _threshold(probs: Float[jax.Array, "B G V"], top_p: float) -> Float[jax.Array, "B G"]:
+    """The threshold of the nucleus; on TPUs each device searches for its own rows alone.
+
+    XLA for CPUs ends the process at the search inside of a `shard_map` (a check in
+    `hlo_casting_utils`, jaxlib 0.10.2), and exchanges between CPU devices cost little.
+    """
+    device = jax.typeof(probs).sharding.mesh.abstract_device
+
+    def search(rows: Float[jax.Array, "b g V"]) -> Float[jax.Array, "b g"]:
+        return nucleus_threshold(rows, top_p)[0]
+
+    on_tpus = device is not None and device.platform == "tpu"
+    return on_own_rows(search, probs) if on_tpus else search(probs)
 
 
 def greedy_token(
