@@ -64,8 +64,9 @@ def truncate(
 def _threshold(probs: Float[jax.Array, "B G V"], top_p: float) -> Float[jax.Array, "B G"]:
     """The threshold of the nucleus; on TPUs each device searches for its own rows alone.
 
-    XLA for CPUs ends the process at the search inside of a `shard_map` (a check in
-    `hlo_casting_utils`, jaxlib 0.10.2), and exchanges between CPU devices cost little.
+    XLA for CPUs ends the process at the search inside of a `shard_map` (a check of its own, that a
+    barrier is no element of a tuple, in jaxlib 0.10.2), and exchanges between CPU devices cost
+    little.
     """
     device = jax.typeof(probs).sharding.mesh.abstract_device
 

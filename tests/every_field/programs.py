@@ -203,9 +203,9 @@ def _loops(jaxpr: Any) -> list[list[int]]:
     found = []
     for equation in jaxpr.eqns:
         if equation.primitive.name == "while":
-            # Keys come before values, which are [B, g, K, slots, h]; nothing else has five axes.
+            # Keys come before values, which are [B, K, g, slots, h]; nothing else has five axes.
             *_, values = (v.aval.shape for v in equation.outvars if len(v.aval.shape) == 5)
-            found.append([values[1], values[3]])
+            found.append([values[2], values[3]])
         elif "jaxpr" in equation.params:
             found += _loops(equation.params["jaxpr"])
     return found

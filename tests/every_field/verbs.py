@@ -76,7 +76,8 @@ def sampled_prompt(lab: Lab, config: ExperimentConfig) -> Any:
         return real(predictor, params, posts, labels)
 
     def stop(params: Any, prompts: Any, *randomness: Any) -> Any:
-        asked.append(np.asarray(prompts.prompt_ids).tolist())
+        before = [] if prompts.prefix_ids is None else np.asarray(prompts.prefix_ids).tolist()
+        asked.append([before, np.asarray(prompts.prompt_ids).tolist()])
         raise Caught
 
     lab.patch.setattr(sample, "load_weights", lambda *a, **k: {})
