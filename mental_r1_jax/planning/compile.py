@@ -21,7 +21,7 @@ from mental_r1_jax.planning.chips import CHIPS, Chip
 from mental_r1_jax.planning.hlo import parse_program
 from mental_r1_jax.planning.known_models import planned_decoder
 from mental_r1_jax.planning.memory import phase_parts
-from mental_r1_jax.planning.operations import moved_bytes, token_operations
+from mental_r1_jax.planning.operations import token_operations
 from mental_r1_jax.planning.plan import PhasePlan, Plan
 from mental_r1_jax.planning.roofline import phase_time
 from mental_r1_jax.planning.topologies import Topology, topology_devices
@@ -129,21 +129,16 @@ def plan_phase(
     seconds = time.perf_counter() - started
     read = parse_program(compiled.as_text())
     found = collectives(read, work.devices, slices)
-    layers = work.model.num_layers
-    token = token_operations(read, layers) if phase == "rollout" else None
-    moved = moved_bytes(read)
-    # A rollout's bytes beside the method's are those of its loop, which holds nearly all of them.
-    tokens = work.config.rollout.max_completion_length
-    extra = token.bytes_of_all(layers) * tokens if token else moved.only_moving
+    rollout = phase == "rollout"
+    token = token_operations(read, work.model.num_layers) if rollout else None
     return PhasePlan(
         phase=phase,
         parts=phase_parts(phase, compiled.memory_analysis(), held),
         needed=None,
         traffic=by_kind(found),
-        time=phase_time(phase, work, chip, found, extra),
+        time=phase_time(phase, work, chip, found),
         compile_seconds=seconds,
         token=token,
-        moved=moved,
     )
 
 

@@ -15,7 +15,7 @@ _BYTES = {
     **{"pred": 1, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "s16": 2, "u16": 2, "f16": 2},
     **{"bf16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16},
 }
-_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^{}]*\})?")
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _CALLED = re.compile(r"\b(?:calls|to_apply)=%?([\w.\-]+)|\bbranch_computations=\{([^}]*)\}")
@@ -28,17 +28,10 @@ _COMBINING = {
 
 @dataclass(frozen=True)
 class Array:
-    """One array of a program, as large as it is on one device.
-
-    Attributes:
-        dtype: as XLA names it.
-        shape: sizes of its axes.
-        on_chip: whether it lies in the memory of the core (VMEM of a TPU), not in HBM.
-    """
+    """One array of a program, as large as it is on one device."""
 
     dtype: str
     shape: tuple[int, ...]
-    on_chip: bool = False
 
     @property
     def bytes(self) -> int:
@@ -210,8 +203,8 @@ def parse_program(text: str) -> Program:
 def arrays_in(shape: str) -> tuple[Array, ...]:
     """The arrays that a shape names, in order."""
     return tuple(
-        Array(dtype, tuple(int(n) for n in dims.split(",") if n), "S(1)" in layout)
-        for dtype, dims, layout in _ARRAY.findall(re.sub(r"/\*.*?\*/", "", shape))
+        Array(dtype, tuple(int(n) for n in dims.split(",") if n))
+        for dtype, dims in _ARRAY.findall(re.sub(r"/\*.*?\*/|\{[^{}]*\}", "", shape))
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mental_r1_jax.planning.chips import Chip
-from mental_r1_jax.planning.operations import Moved, TokenOperations
+from mental_r1_jax.planning.operations import TokenOperations
 from mental_r1_jax.planning.roofline import ASSUMPTIONS, PhaseTime
 from mental_r1_jax.planning.workload import Workload
 
@@ -25,7 +25,6 @@ class PhasePlan:
         time: None where it did not compile.
         compile_seconds: how long this machine took to compile it.
         token: of a rollout, what the chip launches for one token.
-        moved: bytes that one run of the program moves.
     """
 
     phase: str
@@ -35,7 +34,6 @@ class PhasePlan:
     time: PhaseTime | None
     compile_seconds: float
     token: TokenOperations | None = None
-    moved: Moved | None = None
 
     @property
     def peak(self) -> float:

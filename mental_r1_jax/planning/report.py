@@ -83,24 +83,13 @@ def time_table(plan: Plan) -> Table:
 
 
 def operation_lines(plan: Plan) -> list[str]:
-    """What a token launches, and how much of a phase's traffic with HBM only moves numbers."""
-    lines = []
-    for phase in plan.phases:
-        if phase.token:
-            token = phase.token
-            lines.append(
-                f"a token of the {phase.phase}: {token.layer:.1f} operations a layer and "
-                f"{token.others:.0f} others; beside weights and caches they move "
-                f"{token.layer_bytes / 2**10:.1f} KiB a layer and "
-                f"{token.other_bytes / 2**20:.2f} MiB in the others"
-            )
-        elif phase.moved and phase.moved.all:
-            share = phase.moved.only_moving / phase.moved.all
-            lines.append(
-                f"{phase.phase}: {phase.moved.all / GIB:.1f} GiB read and written, {share:.1%} of "
-                "it by operations that only copy, cast or lay out anew"
-            )
-    return lines
+    """What a token of the rollout launches."""
+    return [
+        f"a token of the {phase.phase} launches {phase.token.layer:.1f} operations a layer and "
+        f"{phase.token.others:.0f} others"
+        for phase in plan.phases
+        if phase.token
+    ]
 
 
 def cost_line(plan: Plan) -> str:

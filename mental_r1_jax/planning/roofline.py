@@ -37,8 +37,7 @@ class PhaseTime:
     Attributes:
         model_flops: operations that the method needs, over all chips.
         compute: of the matrix unit at its full rate, with what is computed twice.
-        memory: seconds that HBM takes at its full bandwidth, for what the method needs and for what
-            the program moves beside it.
+        memory: seconds that HBM takes at its full bandwidth.
         ici: seconds that the links between neighbours take.
         dcn: seconds that the data-centre network takes.
         latency: seconds that starting the collectives takes.
@@ -63,9 +62,7 @@ class PhaseTime:
         return busy + (self.ici + self.dcn) / NETWORK_SHARE + self.latency
 
 
-def phase_time(
-    phase: str, work: Workload, chip: Chip, found: Sequence[Collective], extra: float = 0.0
-) -> PhaseTime:
+def phase_time(phase: str, work: Workload, chip: Chip, found: Sequence[Collective]) -> PhaseTime:
     """Time of all runs of one phase's program in a step.
 
     Args:
@@ -73,14 +70,13 @@ def phase_time(
         work: sizes of the step.
         chip: published rates of each of the devices.
         found: collectives of one run of the program.
-        extra: bytes that a chip moves in one run beside what the method needs.
     """
     needed, done = phase_flops(work)[phase]
     runs = work.runs[phase]
     return PhaseTime(
         model_flops=needed,
         compute=done / work.devices / chip.flops,
-        memory=(phase_memory_traffic(work)[phase] + runs * extra) / chip.memory_bandwidth,
+        memory=phase_memory_traffic(work)[phase] / chip.memory_bandwidth,
         ici=runs * sum(c.times * c.ici_bytes for c in found) / chip.ring_bandwidth,
         dcn=runs * sum(c.times * c.dcn_bytes for c in found) / chip.dcn_bandwidth,
         latency=runs * sum(c.times * (DCN_LATENCY if c.dcn_bytes else ICI_LATENCY) for c in found),

@@ -71,7 +71,7 @@ def test_shapes_aliases_and_sources_are_read() -> None:
     program = parse_program(TWO_LOOPS)
     assert program.aliases == 2
     lines = {line.name: line for line in program.computations["body"]}
-    assert lines["state"].arrays == (Array("s32", ()), Array("bf16", (4, 8), on_chip=True))
+    assert lines["state"].arrays == (Array("s32", ()), Array("bf16", (4, 8)))
     assert lines["y"].arrays[0].bytes == 64
     assert lines["y"].operands == ("x",)
     assert program.computations["first"][-1].source == "jit(f)/lt"
@@ -113,5 +113,4 @@ def test_donated_arguments_are_counted_as_aliases() -> None:
 
 def test_layouts_and_comments_are_no_arrays() -> None:
     shape = "(f32[2,3]{1,0:T(8,128)(2,1)S(1)}, /*index=1*/pred[]{:T(512)}, token[])"
-    first = Array("f32", (2, 3), on_chip=True)
-    assert arrays_in(shape) == (first, Array("pred", ()), Array("token", ()))
+    assert arrays_in(shape) == (Array("f32", (2, 3)), Array("pred", ()), Array("token", ()))
