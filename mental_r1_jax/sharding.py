@@ -212,7 +212,9 @@ def on_own_rows(
     batch, tensor = axes.of_batch(rows.shape[0]), axes.sizes.get("tensor")
     if not axes.sizes or batch is None:
         return function(rows)
-    where = PartitionSpec(batch, "tensor" if tensor and rows.shape[1] % tensor == 0 else None)
+    where = PartitionSpec(
+        batch or None, "tensor" if tensor and rows.shape[1] % tensor == 0 else None
+    )
     # The check cannot follow numbers that start a loop; the tests compare with one device.
     mapped = jax.shard_map(function, mesh=mesh, in_specs=where, out_specs=where, check_vma=False)
     return mapped(rows)

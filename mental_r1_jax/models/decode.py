@@ -171,9 +171,9 @@ def decode_step(
 
     The token in slot i of a completion stands at position ``length of its prompt + i``, the prefix
     of all prompts included. In every layer it attends to that prefix, to the real tokens of the
-    prompt and to slots 0 to i of its own completion. The
-    slot is the same for all completions: those that ended earlier go on with padding, and what is
-    computed for it is dropped by the sampler.
+    prompt and to slots 0 to i of its own completion. The slot is the same for all completions:
+    those that ended earlier go on with padding, and what is computed for it is dropped by the
+    sampler.
 
     The layers are spelled out one after the other, not scanned: in a loop over tokens, each then
     updates its own cache in place.

@@ -151,10 +151,9 @@ def sample_completions(
     """Sample G completions of each prompt; pure, and the same on any number of devices.
 
     Each prompt is prefilled once and its keys and values are shared by the group; so is a prefix of
-    all prompts, for all of them. The noise of a
-    token is one uniform number from (step key, prompt index, completion, position). The loop ends
-    as soon as every completion has. With `settings.greedy_row` the group has one row more, which
-    changes nothing about the others.
+    all prompts, for all of them. The noise of a token is one uniform number from (step key, prompt
+    index, completion, position). The loop ends as soon as every completion has. With
+    `settings.greedy_row` the group has one row more, which changes nothing about the others.
 
     Args:
         params: the policy's parameters.
@@ -164,14 +163,7 @@ def sample_completions(
         settings: everything static; `jit` compiles one program for each of them and each shape of
             `prompts`.
     """
-    with jax.named_scope("prefill"):
-        whole = (prompts.prompt_ids, prompts.prompt_mask)
-        if prompts.prefix_ids is None:
-            hidden, prompt_cache = decoder.prefill(params, config, *whole)
-        else:
-            hidden, prompt_cache = decoder.prefill_after_prefix(
-                params, config, prompts.prefix_ids, *whole
-            )
+    hidden, prompt_cache = _prefill(params, prompts, config)
     weights = decoder.decoding_params(params, config)
 
     def advance(state: _DecodeState) -> _DecodeState:
@@ -200,9 +192,26 @@ def sample_completions(
     )
     with jax.named_scope("decode"):
         done = _run_segments(advance, _first_rows(hidden, noise, settings), config, settings)
+    return _completions(done, settings)
+
+
+@jax.named_scope("prefill")
+def _prefill(
+    params: Any, prompts: PromptBatch, config: decoder.DecoderConfig
+) -> tuple[Float[Array, "B D"], Any]:
+    """The last states of the prompts and their cache; a prefix that all begin with is run once."""
+    whole = (prompts.prompt_ids, prompts.prompt_mask)
+    if prompts.prefix_ids is None:
+        return decoder.prefill(params, config, *whole)
+    return decoder.prefill_after_prefix(params, config, prompts.prefix_ids, *whole)
+
+
+def _completions(done: _Rows, settings: SamplerSettings) -> Completions:
+    """What is handed on of all rows; a greedy one is told from the drawn ones."""
+    length = done.ids.shape[2]
     everything = Completions(
         completion_ids=done.ids,
-        completion_mask=jnp.arange(noise.shape[2])[None, None, :] < done.lengths[..., None],
+        completion_mask=jnp.arange(length)[None, None, :] < done.lengths[..., None],
         sampler_logprobs=done.sampler_logprobs,
         decode_logprobs=done.decode_logprobs,
         finished=done.finished,

@@ -25,6 +25,7 @@ from pydantic import NonNegativeInt
 from mental_r1_jax.config import Section
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.study.reading import CellResult, code_answers
+from mental_r1_jax.study.running import write_whole
 from mental_r1_jax.study.statistics import Answers, SetAnswers, resampled_scores
 
 HARD_FILE = "hard_subset.json"
@@ -89,9 +90,7 @@ def choose_posts(predictions: Path, share: float, samples: int) -> HardSubset:
 
 def write_hard_subset(subset: HardSubset, file: Path) -> None:
     """Write the file, whole or not at all."""
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(json.dumps(subset.model_dump(mode="json"), indent=1) + "\n", "utf-8")
-    temporary.replace(file)
+    write_whole(file, json.dumps(subset.model_dump(mode="json"), indent=1) + "\n")
 
 
 def read_hard_subset(file: Path) -> HardSubset:
