@@ -39,7 +39,7 @@ class Footprint:
         layer_inputs: what `remat: layers` keeps of one micro-batch for its backward pass.
         logits_chunk: float32 logits of one micro-batch's completions, one chunk of the vocabulary.
         head: the head and its gradient while an update computes it; whole but for `tensor`.
-        decoding_head: a tied head's copy as ``[D, V]``, and float32 logits of one token a row.
+        decoding_head: float32 logits of one token a row.
     """
 
     weights: float
@@ -102,11 +102,10 @@ def head_bytes(
         vocabulary //= sizes["tensor"]
     matrix, width = model.hidden_size * vocabulary, model.dtype.itemsize
     completions = config.rollout.prompts_per_step / rows * config.decoded_completions
-    copied = matrix * width if model.tie_embeddings else 0
     summing = rows if config.run.micro_batches == 1 else sizes["fsdp"]
     return (
         float(matrix * (width + (4 if summing > 1 else width))),
-        float(copied + completions * vocabulary * 4),
+        float(completions * vocabulary * 4),
     )
 
 

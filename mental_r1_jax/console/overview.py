@@ -27,7 +27,7 @@ ARRAYS = {
     "layer_inputs": "layer inputs kept for the backward pass",
     "logits_chunk": "one chunk of logits",
     "head": "head and its gradient",
-    "decoding_head": "head and logits for decoding",
+    "decoding_head": "logits for decoding",
 }
 
 

@@ -2,7 +2,7 @@
 
 The step runs the layer of `layer.py` on weights that were cast and arranged once before the loop:
 the matrices in the compute dtype, one tree a layer, gate and up projection side by side in one
-matrix, and the head as ``[D, V]`` even where it is tied to the embedding.
+matrix.
 """
 
 from __future__ import annotations
@@ -138,8 +138,7 @@ def decoding_params(params: PyTree, config: DecoderConfig) -> PyTree:
     )
     each = range(config.num_layers)
     layers = tuple(_decoding_layer(params["layers"], axes["layers"], i, config) for i in each)
-    head = outside["embedding"].T if config.tie_embeddings else outside["unembedding"]
-    return {**outside, "layers": layers, "head": head}
+    return {**outside, "layers": layers}
 
 
 def _decoding_layer(

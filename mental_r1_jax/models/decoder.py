@@ -300,10 +300,11 @@ def unembed(
     params: PyTree, config: DecoderConfig, hidden: Float[Array, "*batch D"]
 ) -> Float[Array, "*batch V"]:
     """Return float32 logits of final-normed states."""
-    # From `decoding_params` the matrix comes ready; a decoding loop would make it at every token.
-    matrix = params["head"] if "head" in params else unembed_matrix(params, config)
-    hidden = hidden.astype(config.dtype)
-    logits = jnp.einsum("...d,dv->...v", hidden, matrix, preferred_element_type=jnp.float32)
+    # A tied head is read as it stands: turned round, it would be one more copy while decoding.
+    tied = config.tie_embeddings
+    name, product = ("embedding", "...d,vd->...v") if tied else ("unembedding", "...d,dv->...v")
+    matrix, hidden = params[name].astype(config.dtype), hidden.astype(config.dtype)
+    logits = jnp.einsum(product, hidden, matrix, preferred_element_type=jnp.float32)
     return capped(logits, config.logit_softcap)
 
 
