@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -35,12 +36,16 @@ SMALL = {
 
 def write_model(like: str, folder: Path, dtype: str) -> None:
     """Write tokenizer, configuration and random weights in the shape of `like`."""
+    write_shape(SMALL if like == "5M" else dict(KNOWN_CONFIGS[like]), folder, dtype)
+
+
+def write_shape(shape: Mapping[str, Any], folder: Path, dtype: str = "float32") -> None:
+    """Write tokenizer, configuration and random weights of these sizes."""
     make_tiny_model(folder, ["a b c d e f g"], vocab_size=300, hidden_size=8, num_layers=1)
     file = folder / "config.json"
     small = json.loads(file.read_text(encoding="utf-8"))
-    shape = SMALL if like == "5M" else dict(KNOWN_CONFIGS[like])
     ends = {name: small[name] for name in ("eos_token_id", "pad_token_id")}
-    hf_config = small | shape | ends | {"initializer_range": 0.02, "dtype": dtype}
+    hf_config = small | dict(shape) | ends | {"initializer_range": 0.02, "dtype": dtype}
     file.write_text(json.dumps(hf_config, indent=2) + "\n", encoding="utf-8")
     config = decoder_config_from_hf(hf_config)
     params = jax.jit(decoder.init_params, static_argnums=0)(config, jax.random.key(0))
