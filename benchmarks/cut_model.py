@@ -1,9 +1,12 @@
-"""Keep the first layers of a Hugging Face model: a smaller start model for studies on a CPU.
+"""Keep the first layers of a Hugging Face model, and the tokens that some texts need.
 
     python benchmarks/cut_model.py --model HuggingFaceTB/SmolLM2-135M-Instruct --layers 8 --out OUT
+    python benchmarks/cut_model.py --model ... --layers 8 --texts DATA/*/train_clean.csv --out OUT
 
-Embedding, head and final norm stay, and so does the tokenizer. What is left speaks no longer: it is
-a start for a cold start, better than random weights.
+A smaller start model for studies on a CPU. Embedding, head and final norm stay. What is left speaks
+no longer: it is a start for a cold start, better than random weights. With `--texts` the vocabulary
+loses every token that these files (read as plain text) do not use: they are tokenised as before,
+and other words fall into smaller pieces, bytes at worst.
 """
 
 from __future__ import annotations
@@ -11,11 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from tokenizers import Tokenizer
 
 from mental_r1_jax.models import hf_format
 from mental_r1_jax.models.hf_config import decoder_config_from_hf
@@ -24,33 +30,108 @@ from mental_r1_jax.models.hf_config import decoder_config_from_hf
 KEPT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
-def cut_model(model: str, layers: int, out: Path) -> None:
-    """Write the first `layers` layers of `model`, in float32.
+def needed_tokens(tokenizer: Mapping[str, Any], texts: Iterable[str], at_least: int) -> list[int]:
+    """Return the old ids of the tokens to keep, ascending.
+
+    These are the tokens that are no merge (single bytes, added tokens), those that stand in `texts`
+    so often, and all that these are merged from on the way.
+
+    Raises:
+        ValueError: no byte-level BPE tokenizer.
+    """
+    model = tokenizer["model"]
+    if model["type"] != "BPE" or model.get("byte_fallback"):
+        raise ValueError(f"--texts: expected a byte-level BPE tokenizer, got {model['type']}")
+    vocabulary: dict[str, int] = model["vocab"]
+    parts = {"".join(pair): pair for pair in map(_pair, model["merges"])}
+    counts: Counter[str] = Counter()
+    encoder = Tokenizer.from_str(json.dumps(tokenizer))
+    for found in encoder.encode_batch(list(texts), add_special_tokens=False):
+        counts.update(found.tokens)
+    wanted = [token for token, count in counts.items() if count >= at_least and token in parts]
+    kept = set(vocabulary) - set(parts)
+    while wanted:
+        token = wanted.pop()
+        if token not in kept:
+            kept.add(token)
+            wanted += [part for part in parts[token] if part in parts]
+    added = [one["id"] for one in tokenizer["added_tokens"]]
+    return sorted({*(vocabulary[token] for token in kept), *added})
+
+
+def smaller_tokenizer(tokenizer: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
+    """Return the tokenizer with these tokens alone, numbered anew in the old order."""
+    new = {old: number for number, old in enumerate(kept)}
+    model = tokenizer["model"]
+    vocabulary = {token: new[old] for token, old in model["vocab"].items() if old in new}
+    merges = [
+        pair
+        for pair in map(_pair, model["merges"])
+        if all(token in vocabulary for token in (*pair, "".join(pair)))
+    ]
+    added = [one | {"id": new[one["id"]]} for one in tokenizer["added_tokens"]]
+    smaller = dict(model) | {"vocab": vocabulary, "merges": merges}
+    return dict(tokenizer) | {"model": smaller, "added_tokens": added}
+
+
+def _pair(merge: str | Sequence[str]) -> list[str]:
+    """A merge as both spellings of tokenizer files have it."""
+    return merge.split(" ") if isinstance(merge, str) else list(merge)
+
+
+def renumbered(hf_config: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
+    """Return a configuration whose vocabulary and special tokens are those of `kept`."""
+    new = {old: number for number, old in enumerate(kept)}
+    changed: dict[str, Any] = {"vocab_size": len(kept)}
+    for name, value in hf_config.items():
+        if name.endswith("_token_id") and value is not None:
+            changed[name] = [new[one] for one in value] if isinstance(value, list) else new[value]
+    return dict(hf_config) | changed
+
+
+def cut_model(
+    model: str, layers: int, out: Path, texts: Sequence[Path] = (), at_least: int = 1
+) -> int:
+    """Write the first `layers` layers of `model`, in float32; return the size of its vocabulary.
 
     Args:
         model: a Hugging Face folder, or an id of the hub.
         layers: how many are kept.
         out: folder to write.
+        texts: files whose tokens are kept; none: all tokens are.
+        at_least: how often a token must stand in them.
 
     Raises:
-        ValueError: the model has not so many layers.
+        ValueError: the model has not so many layers, or another kind of tokenizer.
     """
     folder = hf_format.resolve_model(model)
     hf_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     whole = decoder_config_from_hf(hf_config)
     if not 0 < layers <= whole.num_layers:
         raise ValueError(f"--layers: expected 1 to {whole.num_layers}, got {layers}")
-    params: Any = hf_format.load_params(folder, whole)
-    kept = params | {"layers": jax.tree.map(lambda leaf: leaf[:layers], params["layers"])}
     small = hf_config | {"num_hidden_layers": layers}
     if "layer_types" in small:
         small["layer_types"] = small["layer_types"][:layers]
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    params: Any = hf_format.load_params(folder, whole)
+    params = params | {"layers": jax.tree.map(lambda leaf: leaf[:layers], params["layers"])}
+    if texts:
+        lines = [line for file in texts for line in file.read_text(encoding="utf-8").splitlines()]
+        kept = needed_tokens(tokenizer, lines, at_least)
+        tokenizer, small = smaller_tokenizer(tokenizer, kept), renumbered(small, kept)
+        params["embedding"] = params["embedding"][jnp.asarray(kept)]
+        if "unembedding" in params:
+            params["unembedding"] = params["unembedding"][:, jnp.asarray(kept)]
     out.mkdir(parents=True, exist_ok=True)
     for name in KEPT_FILES:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, out / name)
+    if texts:
+        written = json.dumps(tokenizer, ensure_ascii=False)
+        (out / "tokenizer.json").write_text(written, encoding="utf-8")
     (out / "config.json").write_text(json.dumps(small, indent=2) + "\n", encoding="utf-8")
-    hf_format.save_params(kept, decoder_config_from_hf(small), out, dtype="float32")
+    hf_format.save_params(params, decoder_config_from_hf(small), out, dtype="float32")
+    return int(small["vocab_size"])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -58,10 +139,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Keep the first layers of a model.")
     parser.add_argument("--model", required=True, help="Hugging Face folder or hub id")
     parser.add_argument("--layers", type=int, required=True, help="layers that are kept")
+    parser.add_argument("--texts", type=Path, nargs="+", default=[], help="keep their tokens alone")
+    parser.add_argument("--at-least", type=int, default=1, help="times a token stands in them")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     options = parser.parse_args(arguments)
-    cut_model(options.model, options.layers, options.out)
-    print(f"wrote the first {options.layers} layers of {options.model} to {options.out}")
+    size = cut_model(options.model, options.layers, options.out, options.texts, options.at_least)
+    print(
+        f"wrote the first {options.layers} layers of {options.model} with {size} tokens to "
+        f"{options.out}"
+    )
 
 
 if __name__ == "__main__":
