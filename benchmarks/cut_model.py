@@ -1,54 +1,68 @@
-"""Keep the first layers of a Hugging Face model, and the tokens that some texts need.
+"""Keep the first layers of a Hugging Face model, and the tokens that a recipe's posts need.
 
     python benchmarks/cut_model.py --model HuggingFaceTB/SmolLM2-135M-Instruct --layers 8 --out OUT
-    python benchmarks/cut_model.py --model ... --layers 8 --texts DATA/*/train_clean.csv --out OUT
+    python benchmarks/cut_model.py --model ... --layers 8 --out OUT \\
+        --recipe RECIPE.yaml data.root=DATA
 
 A smaller start model for studies on a CPU. Embedding, head and final norm stay. What is left speaks
-no longer: it is a start for a cold start, better than random weights. With `--texts` the vocabulary
-loses every token that these files (read as plain text) do not use: they are tokenised as before,
-and other words fall into smaller pieces, bytes at worst.
+no longer: it is a start for a cold start, better than random weights. With `--recipe` the
+vocabulary loses every token that the recipe's cold start does not use: its prompts and traces are
+tokenised as before, and other words fall into smaller pieces, bytes at worst.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from tokenizers import Tokenizer
 
+from mental_r1_jax.config import ExperimentConfig
+from mental_r1_jax.jobs.sft import collect_traces, encode_traces
 from mental_r1_jax.models import hf_format
 from mental_r1_jax.models.hf_config import decoder_config_from_hf
+from mental_r1_jax.recipe import load_config
+from mental_r1_jax.text.tokenizer import Tokenizer, load_tokenizer
 
 # Beside the weights: what a tokenizer is read from.
 KEPT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
-def needed_tokens(tokenizer: Mapping[str, Any], texts: Iterable[str], at_least: int) -> list[int]:
+def used_tokens(tokenizer: Tokenizer, config: ExperimentConfig) -> Counter[int]:
+    """Count the ids of the prompts and traces of a cold start."""
+    counts: Counter[int] = Counter()
+    for prompt, completion in encode_traces(tokenizer, config, collect_traces(config)):
+        counts.update([*prompt.ids, *completion])
+    return counts
+
+
+def needed_tokens(
+    tokenizer: Mapping[str, Any], counts: Mapping[int, int], at_least: int
+) -> list[int]:
     """Return the old ids of the tokens to keep, ascending.
 
-    These are the tokens that are no merge (single bytes, added tokens), those that stand in `texts`
-    so often, and all that these are merged from on the way.
+    These are the tokens that are no merge (single bytes, added tokens), those that are used so
+    often, and all that these are merged from on the way.
+
+    Args:
+        tokenizer: what `tokenizer.json` holds.
+        counts: id -> how often it is used.
+        at_least: how often it must be.
 
     Raises:
         ValueError: no byte-level BPE tokenizer.
     """
     model = tokenizer["model"]
     if model["type"] != "BPE" or model.get("byte_fallback"):
-        raise ValueError(f"--texts: expected a byte-level BPE tokenizer, got {model['type']}")
+        raise ValueError(f"--recipe: expected a byte-level BPE tokenizer, got {model['type']}")
     vocabulary: dict[str, int] = model["vocab"]
     parts = {"".join(pair): pair for pair in map(_pair, model["merges"])}
-    counts: Counter[str] = Counter()
-    encoder = Tokenizer.from_str(json.dumps(tokenizer))
-    for found in encoder.encode_batch(list(texts), add_special_tokens=False):
-        counts.update(found.tokens)
-    wanted = [token for token, count in counts.items() if count >= at_least and token in parts]
+    wanted = [token for token in parts if counts.get(vocabulary[token], 0) >= at_least]
     kept = set(vocabulary) - set(parts)
     while wanted:
         token = wanted.pop()
@@ -90,7 +104,7 @@ def renumbered(hf_config: Mapping[str, Any], kept: Sequence[int]) -> dict[str, A
 
 
 def cut_model(
-    model: str, layers: int, out: Path, texts: Sequence[Path] = (), at_least: int = 1
+    model: str, layers: int, out: Path, recipe: ExperimentConfig | None = None, at_least: int = 1
 ) -> int:
     """Write the first `layers` layers of `model`, in float32; return the size of its vocabulary.
 
@@ -98,8 +112,8 @@ def cut_model(
         model: a Hugging Face folder, or an id of the hub.
         layers: how many are kept.
         out: folder to write.
-        texts: files whose tokens are kept; none: all tokens are.
-        at_least: how often a token must stand in them.
+        recipe: tokens of its cold start are kept; None: all tokens are.
+        at_least: how often a token must stand there.
 
     Raises:
         ValueError: the model has not so many layers, or another kind of tokenizer.
@@ -112,26 +126,28 @@ def cut_model(
     small = hf_config | {"num_hidden_layers": layers}
     if "layer_types" in small:
         small["layer_types"] = small["layer_types"][:layers]
-    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     params: Any = hf_format.load_params(folder, whole)
     params = params | {"layers": jax.tree.map(lambda leaf: leaf[:layers], params["layers"])}
-    if texts:
-        lines = [line for file in texts for line in file.read_text(encoding="utf-8").splitlines()]
-        kept = needed_tokens(tokenizer, lines, at_least)
-        tokenizer, small = smaller_tokenizer(tokenizer, kept), renumbered(small, kept)
-        params["embedding"] = params["embedding"][jnp.asarray(kept)]
+    files = {name: (folder / name).read_text("utf-8") for name in _present(folder)}
+    if recipe is not None:
+        tokenizer = json.loads(files["tokenizer.json"])
+        kept = needed_tokens(tokenizer, used_tokens(load_tokenizer(folder), recipe), at_least)
+        small, rows = renumbered(small, kept), jnp.asarray(kept)
+        params["embedding"] = params["embedding"][rows]
         if "unembedding" in params:
-            params["unembedding"] = params["unembedding"][:, jnp.asarray(kept)]
+            params["unembedding"] = params["unembedding"][:, rows]
+        files["tokenizer.json"] = json.dumps(smaller_tokenizer(tokenizer, kept), ensure_ascii=False)
     out.mkdir(parents=True, exist_ok=True)
-    for name in KEPT_FILES:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, out / name)
-    if texts:
-        written = json.dumps(tokenizer, ensure_ascii=False)
-        (out / "tokenizer.json").write_text(written, encoding="utf-8")
+    for name, text in files.items():
+        (out / name).write_text(text, encoding="utf-8")
     (out / "config.json").write_text(json.dumps(small, indent=2) + "\n", encoding="utf-8")
     hf_format.save_params(params, decoder_config_from_hf(small), out, dtype="float32")
     return int(small["vocab_size"])
+
+
+def _present(folder: Path) -> list[str]:
+    """Those of the kept files that the model has."""
+    return [name for name in KEPT_FILES if (folder / name).is_file()]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -139,11 +155,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Keep the first layers of a model.")
     parser.add_argument("--model", required=True, help="Hugging Face folder or hub id")
     parser.add_argument("--layers", type=int, required=True, help="layers that are kept")
-    parser.add_argument("--texts", type=Path, nargs="+", default=[], help="keep their tokens alone")
-    parser.add_argument("--at-least", type=int, default=1, help="times a token stands in them")
+    parser.add_argument(
+        "--recipe", nargs="+", help="recipe and overrides: keep the tokens of its cold start alone"
+    )
+    parser.add_argument("--at-least", type=int, default=1, help="times a token stands in it")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     options = parser.parse_args(arguments)
-    size = cut_model(options.model, options.layers, options.out, options.texts, options.at_least)
+    recipe = None
+    if options.recipe:
+        file, *overrides = options.recipe
+        recipe = load_config(Path(file), overrides)
+    size = cut_model(options.model, options.layers, options.out, recipe, options.at_least)
     print(
         f"wrote the first {options.layers} layers of {options.model} with {size} tokens to "
         f"{options.out}"
