@@ -106,16 +106,18 @@ class Batch:
 
 @flax.struct.dataclass
 class TraceBatch:
-    """Supervised traces: one completion a prompt, so G = 1.
+    """Tokens whose log-probs are asked for: completions, or supervised traces.
 
     Attributes:
         prompt_ids: see `PromptBatch`.
         prompt_mask: see `PromptBatch`.
-        completion_ids: tokens of the trace, EOS included.
-        completion_mask: true on the tokens of the trace.
+        completion_ids: tokens behind the prompt, EOS included.
+        completion_mask: true on these tokens.
+        target_mask: those of them that a supervised update learns; None: all.
     """
 
     prompt_ids: Int[jax.Array, "B P"]
     prompt_mask: Bool[jax.Array, "B P"]
-    completion_ids: Int[jax.Array, "B 1 C"]
-    completion_mask: Bool[jax.Array, "B 1 C"]
+    completion_ids: Int[jax.Array, "B G C"]
+    completion_mask: Bool[jax.Array, "B G C"]
+    target_mask: Bool[jax.Array, "B G C"] | None = None

@@ -85,7 +85,7 @@ ALLOWED: dict[str, set[str]] = {
     "study": {"addresses", "errors", "config", "recipe", "recipe_problems", "evaluation"},
     # L4: the verbs
     "jobs": {
-        *("__init__", "errors", "config", "types", "text", "data", "models", "hosts"),
+        *("__init__", "errors", "config", "text", "data", "models", "hosts"),
         *("rollout", "training", "evaluation", "programs", "console", "opening", "prediction"),
         *("runs", "release", "planning", "study", "private_files", "sharding", "recipe"),
         *("json_files", "addresses", "bucket"),

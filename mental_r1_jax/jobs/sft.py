@@ -12,26 +12,24 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from mental_r1_jax import hosts
+from mental_r1_jax import hosts, sharding
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.data.loading import load_examples, set_spec
 from mental_r1_jax.data.traces import Trace, read_traces, row_traces, template_traces
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.opening.devices import open_mesh
 from mental_r1_jax.opening.model_source import open_start_model
-from mental_r1_jax.rollout.collect import pad_prompts, prompt_width
+from mental_r1_jax.rollout.trace_batches import EncodedTrace, TraceLayout
 from mental_r1_jax.runs.session import check_output, open_session
 from mental_r1_jax.runs.step_log import StepRecord
-from mental_r1_jax.text.prompts import RenderedPrompt, render_prompt
+from mental_r1_jax.text.prompts import render_prompt
 from mental_r1_jax.text.tokenizer import Tokenizer
 from mental_r1_jax.text.wording import grammar_of
 from mental_r1_jax.training.optimizer import learning_rates, make_optimizer, make_schedule
 from mental_r1_jax.training.train_step import jit_sft_step
-from mental_r1_jax.types import TraceBatch
 
 
 def run(config: ExperimentConfig) -> None:
@@ -51,7 +49,9 @@ def run(config: ExperimentConfig) -> None:
     print(f"cold start: {len(traces)} traces, {sft.num_steps} updates")
     optimizer = make_optimizer(sft.optimizer, sft.num_steps)
     rates = learning_rates(make_schedule(sft.optimizer, sft.num_steps), sft.num_steps)
-    rows = hosts.local_rows(mesh, sft.batch_size)
+    groups = sharding.batch_shards(mesh) * config.run.micro_batches
+    layout = TraceLayout.of(traces, config.rollout.prompt_lengths, groups)
+    own = hosts.local_rows(mesh, groups)
     update = jit_sft_step(config=config, decoder=model.decoder, optimizer=optimizer, mesh=mesh)
     with open_session(config, model, mesh, optimizer, sft.num_steps) as session:
         state, log = session.state, session.log
@@ -60,7 +60,8 @@ def run(config: ExperimentConfig) -> None:
         for step in session.steps():
             with session.traced(step):
                 asked = time.perf_counter()
-                batch = trace_batch(config, model.tokenizer.pad_id, traces, step, rows)
+                rows = rows_of_step(len(traces), sft.batch_size, config.run.seed, step)
+                batch = layout.batch(traces, rows, own, model.tokenizer.pad_id)
                 state, metrics = update(state, hosts.put_batch(mesh, batch))
                 # The last step's metrics are written while the device trains.
                 started = max(asked, log.flush())
@@ -93,7 +94,7 @@ def collect_traces(config: ExperimentConfig) -> list[Trace]:
 
 def encode_traces(
     tokenizer: Tokenizer, config: ExperimentConfig, traces: Sequence[Trace]
-) -> list[tuple[RenderedPrompt, list[int]]]:
+) -> list[EncodedTrace]:
     """Prompt and completion ids of each trace, the completion ending in EOS.
 
     Raises:
@@ -122,39 +123,10 @@ def encode_traces(
     return encoded
 
 
-def trace_batch(
-    config: ExperimentConfig,
-    pad_id: int,
-    traces: Sequence[tuple[RenderedPrompt, list[int]]],
-    step: int,
-    places: Sequence[int] | np.ndarray,
-) -> TraceBatch:
-    """The traces of `step` (from 1), in an order that depends on (seed, epoch) alone.
-
-    Args:
-        config: the recipe, for batch size, lengths and seed.
-        pad_id: token that fills up short rows.
-        traces: all encoded traces, from `encode_traces`.
-        step: number of the update, from 1.
-        places: rows of the batch to return, from 0 to `sft.batch_size` - 1.
-    """
-    batch = config.sft.batch_size
-    everywhere = [
-        shuffled_row(len(traces), config.run.seed, (step - 1) * batch + place)
-        for place in range(batch)
-    ]
-    # Every process knows all traces, so all come to the same width.
-    width = prompt_width([traces[row][0] for row in everywhere], config.rollout.prompt_lengths)
-    rows = [everywhere[place] for place in places]
-    size = len(rows)
-    prompts = pad_prompts([traces[row][0] for row in rows], width, pad_id)
-    # Any, because the containers say jax.Array: `put_batch` makes these host arrays such.
-    ids: Any = np.full((size, 1, config.rollout.max_completion_length), pad_id, np.int32)
-    lengths = np.array([len(traces[row][1]) for row in rows])
-    for place, row in enumerate(rows):
-        ids[place, 0, : lengths[place]] = traces[row][1]
-    mask: Any = np.arange(ids.shape[-1])[None, None, :] < lengths[:, None, None]
-    return TraceBatch(prompts.prompt_ids, prompts.prompt_mask, ids, mask)
+def rows_of_step(count: int, batch: int, seed: int, step: int) -> list[int]:
+    """Which of `count` traces `step` (from 1) learns: the order depends on (seed, epoch) alone."""
+    first = (step - 1) * batch
+    return [shuffled_row(count, seed, first + place) for place in range(batch)]
 
 
 def shuffled_row(count: int, seed: int, position: int) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mental_r1_jax import hosts, sharding
-from mental_r1_jax.rollout.collect import pad_prompts
+from mental_r1_jax.rollout.collect import common_length, pad_prompts
 from mental_r1_jax.text.prompts import RenderedPrompt
 from mental_r1_jax.types import PromptBatch
 
@@ -79,10 +79,4 @@ def shared_length(prompts: Iterable[RenderedPrompt]) -> int:
 
     At least one token of each prompt stays behind them.
     """
-    first, *others = (np.asarray(one.ids, np.int32) for one in prompts)
-    length = len(first) - 1
-    for own in others:
-        length = min(length, len(own) - 1)
-        differs = np.flatnonzero(own[:length] != first[:length])
-        length = int(differs[0]) if len(differs) else length
-    return length // PREFIX_STEP * PREFIX_STEP
+    return common_length(prompts) // PREFIX_STEP * PREFIX_STEP

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -131,6 +131,20 @@ def common_width(prompts: Sequence[RenderedPrompt], rollout: RolloutConfig) -> i
     """The compiled prompt length that holds the step's prompts, the same on every process."""
     width = prompt_width(prompts, rollout.prompt_lengths)
     return hosts.largest(width) if len(rollout.prompt_lengths) > 1 else width
+
+
+def common_length(prompts: Iterable[RenderedPrompt]) -> int:
+    """Tokens at the beginning of all `prompts` that are the same.
+
+    At least one token of each prompt stays behind them.
+    """
+    first, *others = (np.asarray(one.ids, np.int32) for one in prompts)
+    length = len(first) - 1
+    for own in others:
+        length = min(length, len(own) - 1)
+        differs = np.flatnonzero(own[:length] != first[:length])
+        length = int(differs[0]) if len(differs) else length
+    return length
 
 
 def pad_prompts(

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from mental_r1_jax import sharding
 from mental_r1_jax.config import STAGE_NAMES, CrpoConfig, ExperimentConfig
@@ -268,7 +268,7 @@ def sft_step(
 
     It is that of the model itself, at temperature 1, whatever the recipe samples at.
     """
-    total = jnp.maximum(batch.completion_mask.sum(), 1).astype(jnp.float32)
+    total = jnp.maximum(_targets(batch).sum(), 1).astype(jnp.float32)
     chunk_size = config.model.logprob_chunk_size
 
     def loss_of(params: Any, batch: TraceBatch) -> tuple[Array, Metrics]:
@@ -276,13 +276,18 @@ def sft_step(
         logprobs, entropies = network.completion_stats(
             weights, batch, config=decoder, temperature=1.0, chunk_size=chunk_size
         )
-        loss = -masked_sum(logprobs, batch.completion_mask) / total
-        return loss, {"loss": Sum(loss), "entropy": mean_over(entropies, batch.completion_mask)}
+        loss = -masked_sum(logprobs, _targets(batch)) / total
+        return loss, {"loss": Sum(loss), "entropy": mean_over(entropies, _targets(batch))}
 
     micro_batches = config.run.micro_batches
     gradient, metrics = accumulate_gradient(loss_of, state.params, (batch,), micro_batches)
     state, norms = apply_gradient(state, gradient, optimizer)
     return state, metrics | norms
+
+
+def _targets(batch: TraceBatch) -> Bool[Array, "B G C"]:
+    """The tokens that a supervised update learns."""
+    return batch.completion_mask if batch.target_mask is None else batch.target_mask
 
 
 def jit_train_step(
