@@ -22,18 +22,18 @@ from mental_r1_jax.sharding import AutoAxes
 
 Metrics = dict[str, Metric]
 
-# (params, *inputs of a micro-batch) -> (loss, metrics)
+# (params, fixed, *inputs of a micro-batch) -> (loss, metrics)
 Loss = Callable[..., tuple[Array, Metrics]]
 
 COPIES = "data"
 
 
 def accumulate_gradient(
-    loss_of: Loss, params: Any, inputs: tuple[Any, ...], micro_batches: int
+    loss_of: Loss, params: Any, fixed: Any, inputs: tuple[Any, ...], micro_batches: int
 ) -> tuple[Any, Metrics]:
-    """Sum the gradient of `loss_of(params, *inputs)` over interleaved micro-batches.
+    """Sum the gradient of `loss_of(params, fixed, *inputs)` over interleaved micro-batches.
 
-        gradient = sum_n d loss_of(params, *inputs[n]) / d params
+        gradient = sum_n d loss_of(params, fixed, *inputs[n]) / d params
 
     One micro-batch is in memory at a time, its gradient is added to the sum, and each metric is
     reduced as its type says. On a mesh of several copies of the model each copy sums its own part
@@ -45,25 +45,28 @@ def accumulate_gradient(
             sums divided by weights of the whole step; then they add up to the step's, however its
             rows are divided.
         params: what the gradient is taken by.
+        fixed: other arrays that the loss needs and that are the same on all copies. Large ones
+            must come this way: what the loss itself holds belongs to another mesh than the copies'
+            own, and cannot be looked up or gathered on it.
         inputs: trees of arrays whose first axis is B.
         micro_batches: divides B.
     """
     if micro_batches == 1:
-        return jax.grad(loss_of, has_aux=True)(params, *inputs)
+        return jax.grad(loss_of, has_aux=True)(params, fixed, *inputs)
     rows = jax.tree.leaves(inputs)[0]
     mesh = jax.typeof(rows).sharding.mesh
     if not _copies_sum_once(mesh, len(rows) // micro_batches):
-        return _over_micro_batches(loss_of, params, inputs, micro_batches)
+        return _over_micro_batches(loss_of, params, fixed, inputs, micro_batches)
     # A hand-written kernel wants every axis to be in some `shard_map`, those of one device, too.
     of_one = {name for name, size in mesh.shape.items() if size == 1}
     gradient, by_copy = jax.shard_map(
         partial(_of_one_copy, loss_of, micro_batches=micro_batches),
         mesh=mesh,
-        in_specs=(PartitionSpec(), PartitionSpec(COPIES)),
+        in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec(COPIES)),
         out_specs=(PartitionSpec(), PartitionSpec(COPIES)),
         axis_names={COPIES, *of_one},
         check_vma=False,  # with it, each gradient would be summed over the copies where it is taken
-    )(params, inputs)
+    )(params, fixed, inputs)
     return gradient, {name: metric.reduce() for name, metric in by_copy.items()}
 
 
@@ -83,27 +86,27 @@ def _copies_sum_once(mesh: Any, rows: int) -> bool:
 
 
 def _of_one_copy(
-    loss_of: Loss, params: Any, inputs: tuple[Any, ...], *, micro_batches: int
+    loss_of: Loss, params: Any, fixed: Any, inputs: tuple[Any, ...], *, micro_batches: int
 ) -> tuple[Any, Metrics]:
     """Sum over the rows of one copy, then over copies; its metrics get a leading axis of 1.
 
     Its rows i, i + n, ... are those that it has in the step's micro-batch i, since the batch is
     sharded in contiguous runs.
     """
-    gradient, metrics = _over_micro_batches(loss_of, params, inputs, micro_batches)
+    gradient, metrics = _over_micro_batches(loss_of, params, fixed, inputs, micro_batches)
     with jax.named_scope("sum_over_copies"):
         gradient = jax.lax.psum(gradient, COPIES)
     return gradient, jax.tree.map(lambda x: x[None], metrics)
 
 
 def _over_micro_batches(
-    loss_of: Loss, params: Any, inputs: tuple[Any, ...], micro_batches: int
+    loss_of: Loss, params: Any, fixed: Any, inputs: tuple[Any, ...], micro_batches: int
 ) -> tuple[Any, Metrics]:
     """Run the micro-batches one after the other and add up what they give."""
     gradient_of = jax.grad(loss_of, has_aux=True)
 
     def add(total: Any, micro: tuple[Any, ...]) -> tuple[Any, Metrics]:
-        gradient, metrics = gradient_of(params, *micro)
+        gradient, metrics = gradient_of(params, fixed, *micro)
         return jax.tree.map(jnp.add, total, gradient), metrics
 
     zeros = jax.tree.map(jnp.zeros_like, params)

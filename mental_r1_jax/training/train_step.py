@@ -185,7 +185,8 @@ def crpo_gradient(
 ) -> tuple[Any, Metrics]:
     """Gradient of the step's CRPO loss by `params`, and its metrics, over all micro-batches."""
 
-    def loss_of(params: Any, batch: Batch, advantages: Array) -> tuple[Array, Metrics]:
+    def loss_of(params: Any, fixed: Any, batch: Batch, advantages: Array) -> tuple[Array, Metrics]:
+        frozen, denominators = fixed
         logprobs, entropies = network.completion_stats(
             network.join_weights(frozen, params),
             batch,
@@ -204,7 +205,9 @@ def crpo_gradient(
             "sampler_drift/max": max_over(drift, batch.completion_mask),
         }
 
-    return accumulate_gradient(loss_of, params, (batch, advantages), config.run.micro_batches)
+    # `weights` stay numbers of the program where they are not steered, so they are none of these.
+    fixed, micro_batches = (frozen, denominators), config.run.micro_batches
+    return accumulate_gradient(loss_of, params, fixed, (batch, advantages), micro_batches)
 
 
 def steer_entropies(
@@ -271,8 +274,9 @@ def sft_step(
     total = jnp.maximum(_targets(batch).sum(), 1).astype(jnp.float32)
     chunk_size = config.model.logprob_chunk_size
 
-    def loss_of(params: Any, batch: TraceBatch) -> tuple[Array, Metrics]:
-        weights = network.join_weights(state.frozen, params)
+    def loss_of(params: Any, fixed: Any, batch: TraceBatch) -> tuple[Array, Metrics]:
+        frozen, total = fixed
+        weights = network.join_weights(frozen, params)
         logprobs, entropies = network.completion_stats(
             weights, batch, config=decoder, temperature=1.0, chunk_size=chunk_size
         )
@@ -280,7 +284,8 @@ def sft_step(
         return loss, {"loss": Sum(loss), "entropy": mean_over(entropies, _targets(batch))}
 
     micro_batches = config.run.micro_batches
-    gradient, metrics = accumulate_gradient(loss_of, state.params, (batch,), micro_batches)
+    fixed = state.frozen, total
+    gradient, metrics = accumulate_gradient(loss_of, state.params, fixed, (batch,), micro_batches)
     state, norms = apply_gradient(state, gradient, optimizer)
     return state, metrics | norms
 

@@ -60,9 +60,11 @@ def test_every_mesh_gives_the_same_update(mesh: tuple[int, int, int]) -> None:
     assert_same(ours, two_updates(batch))
 
 
-def toy_loss(weights: jax.Array, rows: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
+def toy_loss(
+    weights: jax.Array, factor: jax.Array, rows: jax.Array
+) -> tuple[jax.Array, dict[str, Any]]:
     """A sum over rows, and a metric of every type."""
-    products = rows @ weights
+    products = factor * (rows @ weights)
     everywhere = jnp.ones(products.shape, bool)
     metrics = {
         "sum": Sum(products.sum()),
@@ -75,19 +77,19 @@ def toy_loss(weights: jax.Array, rows: jax.Array) -> tuple[jax.Array, dict[str, 
 
 @pytest.mark.parametrize("rows", [16, 12])
 def test_gradient_and_metrics_of_a_linear_map(rows: int) -> None:
-    """In NumPy: the gradient of ``sum (x w)^2`` is ``2 x' x w``.
+    """In NumPy: the gradient of ``sum (x f v)^2`` is ``2 f x' x w`` at ``f v = w``.
 
     Of 12 rows a micro-batch has 6, which 4 copies cannot share evenly: they sum in every one.
     """
     x = np.random.default_rng(0).standard_normal((rows, 6)).astype(np.float32)
     w = np.linspace(-1, 1, 6, dtype=np.float32)
     mesh = mesh_of(4, 1, 1)
-    where = sharding.replicated(mesh), sharding.batch_sharding(mesh, 2)
-    placed = jax.device_put((w, x), where)
-    run = jax.jit(lambda w, x: accumulate_gradient(toy_loss, w, (x,), 2))
+    where = sharding.replicated(mesh), sharding.replicated(mesh), sharding.batch_sharding(mesh, 2)
+    placed = jax.device_put((w / 3, np.float32(3), x), where)
+    run = jax.jit(lambda w, factor, x: accumulate_gradient(toy_loss, w, factor, (x,), 2))
     program = run.lower(*placed).compile()
     gradient, metrics = program(*placed)
-    np.testing.assert_allclose(gradient, 2 * x.T @ (x @ w), rtol=1e-5)
+    np.testing.assert_allclose(gradient, 3 * 2 * x.T @ (x @ w), rtol=1e-5)
     of_rows = x @ w
     expected = {"sum": of_rows.sum(), "mean": of_rows.mean()}
     expected |= {"max": of_rows.max(), "min": of_rows.min()}

@@ -85,12 +85,17 @@ def test_only_adapters_move_and_are_kept_and_a_resumed_run_moves_them_alike(
     assert_equal(jax.tree.map(np.asarray, again.params), second.params)
 
 
-@pytest.mark.slow
-def test_eight_devices_and_micro_batches_move_adapters_as_one_device_does() -> None:
+@pytest.mark.parametrize(
+    "mesh",
+    [(2, 1, 2), *(pytest.param(m, marks=pytest.mark.slow) for m in ((4, 1, 1), (2, 2, 2)))],
+)
+def test_several_devices_and_micro_batches_move_adapters_as_one_does(
+    mesh: tuple[int, int, int],
+) -> None:
     (*_, ours), loss = trained((1,))
-    (start_of_eight, _, theirs), same = trained((2, 2, 2), micro_batches=2)
+    (start_of_all, _, theirs), same = trained(mesh, micro_batches=2)
     assert_close(theirs.params, ours.params)
-    assert_equal(theirs.frozen, start_of_eight.frozen)
+    assert_equal(theirs.frozen, start_of_all.frozen)
     np.testing.assert_allclose(same, loss, rtol=2e-5, atol=1e-6)
 
 
