@@ -6,6 +6,7 @@ Hashable throughout, so it may be bound into jitted functions.
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -52,6 +53,12 @@ class Block:
 
     pattern: tuple[AttentionFacts, ...]
     repeats: int
+
+    @property
+    def runs(self) -> tuple[tuple[AttentionFacts, int], ...]:
+        """Facts and number of the equal layers that follow each other in one repetition."""
+        groups = itertools.groupby(self.pattern)
+        return tuple((facts, len(tuple(equal))) for facts, equal in groups)
 
 
 @dataclass(frozen=True)
@@ -172,18 +179,26 @@ class DecoderConfig:
 def layer_blocks(facts: tuple[AttentionFacts, ...]) -> tuple[Block, ...]:
     """Split layers into blocks, so that a compiled program spells out as few layers as it can.
 
-    A program spells out one pattern of each block, and loops over the repetitions. Equal layers are
-    one block with a pattern of one; (5 local + 1 global) x 4 + 2 local are two blocks, with
-    patterns of six and one. Among equally short programs the one with fewest blocks is chosen,
-    and the one whose last block is shortest.
+    A program loops over the repetitions of each block, and within one over the layers of each run
+    of equal ones; it spells out one layer a run. Equal layers are one block with a pattern of one;
+    (5 local + 1 global) x 4 + 2 local are two blocks, with two runs and one. Among equally short
+    programs the one with fewest loops in loops is chosen, then that with fewest blocks, and the one
+    whose last block is shortest.
     """
     best: list[tuple[Block, ...]] = [()]  # best[n]: blocks of the first n layers
     for stop in range(1, len(facts) + 1):
         choices = [
             (*best[start], _repetition(facts[start:stop])) for start in reversed(range(stop))
         ]
-        best.append(min(choices, key=lambda c: (sum(len(b.pattern) for b in c), len(c))))
+        best.append(min(choices, key=_length_of_program))
     return best[-1]
+
+
+def _length_of_program(blocks: tuple[Block, ...]) -> tuple[int, int, int]:
+    """Layers that it spells out, blocks with a loop in the loop, blocks."""
+    runs = [block.runs for block in blocks]
+    nested = sum(len(of_block) < len(b.pattern) for of_block, b in zip(runs, blocks, strict=True))
+    return sum(map(len, runs)), nested, len(blocks)
 
 
 def _repetition(facts: tuple[AttentionFacts, ...]) -> Block:

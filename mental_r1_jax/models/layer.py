@@ -9,6 +9,7 @@ Axes beside those of `mental_r1_jax.types`: R query heads of one key/value head,
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -102,9 +103,10 @@ def run_layers(
 ) -> tuple[tuple[Float[Array, "... D"], ...], list[Any]]:
     """Run all layers, block by block, each block a `jax.lax.scan`; see `layer_blocks`.
 
-    Backward, layers are run again as `DecoderConfig.remat` says. The result of attention is always
-    kept: it takes long to compute and is no larger than the state of a layer. A block's part of a
-    stacked parameter is a copy of it, so a model of several blocks holds its layers' weights twice.
+    Equal layers that follow each other within a block are a loop in its loop. Backward, layers are
+    run again as `DecoderConfig.remat` says. The result of attention is always kept: it takes long
+    to compute and is no larger than the state of a layer. A block's part of a stacked parameter is
+    a copy of it, so a model of several blocks, or of such loops, holds its layers' weights twice.
 
     Args:
         layers: the stacked weights.
@@ -123,8 +125,12 @@ def run_layers(
         last = first + len(block.pattern) * block.repeats
         weights = jax.tree.map(partial(_part, first, last, len(block.pattern)), layers)
         run = partial(_run_pattern, config, block, positions, attend)
-        streams, of_block = jax.lax.scan(run, streams, weights, length=block.repeats)
-        kept += [_pick(layer, n) for n in range(block.repeats) for layer in of_block]
+        parts = _parts(weights, block)
+        streams, of_block = jax.lax.scan(run, streams, parts, length=block.repeats)
+        for n in range(block.repeats):
+            for (_, count), of_run in zip(block.runs, of_block, strict=True):
+                once = _pick(of_run, n)
+                kept += [once] if count == 1 else [_pick(once, i) for i in range(count)]
         first = last
     return streams, kept
 
@@ -133,6 +139,22 @@ def _part(first: int, last: int, pattern: int, x: Array) -> Array:
     """Take the layers of a block out of a stacked parameter, ``[repeats, (pattern,) ...]``."""
     x = x if last - first == len(x) else x[first:last]
     return x if pattern == 1 else x.reshape(-1, pattern, *x.shape[1:])
+
+
+def _parts(weights: PyTree[Array], block: Block) -> list[PyTree[Array]]:
+    """The weights of each run, ``[repeats, (count,) ...]``; all in one tree if no run is a loop.
+
+    What an inner loop runs over has to stand on its own, or the backward pass would keep a copy of
+    it from each turn of the outer one.
+    """
+    counts = [count for _, count in block.runs]
+    if len(counts) == len(block.pattern):
+        return [weights]
+    starts = itertools.accumulate(counts, initial=0)
+    return [
+        jax.tree.map(lambda x, s=s, n=n: x[:, s] if n == 1 else x[:, s : s + n], weights)
+        for s, n in zip(starts, counts, strict=False)
+    ]
 
 
 def _pick(tree: PyTree[Array], index: int) -> PyTree[Array]:
@@ -146,25 +168,39 @@ def _run_pattern(
     positions: tuple[Array, ...],
     attend: Attend,
     streams: tuple[Array, ...],
-    weights: PyTree[Array],
+    parts: list[PyTree[Array]],
 ) -> tuple[tuple[Array, ...], list[Any]]:
     """Run the layers of one repetition of a block, rematerialised if the config says so."""
     names = (SAVED_NAME, PRODUCT_NAME) if config.remat == "elementwise" else (SAVED_NAME,)
     policy = jax.checkpoint_policies.save_only_these_names(*names)
 
-    def run(place: int, weights: PyTree, streams: tuple[Array, ...]) -> tuple:
-        # Picked in here, a layer's weights are no intermediate result that a backward pass keeps.
-        of_layer = weights if len(block.pattern) == 1 else _pick(weights, place)
-        return forward_layer(of_layer, config, block.pattern[place], streams, positions, attend)
+    def run(
+        facts: AttentionFacts,
+        place: int | None,
+        in_loop: bool,
+        streams: tuple[Array, ...],
+        weights: PyTree[Array],
+    ) -> tuple[tuple[Array, ...], Any]:
+        def layer(weights: PyTree[Array], streams: tuple[Array, ...]) -> tuple:
+            # Picked in here, a layer's weights are nothing that a backward pass keeps.
+            of_layer = weights if place is None else _pick(weights, place)
+            return forward_layer(of_layer, config, facts, streams, positions, attend)
 
-    if config.remat != "none":
-        # In a loop, forward and backward pass are apart anyway; a loop of one turn is none.
-        prevent_cse = block.repeats == 1
-        run = jax.checkpoint(run, prevent_cse=prevent_cse, policy=policy, static_argnums=0)
-    kept = []
-    for place in range(len(block.pattern)):
-        streams, of_layer = run(place, weights, streams)
-        kept.append(of_layer)
+        if config.remat != "none":
+            # In a loop, forward and backward pass are apart anyway; a loop of one turn is none.
+            layer = jax.checkpoint(layer, prevent_cse=not in_loop, policy=policy)
+        return layer(weights, streams)
+
+    kept, runs, repeated = [], block.runs, block.repeats > 1
+    for number, (facts, count) in enumerate(runs):
+        if len(parts) < len(runs):
+            streams, of_run = run(facts, number, repeated, streams, parts[0])
+        elif count == 1:
+            streams, of_run = run(facts, None, repeated, streams, parts[number])
+        else:
+            one = partial(run, facts, None, True)
+            streams, of_run = jax.lax.scan(one, streams, parts[number])
+        kept.append(of_run)
     return streams, kept
 
 

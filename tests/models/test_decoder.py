@@ -168,7 +168,7 @@ def windows_of(blocks: tuple[Block, ...]) -> list[tuple[str, int]]:
     ],
 )
 def test_layers_form_as_few_blocks_as_possible(layers: str, blocks: list) -> None:
-    """The program spells out as many layers as the patterns have letters."""
+    """The program spells out as many layers as the patterns have runs of a letter."""
     windows = tuple(4 if letter == "w" else None for letter in layers)
     config = dataclasses.replace(CONFIG, num_layers=len(layers), sliding_windows=windows)
     found = windows_of(layer_blocks(config.layer_facts(9)))
@@ -183,13 +183,23 @@ def test_a_window_that_hides_nothing_is_none() -> None:
     assert [facts.window for facts in config.layer_facts(6)] == [None, 5]
 
 
+@pytest.mark.parametrize(
+    ("windows", "blocks"),
+    [
+        ((4, None) * 2 + (3,), [("wf", 2), ("w", 1)]),
+        ((None, 4, 4) * 2 + (3,), [("fww", 2), ("w", 1)]),
+    ],
+    ids=["alternating", "a run in the pattern"],
+)
 @pytest.mark.parametrize("remat", ["layers", pytest.param("none", marks=pytest.mark.slow)])
-def test_blocks_change_neither_states_nor_gradients(inputs, remat, monkeypatch) -> None:
-    """A pattern of two that is scanned twice, and a layer behind it, against one by one."""
+def test_blocks_change_neither_states_nor_gradients(
+    inputs, windows, blocks, remat, monkeypatch
+) -> None:
+    """A pattern that is scanned twice, and a layer behind it, against one by one."""
     config = dataclasses.replace(
-        CONFIG, num_layers=5, sliding_windows=(4, None) * 2 + (3,), remat=remat
+        CONFIG, num_layers=len(windows), sliding_windows=windows, remat=remat
     )
-    assert windows_of(layer_blocks(config.layer_facts(99))) == [("wf", 2), ("w", 1)]
+    assert windows_of(layer_blocks(config.layer_facts(99))) == blocks
     params = decoder.init_params(config, jax.random.key(2))
 
     def results() -> Any:

@@ -98,6 +98,7 @@ def test_26_layers_are_two_blocks_whatever_the_length(length: int) -> None:
     config = decoder_config_from_hf(KNOWN_CONFIGS["google/gemma-3-1b-it"])
     blocks = layer_blocks(config.layer_facts(length))
     assert [(len(block.pattern), block.repeats) for block in blocks] == [(6, 4), (1, 2)]
+    assert [count for _, count in blocks[0].runs] == [5, 1]
     bases = [facts.rope_theta for facts in blocks[0].pattern]
     assert bases == [1e4] * 5 + [1e6] and blocks[1].pattern[0].rope_theta == 1e4
 
