@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -37,7 +38,8 @@ def in_own_process(function: Callable[..., Plan], *arguments: Any) -> Plan:
     """Call `function` in a fresh process, which the TPU compiler may end without ending ours.
 
     That process touches no accelerator of this machine, and no cache of compiled programs: one for
-    a topology cannot be read again where its devices are not.
+    a topology cannot be read again where its devices are not. If ours is killed, it ends as well,
+    in the middle of a compilation.
 
     Raises:
         UserError: the function's own, or the process died.
@@ -47,7 +49,7 @@ def in_own_process(function: Callable[..., Plan], *arguments: Any) -> Plan:
     os.environ |= settings  # which the new process takes over
     spawn = multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as pool:
+        with ProcessPoolExecutor(1, spawn, _end_with_parent, (os.getpid(),)) as pool:
             return pool.submit(function, *arguments).result()
     except BrokenProcessPool as error:
         raise UserError(
@@ -60,6 +62,17 @@ def in_own_process(function: Callable[..., Plan], *arguments: Any) -> Plan:
         for name, value in before.items():
             os.environ.pop(name)
             os.environ |= {} if value is None else {name: value}
+
+
+def _end_with_parent(parent: int) -> None:
+    """Watch the process that started this one, from a thread; compiling lets threads run."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def make_plan(

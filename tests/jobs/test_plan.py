@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +169,38 @@ def test_settings_of_the_process_stay_in_it(monkeypatch: pytest.MonkeyPatch) -> 
 def test_an_error_of_the_user_comes_back_from_the_process() -> None:
     with pytest.raises(UserError, match="cannot read the topology 'v9'"):
         in_own_process(parse_topology, "v9")
+
+
+def announce_and_sleep(file: str) -> None:
+    """What a compilation is to the test below; the process that it runs in writes its number."""
+    Path(file).write_text(str(os.getpid()), encoding="utf-8")
+    time.sleep(120)
+
+
+KILLED = """
+import sys
+from mental_r1_jax.planning.compile import in_own_process
+from tests.jobs.test_plan import announce_and_sleep
+in_own_process(announce_and_sleep, sys.argv[1])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for the process in /proc")
+def test_the_compiling_process_ends_with_a_killed_one(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen([sys.executable, "-c", KILLED, str(file)], env=environment, cwd=ROOT)
+    until = time.monotonic() + 120
+    while not (file.is_file() and file.read_text("utf-8")) and time.monotonic() < until:
+        time.sleep(0.1)
+    child = Path("/proc") / file.read_text("utf-8")
+    assert child.exists()
+    parent.kill()
+    parent.wait()
+    until = time.monotonic() + 30
+    while child.exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not child.exists()
 
 
 @pytest.mark.parametrize(
