@@ -113,11 +113,13 @@ class TraceBatch:
         prompt_mask: see `PromptBatch`.
         completion_ids: tokens behind the prompt, EOS included.
         completion_mask: true on these tokens.
-        target_mask: those of them that a supervised update learns; None: all.
+        target_start: where the log-probs that are asked for begin, of T tokens; None: at 0, of all.
+        target_mask: true on those of the T that are real; None: `completion_mask`.
     """
 
     prompt_ids: Int[jax.Array, "B P"]
     prompt_mask: Bool[jax.Array, "B P"]
     completion_ids: Int[jax.Array, "B G C"]
     completion_mask: Bool[jax.Array, "B G C"]
-    target_mask: Bool[jax.Array, "B G C"] | None = None
+    target_start: Int[jax.Array, "B G"] | None = None
+    target_mask: Bool[jax.Array, "B G T"] | None = None

@@ -255,7 +255,10 @@ def completion_stats(
     temperature: float,
     chunk_size: int,
 ) -> tuple[Float[Array, "B G C"], Float[Array, "B G C"]]:
-    """Log-probs and entropies (nats) of every completion token, prompts run once a group."""
+    """Log-probs and entropies (nats) of every completion token, prompts run once a group.
+
+    Of a batch with `target_start` they are those of its targets, and the head runs on no others.
+    """
     with jax.named_scope("forward"):
         hidden = forward(
             params,
@@ -265,15 +268,29 @@ def completion_stats(
             batch.completion_ids,
             batch.completion_mask,
         )
+    ids = batch.completion_ids
+    if isinstance(batch, TraceBatch) and batch.target_start is not None:
+        hidden, ids = _targets(batch, hidden)
     with jax.named_scope("token_stats"):
         return token_stats(
             hidden,
-            batch.completion_ids,
+            ids,
             unembed_matrix(params, config),
             temperature=temperature,
             chunk_size=chunk_size,
             softcap=config.logit_softcap,
         )
+
+
+def _targets(
+    batch: TraceBatch, hidden: Float[Array, "B G C D"]
+) -> tuple[Float[Array, "B G T D"], Int[Array, "B G T"]]:
+    """Pick the states that predict the targets, and their ids; what is no target is any token."""
+    assert batch.target_start is not None and batch.target_mask is not None
+    slots = batch.target_start[..., None] + jnp.arange(batch.target_mask.shape[-1])[None, None]
+    slots = jnp.minimum(slots, batch.completion_ids.shape[-1] - 1)
+    states = jnp.take_along_axis(hidden, slots[..., None], axis=2)
+    return states, jnp.take_along_axis(batch.completion_ids, slots, axis=2)
 
 
 def completion_logprobs(

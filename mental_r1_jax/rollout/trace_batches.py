@@ -2,8 +2,8 @@
 
 Instruction, form and often the question stand before every post. So a batch has the layout of a
 rollout: the common beginning is the prompt of a group, and its completions are the rest of each
-prompt with the trace behind it. Masks say which tokens of these are the trace's, which alone are
-learnt. The loss is that of rows that stand for themselves, up to rounding.
+prompt with the trace behind it. Of these the trace alone is learnt, and the head runs on it alone.
+The loss is that of rows that stand for themselves, up to rounding.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ class TraceLayout:
         shared: F, tokens that all prompts begin with.
         widths: T, room for the rest of a prompt and its trace; a batch takes the smallest that
             holds its rows, and each is one program.
+        trace: tokens of the longest trace, EOS included.
         groups: S, into which a batch is split: one for each micro-batch on each shard of the mesh,
             so that all have the same part of it.
     """
 
     shared: int
     widths: tuple[int, ...]
+    trace: int
     groups: int
 
     @classmethod
@@ -53,7 +55,7 @@ class TraceLayout:
         longest = max(len(ids) for _, ids in traces)
         most = max(len(prompt.ids) - shared + len(ids) for prompt, ids in traces)
         widths = {min(most, p - shared + longest) for p in prompt_lengths if p > shared}
-        return cls(shared, tuple(sorted(widths)), groups)
+        return cls(shared, tuple(sorted(widths)), longest, groups)
 
     def batch(
         self,
@@ -78,14 +80,16 @@ class TraceLayout:
         # Any, because the containers say jax.Array: `put_batch` makes these host arrays such.
         ids: Any = np.full(shape, pad_id, np.int32)
         mask: Any = np.zeros(shape, bool)
-        target: Any = np.zeros(shape, bool)
+        start: Any = np.zeros(shape[:2], np.int32)
+        target: Any = np.zeros((*shape[:2], self.trace), bool)
         for place, group in enumerate(groups):
             for n, (rest, trace) in enumerate(chosen[group * size : (group + 1) * size]):
                 end = len(rest) + len(trace)
                 ids[place, n, :end] = [*rest, *trace]
                 mask[place, n, :end] = True
-                target[place, n, len(rest) : end] = True
+                start[place, n] = len(rest)
+                target[place, n, : len(trace)] = True
         beginning = np.asarray(traces[0][0].ids[: self.shared], np.int32)
         shared: Any = np.tile(beginning, (len(groups), 1))
         everywhere: Any = np.ones(shared.shape, bool)
-        return TraceBatch(shared, everywhere, ids, mask, target)
+        return TraceBatch(shared, everywhere, ids, mask, start, target)

@@ -290,7 +290,7 @@ def sft_step(
     return state, metrics | norms
 
 
-def _targets(batch: TraceBatch) -> Bool[Array, "B G C"]:
+def _targets(batch: TraceBatch) -> Bool[Array, "B G T"]:
     """The tokens that a supervised update learns."""
     return batch.completion_mask if batch.target_mask is None else batch.target_mask
 

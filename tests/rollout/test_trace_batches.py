@@ -49,15 +49,15 @@ def test_a_batch_by_hand() -> None:
     """Two groups of two rows; the second process holds the second group."""
     layout = TraceLayout.of(TRACES, (6,), groups=2)
     # The longest row has 3 tokens of its prompt and 3 of its trace.
-    assert layout == TraceLayout(shared=3, widths=(6,), groups=2)
+    assert layout == TraceLayout(shared=3, widths=(6,), trace=3, groups=2)
     batch = layout.batch(TRACES, [2, 0, 1, 3], [1], pad_id=99)
     np.testing.assert_array_equal(batch.prompt_ids, [[5, 6, 7]])
     assert np.asarray(batch.prompt_mask).all()
     ids = [[9, 8, 8, 22, 23, 24], [8, 8, 26, 27, 99, 99]]
     np.testing.assert_array_equal(batch.completion_ids, [ids])
     np.testing.assert_array_equal(batch.completion_mask, [np.array(ids) != 99])
-    learnt = [[False] * 3 + [True] * 3, [False] * 2 + [True] * 2 + [False] * 2]
-    np.testing.assert_array_equal(batch.target_mask, [learnt])
+    np.testing.assert_array_equal(batch.target_start, [[3, 2]])
+    np.testing.assert_array_equal(batch.target_mask, [[[True, True, True], [True, True, False]]])
 
 
 def test_a_batch_takes_the_smallest_width_that_holds_its_rows() -> None:
