@@ -196,7 +196,7 @@ def constrain_logits(logits: jax.Array) -> jax.Array:
 
 
 def on_own_rows(
-    function: Callable[[jax.Array], jax.Array], rows: Float[jax.Array, "B G V"]
+    function: Callable[..., jax.Array], *rows: Float[jax.Array, "B G ..."]
 ) -> Float[jax.Array, "B G"]:
     """Run `function` on every device for the rows that `constrain_logits` gave it.
 
@@ -205,19 +205,19 @@ def on_own_rows(
 
     Args:
         function: gives one number a row, which depends on that row alone.
-        rows: whole rows of logits or probabilities.
+        rows: whole rows of logits or probabilities, and numbers that belong to each.
     """
-    mesh = jax.typeof(rows).sharding.mesh
+    mesh = jax.typeof(rows[0]).sharding.mesh
     axes = AutoAxes.of(mesh)
-    batch, tensor = axes.of_batch(rows.shape[0]), axes.sizes.get("tensor")
+    batch, tensor = axes.of_batch(rows[0].shape[0]), axes.sizes.get("tensor")
     if not axes.sizes or batch is None:
-        return function(rows)
+        return function(*rows)
     where = PartitionSpec(
-        batch or None, "tensor" if tensor and rows.shape[1] % tensor == 0 else None
+        batch or None, "tensor" if tensor and rows[0].shape[1] % tensor == 0 else None
     )
     # The check cannot follow numbers that start a loop; the tests compare with one device.
     mapped = jax.shard_map(function, mesh=mesh, in_specs=where, out_specs=where, check_vma=False)
-    return mapped(rows)
+    return mapped(*rows)
 
 
 def constrain_for_decoding(

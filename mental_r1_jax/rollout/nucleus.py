@@ -63,25 +63,25 @@ class _Search:
 
 @jax.named_scope("nucleus")
 def nucleus_threshold(
-    probs: Float[Array, "B G V"], top_p: float
+    probs: Float[Array, "B G V"], total: Float[Array, "B G"], top_p: float
 ) -> tuple[Float[Array, "B G"], Int[Array, ""]]:
     """Find t such that {p >= t} is the smallest set of the likeliest that holds the wanted mass.
 
-        t = max {s : sum of p(v) over p(v) >= s is at least top_p * sum of p(v)}
+        t = max {s : sum of p(v) over p(v) >= s is at least top_p * total}
 
     Tokens that tie with the last one kept are in the set. Sums are in float32: where a share lies
     within their rounding of `top_p`, one class of ties more or less is in it.
 
     Args:
-        probs: non-negative, in any normalisation up to 1.
+        probs: non-negative, in the normalisation whose largest is 1.
+        total: their sum, of `row_sums`.
         top_p: share of their sum that is kept, below 1.
 
     Returns:
         (t, turns): the thresholds, and the passes that summed above thresholds.
     """
-    total = probs.sum(axis=-1)
     wanted = top_p * total
-    high = _bits(probs.max(axis=-1)) + 1
+    high = jnp.full(total.shape, _bits(jnp.ones(())) + 1)
     # What lies below the threshold is at most `total - wanted`; so no token below that share of
     # it matters. A hundredth is left for rounding.
     least = jnp.maximum(0.99 * (total - wanted) / probs.shape[-1], _SMALLEST_NORMAL)
@@ -98,6 +98,11 @@ def nucleus_threshold(
 
     search = lax.while_loop(goes_on, lambda search: _turn(probs, search, wanted), search)
     return search.threshold, search.turn
+
+
+def row_sums(probs: Float[Array, "B G V"]) -> Float[Array, "B G"]:
+    """Sum of each row, in the order in which `nucleus_threshold` sums what it keeps."""
+    return _masses(probs, jnp.zeros((*probs.shape[:-1], 1)))[..., 0]
 
 
 def _turn(probs: Float[Array, "B G V"], search: _Search, wanted: Float[Array, "B G"]) -> _Search:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
-from mental_r1_jax.rollout.nucleus import nucleus_threshold
+from mental_r1_jax.rollout.nucleus import nucleus_threshold, row_sums
 from mental_r1_jax.sharding import on_own_rows
 
 _BLOCK = 128
@@ -34,47 +34,65 @@ def sample_token(
         sampler_logprobs: log-probability (nats) under the truncated distribution.
         decode_logprobs: log-probability (nats) under p itself.
     """
-    logprobs = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature, axis=-1)
-    probs = jnp.exp(logprobs)
-    probs = truncate(probs, top_p=top_p, top_k=top_k)
-    ids, kept_mass = _invert_cumulative(probs, uniform)
-    decode_logprobs = _pick(logprobs, ids)
+    scaled = logits.astype(jnp.float32) / temperature
+    largest = scaled.max(axis=-1)
+    # p times a factor, so that one pass with exponentials does for the sum and for the draw. The
+    # barrier keeps XLA from computing them again in every pass that reads them.
+    weights = jax.lax.optimization_barrier(jnp.exp(scaled - largest[..., None]))
+    total = row_sums(weights)
+    kept = truncate(weights, total, top_p=top_p, top_k=top_k)
+    ids, kept_mass = _invert_cumulative(kept, uniform)
+    log_weight = _pick(scaled, ids) - largest
     if top_p >= 1.0 and top_k is None:
-        kept_mass = jnp.ones_like(uniform)
-    return ids, decode_logprobs - jnp.log(kept_mass), decode_logprobs
+        kept_mass = total
+    return ids, log_weight - jnp.log(kept_mass), log_weight - jnp.log(total)
 
 
 def truncate(
-    probs: Float[jax.Array, "B G V"], *, top_p: float, top_k: int | None
+    weights: Float[jax.Array, "B G V"],
+    total: Float[jax.Array, "B G"],
+    *,
+    top_p: float,
+    top_k: int | None,
 ) -> Float[jax.Array, "B G V"]:
-    """Zero all but the `top_k` likeliest tokens, then all but the nucleus of what is left."""
-    if top_k is not None and top_k < probs.shape[-1]:
+    """Zero all but the `top_k` likeliest tokens, then all but the nucleus of what is left.
+
+    Args:
+        weights: probabilities times a factor by which the largest becomes 1.
+        total: their sum.
+        top_p: share of what `top_k` leaves that the nucleus holds.
+        top_k: number of tokens, or None for all.
+    """
+    if top_k is not None and top_k < weights.shape[-1]:
         # Where the places are not used, XLA makes a full sort of it on CPU; the barrier keeps them.
-        likeliest, _ = jax.lax.optimization_barrier(jax.lax.top_k(probs, top_k))
-        probs = jnp.where(probs >= likeliest[..., -1:], probs, 0.0)
+        likeliest, _ = jax.lax.optimization_barrier(jax.lax.top_k(weights, top_k))
+        weights = jnp.where(weights >= likeliest[..., -1:], weights, 0.0)
+        weights = jax.lax.optimization_barrier(weights)
+        total = row_sums(weights)
     if top_p < 1.0:
-        # The barriers keep XLA from computing the exponentials again in every pass that reads them.
-        probs = jax.lax.optimization_barrier(probs)
-        threshold = _threshold(probs, top_p)
-        kept = jnp.where(probs >= threshold[..., None], probs, 0.0)
-        probs = jax.lax.optimization_barrier(kept)
-    return probs
+        threshold = _threshold(weights, total, top_p)
+        weights = jnp.where(weights >= threshold[..., None], weights, 0.0)
+    return jax.lax.optimization_barrier(weights)
 
 
-def _threshold(probs: Float[jax.Array, "B G V"], top_p: float) -> Float[jax.Array, "B G"]:
+def _threshold(
+    weights: Float[jax.Array, "B G V"], total: Float[jax.Array, "B G"], top_p: float
+) -> Float[jax.Array, "B G"]:
     """The threshold of the nucleus; on TPUs each device searches for its own rows alone.
 
     XLA for CPUs ends the process at the search inside of a `shard_map` (a check of its own, that a
     barrier is no element of a tuple, in jaxlib 0.10.2), and exchanges between CPU devices cost
     little.
     """
-    device = jax.typeof(probs).sharding.mesh.abstract_device
+    device = jax.typeof(weights).sharding.mesh.abstract_device
 
-    def search(rows: Float[jax.Array, "b g V"]) -> Float[jax.Array, "b g"]:
-        return nucleus_threshold(rows, top_p)[0]
+    def search(
+        rows: Float[jax.Array, "b g V"], sums: Float[jax.Array, "b g"]
+    ) -> Float[jax.Array, "b g"]:
+        return nucleus_threshold(rows, sums, top_p)[0]
 
     on_tpus = device is not None and device.platform == "tpu"
-    return on_own_rows(search, probs) if on_tpus else search(probs)
+    return on_own_rows(search, weights, total) if on_tpus else search(weights, total)
 
 
 def greedy_token(

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mental_r1_jax.rollout.nucleus import nucleus_threshold
+from mental_r1_jax.rollout.nucleus import nucleus_threshold, row_sums
 
 CLOSE = 2e-6  # float32 sums of a vocabulary round; nearer shares may fall on either side
 LARGE = 8219  # no multiple of any strip or block
@@ -19,7 +19,7 @@ LARGE = 8219  # no multiple of any strip or block
 
 @functools.cache
 def search(top_p: float):
-    return jax.jit(functools.partial(nucleus_threshold, top_p=top_p))
+    return jax.jit(lambda weights: nucleus_threshold(weights, row_sums(weights), top_p))
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -38,7 +38,9 @@ def by_halving(probs, top_p):
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    return np.array(jax.nn.softmax(jnp.asarray(logits, jnp.float32), axis=-1))
+    """Probabilities times a factor: the largest of a row is 1."""
+    logits = np.asarray(logits, np.float32)
+    return np.array(jnp.exp(logits - logits.max(axis=-1, keepdims=True)))
 
 
 def kept(probs: np.ndarray, top_p: float) -> tuple[np.ndarray, int]:

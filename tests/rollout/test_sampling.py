@@ -73,9 +73,8 @@ def kept_by_sorting(probs: np.ndarray, top_p: float, top_k: int | None) -> list[
 )
 def test_truncation_keeps_what_an_explicit_sort_keeps(top_p, top_k, ties):
     logits = random_logits(0, ties)
-    logprobs = jax.nn.log_softmax(jnp.asarray(logits), axis=-1)
-    probs = jnp.exp(logprobs)[None]
-    kept = sampling.truncate(probs, top_p=top_p, top_k=top_k)
+    probs = jnp.exp(jnp.asarray(logits) - logits.max(axis=-1, keepdims=True))[None]
+    kept = sampling.truncate(probs, probs.sum(axis=-1), top_p=top_p, top_k=top_k)
     for row, left in zip(np.asarray(probs)[0], np.asarray(kept)[0], strict=True):
         admissible = kept_by_sorting(row.astype(np.float64), top_p, top_k)
         assert set(np.flatnonzero(left).tolist()) in admissible
