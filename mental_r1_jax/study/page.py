@@ -246,9 +246,18 @@ def _sensitivity_cards(document: Document) -> str:
                 )
             )
         fixed = "".join(f", {key}={value}" for key, value in row["fixed"].items())
-        title = f"{row['method']}{fixed}: range {100 * row['range']:.1f}"
+        title = f"{row['method']}{fixed}: range {100 * row['range']:.1f}{_of_seeds(row)}"
         cards.append(sensitivity_chart(title, points, row["key"]))
     return f'<div class="panels large">{"".join(cards)}</div>' if cards else ""
+
+
+def _of_seeds(row: Mapping[str, Any]) -> str:
+    """The range inside of single seeds, with its interval where there is one."""
+    ranges = row["range_over_seeds"]
+    interval = None if ranges is None else _hundredfold(ranges["interval_over_seeds"])
+    if interval is None:
+        return ""
+    return f"; of a seed {100 * ranges['mean']:.1f} [{interval[0]:.1f}, {interval[1]:.1f}]"
 
 
 def _hundredfold(interval: Sequence[float] | None) -> list[float] | None:

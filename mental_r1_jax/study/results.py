@@ -58,7 +58,7 @@ def study_document(
         "missing": list(missing),
         "arms": summaries,
         "hard_subset": None if hard is None else hard.model_dump(mode="json"),
-        "sensitivity": _sensitivity(arms, summaries),
+        "sensitivity": _sensitivity(arms, summaries, results),
         "cells": {result.cell.name: _cell_document(result) for result in results},
     }
 
@@ -124,11 +124,14 @@ def _difference(arm: Arm, results: Sequence[CellResult], resampled: Resampled) -
     return {"seeds": seeds, "scores": scores}
 
 
-def _sensitivity(arms: Sequence[Arm], summaries: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """For each varied key and method, how far the means lie apart over the key's values.
+def _sensitivity(
+    arms: Sequence[Arm], summaries: Mapping[str, Any], results: Sequence[CellResult]
+) -> list[dict[str, Any]]:
+    """For each varied key and method, how far the scores lie apart over the key's values.
 
     Arms that differ in this key only belong together. `range` is the largest mean minus the
-    smallest, `spread` the standard deviation (n - 1) of the means.
+    smallest, `spread` the standard deviation (n - 1) of the means, `range_over_seeds` what a single
+    seed's scores say.
     """
     groups: dict[tuple[str, str, str], list[Arm]] = {}
     for arm in arms:
@@ -151,9 +154,32 @@ def _sensitivity(arms: Sequence[Arm], summaries: Mapping[str, Any]) -> list[dict
                     "means": means,
                     "range": max(means) - min(means),
                     "spread": spread(means),
+                    "range_over_seeds": _range_over_seeds(there, results, score),
                 }
             )
     return rows
+
+
+def _range_over_seeds(
+    arms: Sequence[Arm], results: Sequence[CellResult], score: str
+) -> dict[str, Any] | None:
+    """Largest minus smallest score of these arms for each seed that all have; mean, t interval.
+
+    Chance makes the range of single scores larger than that of their means: compare it with that of
+    another method over as many values. None where no seed is finished in all arms.
+    """
+    cells = [_of_arm(arm.name, results) for arm in arms]
+    ranges = {}
+    for seed in sorted(set[int].intersection(*(set(one) for one in cells))):
+        scores = [one[seed].scores[score] for one in cells]
+        ranges[str(seed)] = max(scores) - min(scores)
+    if not ranges:
+        return None
+    return {
+        "mean": float(np.mean(list(ranges.values()))),
+        "by_seed": ranges,
+        "interval_over_seeds": _listed(t_interval(list(ranges.values()))),
+    }
 
 
 def _cell_document(result: CellResult) -> dict[str, Any]:

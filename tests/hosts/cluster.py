@@ -131,6 +131,11 @@ def assert_same_run(ours: Cluster, name: str, other: str) -> None:
     tables, others = ours.completions(name), ours.completions(other)
     assert len(tables) == len(others) and len(tables) > 1
     assert tables == others
+    assert_same_metrics(ours, name, other)
+
+
+def assert_same_metrics(ours: Cluster, name: str, other: str) -> None:
+    """Two runs had the same metrics, up to float32 rounding."""
     lines, theirs = ours.metrics(name), ours.metrics(other)
     assert [line["step"] for line in lines] == [line["step"] for line in theirs]
     for line, their in zip(lines, theirs, strict=True):

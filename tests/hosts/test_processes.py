@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hosts.cluster import Cluster, assert_same_run
+from tests.hosts.cluster import Cluster, assert_same_metrics, assert_same_run
 from tests.hosts.conftest import STEPS
 
 CALLS_A_STEP = 8 * 2  # completions of a step, over all processes
@@ -75,6 +75,24 @@ def test_the_end_of_one_process_ends_the_others_and_a_rerun_resumes(
     assert [one.status for one in ended] == [0] * 4, ended
     assert "resuming after step" in ended[0].out
     assert_same_run(cluster, name, "alone")
+
+
+@pytest.mark.slow
+def test_a_cold_start_by_several_processes_learns_what_one_learns(cluster: Cluster) -> None:
+    """Each holds the traces of its own devices only; two micro-batches an update."""
+    keys = (
+        *("rollout.max_completion_length=320", "sft.traces_per_set=20", "sft.batch_size=16"),
+        *(f"sft.num_steps={STEPS}", "run.micro_batches=2"),
+    )
+    for name, processes, axes in (
+        ("sft_alone", 1, ()),
+        ("sft_two", 2, ()),
+        ("sft_four", 4, ("mesh.fsdp=2", "mesh.tensor=2")),
+    ):
+        ended = cluster.run("sft", name, processes, 8 // processes, *keys, *axes)
+        assert [one.status for one in ended] == [0] * processes, ended
+        assert len(cluster.metrics(name)) >= STEPS
+        assert_same_metrics(cluster, name, "sft_alone")
 
 
 @pytest.mark.slow

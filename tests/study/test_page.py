@@ -25,7 +25,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     study = load_study(write_study(tmp_path_factory.mktemp("page"), TWO_ARMS))
     cells = plan_study(study).cells
     for i, cell in enumerate(cells):
-        guesses = RIGHT if cell.arm.method == "crpo" else ONE_WRONG
+        guesses = RIGHT if "scale-0.001" in cell.name else ONE_WRONG
         write_cell(cell, TRUTH, guesses, [0.1 * i, 0.2 * i, 0.5 + 0.1 * i])
     return study_page(
         study_document(study, [read_cell(cell) for cell in cells], ["a cell"]),
@@ -49,6 +49,7 @@ def test_every_part_is_there(page: str) -> None:
         *("Learning curves: validation", "Stage entropies", "Sensitivity", "Measures"),
     ]
     assert "Not finished: a cell." in page
+    assert "crpo: range 26.7; of a seed 26.7 [26.7, 26.7]" in page
     # Two charts of differences, a panel an arm in three grids, one card of sensitivity.
     assert page.count('role="img"') == 2 + 3 * 3 + 1
     assert page.count("crpo, stage_entropy_scale=0.001") >= 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -115,6 +116,27 @@ def test_the_spread_over_a_varied_key_by_hand(study: Study) -> None:
     assert row["means"] == pytest.approx([1.0, 11 / 15])
     assert row["range"] == pytest.approx(4 / 15)
     assert row["spread"] == pytest.approx(4 / 15 / 2**0.5)
+
+
+def test_the_range_inside_of_a_seed_by_hand(study: Study) -> None:
+    """Seed 0: 1 and 22/30; seed 1: 1 and, put in here, 0.4. Ranges 4/15 and 0.6."""
+    results = [
+        dataclasses.replace(one, scores=one.scores | {"weighted_f1": 0.4})
+        if one.cell.name == "crpo-stage_entropy_scale-0.01-seed1"
+        else one
+        for one in read_all(study)
+    ]
+    rows = study_document(study, results, [])["sensitivity"]
+    ranges = next(one for one in rows if one["score"] == "weighted_f1")["range_over_seeds"]
+    assert ranges["by_seed"] == pytest.approx({"0": 4 / 15, "1": 0.6})
+    assert ranges["mean"] == pytest.approx(13 / 30)
+    half = 12.706205 * (0.6 - 4 / 15) / 2  # t(1) s / sqrt(2), s = (0.6 - 4/15) / sqrt(2)
+    low, high = ranges["interval_over_seeds"]
+    assert (low, high) == pytest.approx((13 / 30 - half, 13 / 30 + half), rel=1e-5)
+    # A seed that one value has not finished says nothing.
+    rows = study_document(study, results[:-1], [results[-1].cell.name])["sensitivity"]
+    ranges = next(one for one in rows if one["score"] == "weighted_f1")["range_over_seeds"]
+    assert list(ranges["by_seed"]) == ["0"] and ranges["interval_over_seeds"] is None
 
 
 def test_differences_are_over_the_seeds_that_both_have(study: Study) -> None:
