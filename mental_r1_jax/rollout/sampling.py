@@ -36,10 +36,7 @@ def sample_token(
     """
     scaled = logits.astype(jnp.float32) / temperature
     largest = scaled.max(axis=-1)
-    # p times a factor, so that one pass with exponentials does for the sum and for the draw. The
-    # barrier keeps XLA from computing them again in every pass that reads them.
-    weights = jax.lax.optimization_barrier(jnp.exp(scaled - largest[..., None]))
-    total = row_sums(weights)
+    weights, total = _exponentials(scaled, largest)
     kept = truncate(weights, total, top_p=top_p, top_k=top_k)
     ids, kept_mass = _invert_cumulative(kept, uniform)
     log_weight = _pick(scaled, ids) - largest
@@ -98,13 +95,20 @@ def _threshold(
 def greedy_token(
     logits: Float[jax.Array, "B G V"],
 ) -> tuple[Int[jax.Array, "B G"], Float[jax.Array, "B G"], Float[jax.Array, "B G"]]:
-    """The likeliest token and, twice, its log-probability (nats) at temperature 1."""
-    # The first place of the maximum; on CPU, XLA's argmax takes several times as long.
-    places = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
-    top = logits.max(axis=-1, keepdims=True)
-    ids = jnp.where(logits == top, places, logits.shape[-1] - 1).min(axis=-1)
-    logprobs = _pick(jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1), ids)
-    return ids, logprobs, logprobs
+    """The first of the likeliest tokens and, twice, its log-probability (nats) at temperature 1.
+
+    Two levels, blocks and tokens inside one block: on CPU, XLA looks along a whole row one number
+    after the other.
+    """
+    logits = logits.astype(jnp.float32)
+    blocks = _in_blocks(logits, -jnp.inf)
+    tops = blocks.max(axis=-1)
+    block = jnp.argmax(tops, axis=-1)
+    ids = block * _BLOCK + jnp.argmax(_pick_block(blocks, block), axis=-1)
+    # Of the likeliest token log p = log 1 - log sum.
+    _, total = _exponentials(logits, tops.max(axis=-1))
+    logprobs = -jnp.log(total)
+    return ids.astype(jnp.int32), logprobs, logprobs
 
 
 def entropy(logits: Float[jax.Array, "B G V"], temperature: float) -> Float[jax.Array, "B G"]:
@@ -112,8 +116,22 @@ def entropy(logits: Float[jax.Array, "B G V"], temperature: float) -> Float[jax.
 
     A probability that underflows adds nothing.
     """
-    logprobs = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature, axis=-1)
-    return -(jnp.exp(logprobs) * logprobs).sum(axis=-1)
+    scaled = logits.astype(jnp.float32) / temperature
+    largest = scaled.max(axis=-1)
+    weights, total = _exponentials(scaled, largest)
+    below = jnp.where(weights > 0, weights * (largest[..., None] - scaled), 0.0)
+    return jnp.log(total) + row_sums(jax.lax.optimization_barrier(below)) / total
+
+
+def _exponentials(
+    scaled: Float[jax.Array, "B G V"], largest: Float[jax.Array, "B G"]
+) -> tuple[Float[jax.Array, "B G V"], Float[jax.Array, "B G"]]:
+    """exp(scaled - largest), which is p times a factor, and its sum.
+
+    The barrier keeps XLA from computing the exponentials again in every pass that reads them.
+    """
+    weights = jax.lax.optimization_barrier(jnp.exp(scaled - largest[..., None]))
+    return weights, row_sums(weights)
 
 
 def _pick(values: Float[jax.Array, "B G V"], ids: Int[jax.Array, "B G"]) -> Float[jax.Array, "B G"]:
@@ -128,15 +146,28 @@ def _invert_cumulative(
 
     Two levels, blocks and tokens inside one block, so that no cumulative sum over V is made.
     """
-    *lead, size = probs.shape
-    blocks = jnp.pad(probs, [(0, 0)] * len(lead) + [(0, -size % _BLOCK)]).reshape(*lead, -1, _BLOCK)
+    blocks = _in_blocks(probs, 0.0)
     block_ends = jnp.cumsum(blocks.sum(axis=-1), axis=-1)
     target = uniform * block_ends[..., -1]
     block = _first_above(block_ends, target)
-    inside = jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :]
+    inside = _pick_block(blocks, block)
     before = jnp.where(block > 0, _pick(block_ends, jnp.maximum(block - 1, 0)), 0.0)
     token = _first_above(before[..., None] + jnp.cumsum(inside, axis=-1), target)
     return block * _BLOCK + token, block_ends[..., -1]
+
+
+def _in_blocks(rows: Float[jax.Array, "B G V"], fill: float) -> Float[jax.Array, "B G N block"]:
+    """Blocks of `_BLOCK` neighbours, the last one filled up."""
+    *lead, size = rows.shape
+    width = [(0, 0)] * len(lead) + [(0, -size % _BLOCK)]
+    return jnp.pad(rows, width, constant_values=fill).reshape(*lead, -1, _BLOCK)
+
+
+def _pick_block(
+    blocks: Float[jax.Array, "B G N block"], place: Int[jax.Array, "B G"]
+) -> Float[jax.Array, "B G block"]:
+    """blocks[b, g, place[b, g]]."""
+    return jnp.take_along_axis(blocks, place[..., None, None], axis=-2)[..., 0, :]
 
 
 def _first_above(

@@ -13,6 +13,7 @@ from mental_r1_jax.rl.loss_terms import sampler_weight
 from mental_r1_jax.rollout import sampling
 
 ROWS, VOCAB = 300, 149  # two blocks of 128, the second one partly filled
+LARGE = 8219  # summed in strips; no multiple of a strip or block
 
 
 @functools.cache
@@ -33,10 +34,10 @@ def draw(logits, uniform, top_p=1.0, top_k=None, temperature=1.0):
     return [np.asarray(values)[0, :count] for values in out]
 
 
-def random_logits(seed: int, ties: bool = False, rows: int = ROWS) -> np.ndarray:
+def random_logits(seed: int, ties: bool = False, rows: int = ROWS, size: int = VOCAB) -> np.ndarray:
     """Peaked and flat rows; with `ties` only a few different values occur in a row."""
     rng = np.random.default_rng(seed)
-    logits = rng.standard_normal((rows, VOCAB)) * rng.choice([0.1, 1.0, 5.0], (rows, 1))
+    logits = rng.standard_normal((rows, size)) * rng.choice([0.1, 1.0, 5.0], (rows, 1))
     return (np.round(2 * logits) / 2 if ties else logits).astype(np.float32)
 
 
@@ -95,6 +96,28 @@ def test_token_is_where_numpys_cumulative_sum_passes_the_uniform_number(top_p, t
         # float32 sums round: u may lie on the other side of an edge that is closer than 2e-6.
         allowed = {int(np.searchsorted(edges, u + shift, side="right")) for shift in (-2e-6, 2e-6)}
         assert int(token) in allowed | {int(np.searchsorted(edges, u, side="right"))}
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.95])
+def test_log_probs_of_a_large_vocabulary(top_p):
+    logits, temperature = random_logits(8, rows=6, size=LARGE), 0.85
+    uniform = np.random.default_rng(9).random(6)
+    ids, sampler, decode = draw(logits, uniform, top_p, None, temperature)
+    probs = softmax64(logits, temperature)
+    drawn = np.take_along_axis(probs, ids[:, None], axis=1)[:, 0]
+    kept = [row[list(kept_by_sorting(row, top_p, None)[0])].sum() for row in probs]
+    np.testing.assert_allclose(decode, np.log(drawn), atol=5e-6)
+    np.testing.assert_allclose(sampler, np.log(drawn / kept), atol=5e-6)
+
+
+@pytest.mark.parametrize("size", [VOCAB, LARGE])
+def test_entropy_of_rows_with_impossible_tokens(size):
+    logits = random_logits(10, rows=12, size=size)
+    logits[::2, 1::3] = -np.inf
+    probs = softmax64(logits, 0.85)
+    expected = -np.where(probs > 0, probs * np.log(np.maximum(probs, 1e-300)), 0.0).sum(-1)
+    entropies = jax.jit(functools.partial(sampling.entropy, temperature=0.85))(logits[None])
+    np.testing.assert_allclose(np.asarray(entropies)[0], expected, atol=5e-6)
 
 
 def test_frequencies_over_many_uniforms_fit_the_probabilities():
@@ -185,8 +208,9 @@ def test_top_k_beyond_the_vocabulary_changes_nothing():
         np.testing.assert_allclose(ours, plain, atol=1e-6)
 
 
-def test_greedy_takes_the_first_of_the_likeliest_at_temperature_one():
-    logits = random_logits(12, rows=6)
+@pytest.mark.parametrize("size", [VOCAB, LARGE])
+def test_greedy_takes_the_first_of_the_likeliest_at_temperature_one(size):
+    logits = random_logits(12, rows=6, size=size)
     logits[0, [5, 140]] = 50.0
     ids, sampler, decode = (
         np.asarray(x)[0] for x in sampling.greedy_token(jnp.asarray(logits)[None])
