@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -67,12 +67,25 @@ def difference_chart(rows: Sequence[Difference], unit: str) -> str:
     return "".join(parts) + "</svg>"
 
 
-def sensitivity_chart(title: str, points: Sequence[SensitivePoint], unit: str) -> str:
-    """A card: one column a value of the key, in order; mean with interval, and the seeds."""
+def sensitivity_frame(points: Iterable[SensitivePoint]) -> tuple[float, float]:
+    """A range of values with room for all means and seeds, to be shared by several charts."""
+    ends = [end for point in points for end in (point.mean, *point.by_seed)]
+    margin = 0.1 * (max(ends) - min(ends) or 1.0)
+    return min(ends) - margin, max(ends) + margin
+
+
+def sensitivity_chart(
+    title: str, points: Sequence[SensitivePoint], unit: str, y_range: tuple[float, float]
+) -> str:
+    """A card: one column a value of the key, in order; mean with interval, and the seeds.
+
+    Args:
+        title: above the chart.
+        points: the columns.
+        unit: of the key.
+        y_range: lowest and highest value of the frame; intervals are cut at its edges.
+    """
     width, height, left, top, bottom = 460, 250, 46, 12, 44
-    ends = [end for p in points for end in (p.mean, *p.by_seed, *(p.interval or ()))]
-    span = max(ends) - min(ends) or 1.0
-    y_range = (min(ends) - 0.08 * span, max(ends) + 0.08 * span)
     y = charts.scale(y_range, height - bottom, top)
     pitch = (width - left - 10) / len(points)
     at = [left + pitch * (i + 0.5) for i in range(len(points))]
@@ -89,7 +102,7 @@ def sensitivity_chart(title: str, points: Sequence[SensitivePoint], unit: str) -
     parts.append(charts.stroke(means, lambda i: at[int(i)], y))
     for x, point in zip(at, points, strict=True):
         if point.interval is not None:
-            low, high = (y(end) for end in point.interval)
+            low, high = (y(min(max(end, y_range[0]), y_range[1])) for end in point.interval)
             parts.append(
                 f'<line class="thin" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>'
             )

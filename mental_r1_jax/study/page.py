@@ -32,6 +32,7 @@ from mental_r1_jax.study.charts import (
     SensitivePoint,
     difference_chart,
     sensitivity_chart,
+    sensitivity_frame,
 )
 
 # Columns of the table: score, heading, and whether it is a fraction to show in percent.
@@ -90,8 +91,9 @@ def study_page(document: Document, *, title: str) -> str:
         ),
         *_section(
             "Sensitivity",
-            "Weighted F1 in % over a varied key: mean with 95% t interval, and the seeds. The "
-            "range is the largest mean minus the smallest.",
+            "Weighted F1 in % over a varied key: mean with 95% t interval, cut at the edge, and "
+            "the seeds; all on one scale. The range is the largest mean minus the smallest; that "
+            "of a seed has a 95% t interval.",
             _sensitivity_cards(document),
         ),
         "<h2>Measures</h2>",
@@ -116,7 +118,8 @@ def _table(arms: Document) -> str:
             score = arm["scores"].get(name)
             cells.append("" if score is None else _score_cell(score, fraction))
         columns = "".join(f"<td>{cell}</td>" for cell in cells)
-        rows.append(f'<tr><th class="arm" scope="row">{escape(arm["label"])}</th>{columns}</tr>')
+        label = escape(arm["label"]).replace("=", "=<wbr>")  # not inside of a number
+        rows.append(f'<tr><th class="arm" scope="row">{label}</th>{columns}</tr>')
     head = table_head(["method", "seeds", *(heading for _, heading, _ in columns_shown)])
     return (
         '<table class="wide"><caption>Mean over seeds, &#177; the standard deviation over seeds, '
@@ -229,7 +232,7 @@ def _stage_panels(document: Document) -> str:
 
 def _sensitivity_cards(document: Document) -> str:
     """A card for each varied key and method."""
-    cards = []
+    charts: list[tuple[str, list[SensitivePoint], str]] = []
     for row in document["sensitivity"]:
         if row["score"] != "weighted_f1":
             continue
@@ -247,8 +250,12 @@ def _sensitivity_cards(document: Document) -> str:
             )
         fixed = "".join(f", {key}={value}" for key, value in row["fixed"].items())
         title = f"{row['method']}{fixed}: range {100 * row['range']:.1f}{_of_seeds(row)}"
-        cards.append(sensitivity_chart(title, points, row["key"]))
-    return f'<div class="panels large">{"".join(cards)}</div>' if cards else ""
+        charts.append((title, points, row["key"]))
+    if not charts:
+        return ""
+    frame = sensitivity_frame(point for _, points, _ in charts for point in points)
+    cards = [sensitivity_chart(*chart, frame) for chart in charts]
+    return f'<div class="panels large">{"".join(cards)}</div>'
 
 
 def _of_seeds(row: Mapping[str, Any]) -> str:

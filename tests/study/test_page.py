@@ -10,7 +10,13 @@ from xml.etree import ElementTree
 import pytest
 
 from mental_r1_jax.study.cells import Cell, plan_study
-from mental_r1_jax.study.charts import Difference, difference_chart
+from mental_r1_jax.study.charts import (
+    Difference,
+    SensitivePoint,
+    difference_chart,
+    sensitivity_chart,
+    sensitivity_frame,
+)
 from mental_r1_jax.study.page import study_page
 from mental_r1_jax.study.reading import read_cell
 from mental_r1_jax.study.results import study_document
@@ -73,6 +79,20 @@ def test_an_interval_that_leaves_the_frame_is_cut_at_its_edge() -> None:
     thin = ElementTree.fromstring(text).find(".//line[@class='thin']")
     assert thin is not None
     assert (thin.attrib["x1"], thin.attrib["x2"]) == ("300.0", "830.0")
+
+
+def test_sensitivities_share_a_frame_that_holds_means_and_seeds() -> None:
+    """Means 20 and 80, seeds from 10 to 90: 8 beyond them; an interval beyond that is cut."""
+    wide = SensitivePoint(1, 20.0, (-50.0, 90.0), (10.0, 30.0))
+    narrow = SensitivePoint(2, 80.0, (79.0, 81.0), (70.0, 90.0))
+    frame = sensitivity_frame([wide, narrow])
+    assert frame == pytest.approx((2.0, 98.0))
+    card = ElementTree.fromstring(sensitivity_chart("a", [wide], "key", frame))
+    thin = card.find(".//line[@class='thin']")
+    assert thin is not None
+    # The frame's edges are 12 from the top and 44 from the bottom of 250.
+    assert float(thin.attrib["y1"]) == pytest.approx(206.0, abs=0.1)
+    assert float(thin.attrib["y2"]) == pytest.approx(12 + 194 * 8 / 96, abs=0.1)
 
 
 def rename_stages(cell: Cell, names: tuple[str, ...]) -> None:
