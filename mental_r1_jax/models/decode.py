@@ -193,7 +193,7 @@ def decode_step(
     before = prompt_cache.prefix_length
     positions = prompt_cache.mask.sum(-1, dtype=jnp.int32)[:, None] + index
     places = positions + before if before else positions
-    x = jnp.take(params["embedding"], token_ids, axis=0).astype(config.dtype)
+    x = jnp.take(params["embedding"], token_ids, axis=0, mode="clip").astype(config.dtype)
     streams: tuple[Array, ...] = (constrain_batch(scaled(x, config)),)
     slots = before + prompt_cache.mask.shape[1] + completion_cache.values[0].shape[3]
     kept = []
@@ -224,10 +224,9 @@ def _attend(
     `positions` count from the first token of the prompt behind the prefix.
     """
     queries, (key, value) = heads[0], (x.swapaxes(1, 2) for x in heads[1:])
-    zero = jnp.zeros_like(index)
-    keys = jax.lax.dynamic_update_slice(own[0], key[..., None], (zero,) * 4 + (index,))
-    at = (zero, zero, zero, index, zero)
-    values = jax.lax.dynamic_update_slice(own[1], value[..., None, :], at)
+    put = partial(jax.lax.dynamic_update_slice_in_dim, allow_negative_indices=False)
+    keys = put(own[0], key[..., None], index, axis=4)
+    values = put(own[1], value[..., None, :], index, axis=3)
     prompt_allowed = allowed_prompt_keys(prompt[2], positions, facts.window)[:, 0]
     own_allowed = allowed_own_keys(index[None], values.shape[3], facts.window)[0]
     mixed = decode_attention(

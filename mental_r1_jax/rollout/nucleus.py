@@ -10,7 +10,7 @@ decides. What a row does depends on that row alone, so its nucleus does not depe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -100,9 +100,18 @@ def nucleus_threshold(
     return search.threshold, search.turn
 
 
-def row_sums(probs: Float[Array, "B G V"]) -> Float[Array, "B G"]:
-    """Sum of each row, in the order in which `nucleus_threshold` sums what it keeps."""
-    return _masses(probs, jnp.zeros((*probs.shape[:-1], 1)))[..., 0]
+def row_sums(values: Float[Array, "B G V"]) -> Float[Array, "B G"]:
+    """Sum of each row; on CPU in strips, see `_masses`."""
+
+    def in_strips(values: Array) -> Array:
+        width = values.shape[-1] // 64
+        zeros = jnp.zeros((*values.shape[:-1], width))
+        sums, rest = _over_strips(values, width, zeros, jnp.add)
+        return sums @ jnp.ones(sums.shape[-1]) + rest.sum(axis=-1)
+
+    if values.shape[-1] < _SMALL_VOCABULARY:
+        return values.sum(axis=-1)
+    return lax.platform_dependent(values, cpu=in_strips, default=lambda values: values.sum(axis=-1))
 
 
 def _turn(probs: Float[Array, "B G V"], search: _Search, wanted: Float[Array, "B G"]) -> _Search:
@@ -133,7 +142,7 @@ def _few(bracket: _Bracket) -> Bool[Array, "B G"]:
 
 def _first_thresholds(
     probs: Float[Array, "B G V"], bracket: _Bracket, left_out: Float[Array, "B G"]
-) -> Int[Array, "B G K"]:
+) -> list[Int[Array, "B G"]]:
     """Thresholds below which a part of the vocabulary has about the mass that is left out.
 
     Some blocks of tokens stand for all. The likeliest tokens are few and may be missed, but the
@@ -146,19 +155,23 @@ def _first_thresholds(
     sums = sum(jnp.where(block[..., None, :] < least, block[..., None, :], 0.0) for block in blocks)
     width = blocks[0].shape[-1]
     below = probs.shape[-1] / (len(blocks) * width) * (sums @ jnp.ones(width))
-    target = left_out[..., None] * jnp.asarray(_FIRST)[None, None]
-    place = (below[..., None, :] < target[..., None]).sum(axis=-1)
-    padded = jnp.pad(below, [(0, 0)] * (below.ndim - 1) + [(1, 0)])
-    under = jnp.take_along_axis(padded, jnp.minimum(place, _GRID - 1), axis=-1)
-    over = jnp.take_along_axis(below, jnp.minimum(place, _GRID - 1), axis=-1)
-    part = jnp.clip((target - under) / jnp.maximum(over - under, _SMALLEST_NORMAL), 0.0, 1.0)
-    threshold = bracket.low[..., None] + cell * place + (part * cell).astype(jnp.int32)
-    # All of the part has less: the threshold is above its largest, among the likeliest tokens.
+    # All of the part may have less than is left out: then the threshold is above its largest, among
+    # the likeliest tokens, and the search is spread over what is above.
     filled = (below < below[..., -1:]).sum(axis=-1)
     largest = bracket.low + cell[..., 0] * filled
-    step = (bracket.high - largest)[..., None] // (len(_FIRST) + 1)
-    spread = largest[..., None] + step * jnp.arange(1, len(_FIRST) + 1)[None, None]
-    return jnp.where(place >= _GRID, spread, threshold)
+    step = (bracket.high - largest) // (len(_FIRST) + 1)
+    thresholds = []
+    for k, share in enumerate(_FIRST):
+        target = left_out * share
+        # `below` rises along the grid. No gathers: on a TPU each would be several operations.
+        less = below < target[..., None]
+        place = less.sum(axis=-1)
+        under = jnp.where(less, below, 0.0).max(axis=-1)
+        over = jnp.where(less, jnp.inf, below).min(axis=-1)
+        part = jnp.clip((target - under) / jnp.maximum(over - under, _SMALLEST_NORMAL), 0.0, 1.0)
+        inside = bracket.low + cell[..., 0] * place + (part * cell[..., 0]).astype(jnp.int32)
+        thresholds.append(jnp.where(place >= _GRID, largest + step * (k + 1), inside))
+    return thresholds
 
 
 def _sample(probs: Float[Array, "B G V"]) -> list[Float[Array, "B G n"]]:
@@ -171,7 +184,7 @@ def _sample(probs: Float[Array, "B G V"]) -> list[Float[Array, "B G n"]]:
     return [probs[..., i * step : i * step + width] for i in range(_BLOCKS)]
 
 
-def _next_thresholds(bracket: _Bracket, wanted: Float[Array, "B G"]) -> Int[Array, "B G K"]:
+def _next_thresholds(bracket: _Bracket, wanted: Float[Array, "B G"]) -> list[Int[Array, "B G"]]:
     """Thresholds around the one at which the mass, if evenly spread, would be the wanted one.
 
     Of m tokens in the bracket a fraction f lies above; its standard deviation is that of f m
@@ -184,31 +197,34 @@ def _next_thresholds(bracket: _Bracket, wanted: Float[Array, "B G"]) -> Int[Arra
     deviation = jnp.sqrt(jnp.maximum(part * (1.0 - part), 1.0 / count) / count)
     octaves = (bracket.high - bracket.low).astype(jnp.float32) / 2**23
     deviation = deviation + _BENT * jnp.minimum(octaves, 2.0)
-    place = part[..., None] + deviation[..., None] * jnp.asarray(_AROUND)[None, None]
-    halves = (jnp.arange(len(_AROUND)) == 0)[None, None] & (bracket.narrowed[..., None] > 2)
-    place = jnp.where(halves, 0.5, jnp.clip(place, 0.0, 1.0))
-    width = (bracket.high - bracket.low)[..., None]
-    return bracket.high[..., None] - (place * width).astype(jnp.int32)
+    width = (bracket.high - bracket.low).astype(jnp.float32)
+    thresholds = []
+    for k, around in enumerate(_AROUND):
+        place = jnp.clip(part + deviation * around, 0.0, 1.0)
+        if k == 0:
+            place = jnp.where(bracket.narrowed > 2, 0.5, place)
+        thresholds.append(bracket.high - (place * width).astype(jnp.int32))
+    return thresholds
 
 
 def _narrow(
     probs: Float[Array, "B G V"],
     bracket: _Bracket,
-    thresholds: Int[Array, "B G K"],
+    thresholds: Sequence[Int[Array, "B G"]],
     wanted: Float[Array, "B G"],
 ) -> _Bracket:
     """The bracket between the neighbouring thresholds around the wanted mass: one pass."""
-    low, high = bracket.low[..., None], bracket.high[..., None]
-    thresholds = jnp.clip(thresholds, low + 1, jnp.maximum(high - 1, low + 1))
-    mass = _masses(probs, _floats(thresholds))
-    holds = mass >= wanted[..., None]
-    return _Bracket(
-        low=jnp.where(holds, thresholds, low).max(axis=-1),
-        high=jnp.where(holds, high, thresholds).min(axis=-1),
-        mass_low=jnp.where(holds, mass, bracket.mass_low[..., None]).min(axis=-1),
-        mass_high=jnp.where(holds, bracket.mass_high[..., None], mass).max(axis=-1),
-        narrowed=bracket.narrowed + 1,
-    )
+    low, high = bracket.low, bracket.high
+    last = jnp.maximum(high - 1, low + 1)
+    places = [jnp.clip(threshold, low + 1, last) for threshold in thresholds]
+    mass_low, mass_high = bracket.mass_low, bracket.mass_high
+    for place, mass in zip(places, _masses(probs, list(map(_floats, places))), strict=True):
+        holds = mass >= wanted
+        low = jnp.where(holds, jnp.maximum(low, place), low)
+        high = jnp.where(holds, high, jnp.minimum(high, place))
+        mass_low = jnp.where(holds, jnp.minimum(mass_low, mass), mass_low)
+        mass_high = jnp.where(holds, mass_high, jnp.maximum(mass_high, mass))
+    return _Bracket(low, high, mass_low, mass_high, bracket.narrowed + 1)
 
 
 def _collect(
@@ -237,35 +253,40 @@ def _collect(
     return complete | one_class, threshold
 
 
-def _masses(probs: Float[Array, "B G V"], at: Float[Array, "B G K"]) -> Float[Array, "B G K"]:
+def _masses(
+    probs: Float[Array, "B G V"], at: Sequence[Float[Array, "B G"]]
+) -> Sequence[Float[Array, "B G"]]:
     """Sum of the probabilities that are at least each threshold."""
 
-    def above(part: Array) -> Array:
-        part = part[..., None, :]
-        return jnp.where(part >= at[..., None], part, 0.0)
+    def in_strips(probs: Array, *at: Array) -> tuple[Array, ...]:
+        bounds = jnp.stack(at, axis=-1)[..., None]
 
-    def in_strips(probs: Array, at: Array) -> Array:
-        zeros = jnp.zeros((*at.shape, probs.shape[-1] // 64))
-        sums, rest = _over_strips(probs, 64, zeros, lambda sums, part: sums + above(part))
-        return sums @ jnp.ones(sums.shape[-1]) + above(rest).sum(axis=-1)
+        def above(part: Array) -> Array:
+            part = part[..., None, :]
+            return jnp.where(part >= bounds, part, 0.0)
 
-    def at_once(probs: Array, at: Array) -> Array:
-        each = [
-            jnp.where(probs >= at[..., k, None], probs, 0.0).sum(axis=-1)
-            for k in range(at.shape[-1])
-        ]
-        return jnp.stack(each, axis=-1)
+        width = probs.shape[-1] // 64
+        zeros = jnp.zeros((*bounds.shape[:-1], width))
+        sums, rest = _over_strips(probs, width, zeros, lambda sums, part: sums + above(part))
+        masses = sums @ jnp.ones(sums.shape[-1]) + above(rest).sum(axis=-1)
+        return tuple(masses[..., k] for k in range(len(at)))
+
+    def at_once(probs: Array, *at: Array) -> tuple[Array, ...]:
+        return tuple(jnp.where(probs >= one[..., None], probs, 0.0).sum(axis=-1) for one in at)
 
     if probs.shape[-1] < _SMALL_VOCABULARY:
-        return at_once(probs, at)
+        return at_once(probs, *at)
     # XLA on CPU adds along a row one number after the other; strips are added as vectors.
-    return lax.platform_dependent(probs, at, cpu=in_strips, default=at_once)
+    return lax.platform_dependent(probs, *at, cpu=in_strips, default=at_once)
 
 
 def _slots(
     probs: Float[Array, "B G V"], low: Float[Array, "B G"], high: Float[Array, "B G"]
 ) -> tuple[Float[Array, "B G W"], Float[Array, "B G W"], Float[Array, "B G W"]]:
-    """Largest, smallest and number of the probabilities in [low, high) that fall into each slot."""
+    """Largest, smallest and number of the probabilities in [low, high) that fall into each slot.
+
+    Slots are columns of a table whose rows are strips of the vocabulary.
+    """
 
     def add(slots: tuple[Array, Array, Array], part: Array) -> tuple[Array, Array, Array]:
         inside = (part >= low[..., None]) & (part < high[..., None])
@@ -275,10 +296,12 @@ def _slots(
             slots[2] + jnp.where(inside, 1.0, 0.0),
         )
 
-    strips = 32 if probs.shape[-1] >= _SMALL_VOCABULARY else 1
-    shape = (*probs.shape[:-1], probs.shape[-1] // strips)
+    size = probs.shape[-1]
+    # On a TPU a slice at a multiple of 128 is read as it lies. The last one may be shorter.
+    width = -(-size // 32 // 128) * 128 if size >= _SMALL_VOCABULARY else size
+    shape = (*probs.shape[:-1], width)
     empty = jnp.zeros(shape), jnp.full(shape, 2.0), jnp.zeros(shape)
-    slots, rest = _over_strips(probs, strips, empty, add)
+    slots, rest = _over_strips(probs, width, empty, add)
     count = rest.shape[-1]
     some = add((slots[0][..., :count], slots[1][..., :count], slots[2][..., :count]), rest)
     largest, smallest, number = (
@@ -289,20 +312,26 @@ def _slots(
 
 
 def _over_strips(
-    probs: Float[Array, "B G V"], strips: int, start: Any, add: Callable[[Any, Array], Any]
+    probs: Float[Array, "B G V"], width: int, start: Any, add: Callable[[Any, Array], Any]
 ) -> tuple[Any, Float[Array, "B G rest"]]:
-    """Fold `add` over equal strips of the vocabulary; what is left over is returned beside it."""
-    width = probs.shape[-1] // strips
-    unrolled = min(strips, 8)
+    """Fold `add` over strips of one width; what is left over is returned beside it.
 
-    def some(i: Any, total: Any) -> Any:
-        for j in range(unrolled):
-            at = (i * unrolled + j) * width
-            total = add(total, lax.dynamic_slice_in_dim(probs, at, width, axis=-1))
+    In a loop over eight strips at a time: on CPU it makes better code than a program without one,
+    and on a TPU one pass for all that `add` sums up, where there would be one for each.
+    """
+    strips, several = probs.shape[-1] // width, 8 * width
+
+    def fold(total: Any, first: Any, count: int) -> Any:
+        for i in range(count):
+            part = lax.dynamic_slice_in_dim(
+                probs, first + i * width, width, axis=-1, allow_negative_indices=False
+            )
+            total = add(total, part)
         return total
 
-    total = lax.fori_loop(0, strips // unrolled, some, start)
-    # Without the barrier what comes after is fused into the loop and computed again and again.
+    total = lax.fori_loop(0, strips // 8, lambda i, total: fold(total, i * several, 8), start)
+    total = fold(total, strips // 8 * several, strips % 8)
+    # Without the barrier what comes after is fused with the strips and computed again and again.
     return lax.optimization_barrier(total), probs[..., strips * width :]
 
 

@@ -171,7 +171,9 @@ def sample_completions(
         with jax.named_scope("head"):
             logits = constrain_logits(decoder.unembed(weights, config, rows.hidden))
         with jax.named_scope("draw"):
-            uniform = jax.lax.dynamic_index_in_dim(rows.noise, state.index, axis=2, keepdims=False)
+            uniform = jax.lax.dynamic_slice_in_dim(
+                rows.noise, state.index, 1, axis=2, allow_negative_indices=False
+            )[..., 0]
             token, *measured = _draw(logits, uniform, rows.greedy, settings)
             if settings.entropies:
                 measured.append(entropy(logits, settings.rollout.temperature))
@@ -339,7 +341,9 @@ def _record(
     ends = (token[..., None] == jnp.asarray(eos_ids, jnp.int32)[None, None, :]).any(axis=-1)
 
     def put(row: Array, value: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(row, value[..., None], index, axis=2)
+        return jax.lax.dynamic_update_slice_in_dim(
+            row, value[..., None], index, axis=2, allow_negative_indices=False
+        )
 
     sampler, decode, *entropies = (jnp.where(rows.finished, 0.0, x) for x in measured)
     return dataclasses.replace(

@@ -136,7 +136,7 @@ def _exponentials(
 
 def _pick(values: Float[jax.Array, "B G V"], ids: Int[jax.Array, "B G"]) -> Float[jax.Array, "B G"]:
     """values[b, g, ids[b, g]]."""
-    return jnp.take_along_axis(values, ids[..., None], axis=-1)[..., 0]
+    return jnp.take_along_axis(values, ids[..., None], axis=-1, mode="clip")[..., 0]
 
 
 def _invert_cumulative(
@@ -151,7 +151,8 @@ def _invert_cumulative(
     target = uniform * block_ends[..., -1]
     block = _first_above(block_ends, target)
     inside = _pick_block(blocks, block)
-    before = jnp.where(block > 0, _pick(block_ends, jnp.maximum(block - 1, 0)), 0.0)
+    earlier = jnp.arange(block_ends.shape[-1])[None, None] < block[..., None]
+    before = jnp.where(earlier, block_ends, 0.0).max(axis=-1)
     token = _first_above(before[..., None] + jnp.cumsum(inside, axis=-1), target)
     return block * _BLOCK + token, block_ends[..., -1]
 
@@ -167,7 +168,7 @@ def _pick_block(
     blocks: Float[jax.Array, "B G N block"], place: Int[jax.Array, "B G"]
 ) -> Float[jax.Array, "B G block"]:
     """blocks[b, g, place[b, g]]."""
-    return jnp.take_along_axis(blocks, place[..., None, None], axis=-2)[..., 0, :]
+    return jnp.take_along_axis(blocks, place[..., None, None], axis=-2, mode="clip")[..., 0, :]
 
 
 def _first_above(
