@@ -12,7 +12,7 @@ import pytest
 from mental_r1_jax.evaluation import reading_room, report_page
 from tests.browser.pages import board_page_file, report_page_file, study_page_file
 
-EMPTY = {"meta", "input", "circle", "line", "rect", "path", "polygon", "polyline"}
+EMPTY = {"meta", "input", "wbr", "circle", "line", "rect", "path", "polygon", "polyline"}
 
 
 class Markup(HTMLParser):
