@@ -171,9 +171,9 @@ def sample_completions(
         with jax.named_scope("head"):
             logits = constrain_logits(decoder.unembed(weights, config, rows.hidden))
         with jax.named_scope("draw"):
-            uniform = jax.lax.dynamic_slice_in_dim(
-                rows.noise, state.index, 1, axis=2, allow_negative_indices=False
-            )[..., 0]
+            uniform = jax.lax.dynamic_index_in_dim(
+                rows.noise, state.index, axis=2, keepdims=False, allow_negative_indices=False
+            )
             token, *measured = _draw(logits, uniform, rows.greedy, settings)
             if settings.entropies:
                 measured.append(entropy(logits, settings.rollout.temperature))
