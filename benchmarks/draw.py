@@ -1,11 +1,12 @@
-"""How long drawing tokens takes, truncated to the nucleus and not, in turns on the same logits.
+"""How long drawing tokens takes, truncated to the nucleus or not, in turns on the same logits.
 
     python benchmarks/draw.py --vocabulary 8192 49152 151936 --spread 2
 
 The draws stand in a loop, as in decoding, and every turn has other logits. Logits are normally
 distributed: a spread of 0.1 is a model with random weights, whose nucleus is nearly everything; of
-4 one that has been trained. Seconds are those of the processor by default, which other programs on
-the machine disturb less than the clock.
+4 one that has been trained. A truncated draw is longer where the sampler's log-probs are wanted
+(`crpo.sampler_correction`), which takes the mass of the nucleus. Seconds are those of the processor
+by default, which other programs on the machine disturb less than the clock.
 """
 
 from __future__ import annotations
@@ -23,46 +24,50 @@ import numpy as np
 
 from mental_r1_jax.rollout.sampling import sample_token
 
-_DRAWS = 6  # in one call
+_DRAWS = 24  # in one call
 
 
-def draws(top_p: float, temperature: float) -> Callable[[jax.Array, jax.Array], Any]:
+def draws(
+    top_p: float, temperature: float, sampler_logprobs: bool
+) -> Callable[[jax.Array, jax.Array], Any]:
     """Several draws in one program."""
 
     def run(logits: jax.Array, uniform: jax.Array) -> Any:
         def one(i: jax.Array, total: jax.Array) -> jax.Array:
             scaled = logits * (1.0 + 1e-3 * i.astype(jnp.float32))
-            ids, sampler, decode = sample_token(
+            drawn = sample_token(
                 jax.lax.optimization_barrier(scaled),
-                uniform,
+                uniform[i],
                 temperature=temperature,
                 top_p=top_p,
                 top_k=None,
+                sampler_logprobs=sampler_logprobs,
             )
-            return total + ids + sampler + decode
+            return sum(jax.tree.leaves(drawn), total)
 
-        return jax.lax.fori_loop(0, _DRAWS, one, jnp.zeros(uniform.shape))
+        return jax.lax.fori_loop(0, _DRAWS, one, jnp.zeros(uniform.shape[1:]))
 
     return jax.jit(run)
 
 
 def measure(
-    vocabulary: int, options: argparse.Namespace, shares: Sequence[float]
-) -> dict[float, list[float]]:
-    """Seconds of one draw for each top-p, all measured in turns."""
+    vocabulary: int, options: argparse.Namespace, shares: Sequence[tuple[float, bool]]
+) -> list[float]:
+    """Seconds of one draw for each top-p, with the sampler's log-probs or not; in turns, median."""
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((1, options.rows, vocabulary), np.float32) * options.spread
-    arguments = jnp.asarray(logits), jnp.asarray(rng.random((1, options.rows), np.float32))
-    programs = {share: draws(share, options.temperature) for share in shares}
+    uniform = rng.random((_DRAWS, 1, options.rows), np.float32)
+    arguments = jnp.asarray(logits), jnp.asarray(uniform)
+    programs = [draws(share, options.temperature, logprobs) for share, logprobs in shares]
     clock = time.perf_counter if options.clock == "wall" else time.process_time
-    seconds: dict[float, list[float]] = {share: [] for share in shares}
+    seconds: list[list[float]] = [[] for _ in programs]
     for turn in range(options.repeats + 1):  # the first one compiles
-        for share, program in programs.items():
+        for program, times in zip(programs, seconds, strict=True):
             start = clock()
             jax.block_until_ready(program(*arguments))
             if turn:
-                seconds[share].append((clock() - start) / _DRAWS)
-    return seconds
+                times.append((clock() - start) / _DRAWS)
+    return [statistics.median(times) for times in seconds]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -78,11 +83,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--clock", type=str, default="cpu", choices=("cpu", "wall"))
     options = parser.parse_args(arguments)
     for vocabulary in options.vocabulary:
-        seconds = measure(vocabulary, options, (1.0, options.top_p))
-        plain, truncated = (statistics.median(times) for times in seconds.values())
+        shares = ((1.0, False), (options.top_p, False), (options.top_p, True))
+        plain, truncated, measured = measure(vocabulary, options, shares)
         print(
             f"V {vocabulary:7}: plain {1e3 * plain:7.2f} ms, top-p {options.top_p} "
-            f"{1e3 * truncated:7.2f} ms, {truncated / plain:.2f} times"
+            f"{1e3 * truncated:7.2f} ms, {truncated / plain:.2f} times; with the sampler's "
+            f"log-probs {1e3 * measured:7.2f} ms, {measured / plain:.2f} times"
         )
 
 

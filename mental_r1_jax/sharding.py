@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Float, PyTree
+from jaxtyping import Float, PyTree, Shaped
 
 from mental_r1_jax.errors import UserError
 
@@ -196,15 +196,15 @@ def constrain_logits(logits: jax.Array) -> jax.Array:
 
 
 def on_own_rows(
-    function: Callable[..., jax.Array], *rows: Float[jax.Array, "B G ..."]
-) -> Float[jax.Array, "B G"]:
+    function: Callable[..., PyTree[jax.Array]], *rows: Float[jax.Array, "B G ..."]
+) -> PyTree[Shaped[jax.Array, "B G"]]:
     """Run `function` on every device for the rows that `constrain_logits` gave it.
 
     It may hold a loop that ends with its last row: each device then ends with its own, where all of
     them would ask each other in every turn.
 
     Args:
-        function: gives one number a row, which depends on that row alone.
+        function: gives one or several numbers a row, which depend on that row alone.
         rows: whole rows of logits or probabilities, and numbers that belong to each.
     """
     mesh = jax.typeof(rows[0]).sharding.mesh

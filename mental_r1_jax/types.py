@@ -45,7 +45,7 @@ class Completions:
         completion_ids: sampled ids, including the EOS token that ended a completion.
         completion_mask: true on sampled tokens, EOS included.
         sampler_logprobs: log-probability (nats) of each token under the distribution it was drawn
-            from, that is, after temperature, top-k and top-p.
+            from, that is, after temperature, top-k and top-p; None where nobody reads them.
         decode_logprobs: the same before top-k and top-p, as the decoding pass computed it; the
             training pass must find these numbers again up to rounding.
         finished: true where the completion ended by itself, false where it hit the length limit.
@@ -57,7 +57,7 @@ class Completions:
 
     completion_ids: Int[jax.Array, "B G C"]
     completion_mask: Bool[jax.Array, "B G C"]
-    sampler_logprobs: Float[jax.Array, "B G C"]
+    sampler_logprobs: Float[jax.Array, "B G C"] | None
     decode_logprobs: Float[jax.Array, "B G C"]
     finished: Bool[jax.Array, "B G"]
     greedy: Completions | None = None
@@ -76,7 +76,7 @@ class Batch:
         stage_mask: true where a token lies wholly inside a stage's content; spans of malformed text
             may overlap, so every stage has a mask of its own.
         rewards: weighted sum of the reward functions.
-        sampler_logprobs: see `Completions`; metrics read it, and the sampler correction.
+        sampler_logprobs: see `Completions`; None without the sampler correction, which reads it.
         decode_logprobs: see `Completions`; metrics read it, and a KL penalty in the reward.
         old_logprobs: log-probs (nats) of the policy that sampled, or None when the policy has not
             moved since (one update a rollout), where the ratio is identically 1.
@@ -95,7 +95,7 @@ class Batch:
     completion_mask: Bool[jax.Array, "B G C"]
     stage_mask: Bool[jax.Array, "B G S C"]
     rewards: Float[jax.Array, "B G"]
-    sampler_logprobs: Float[jax.Array, "B G C"]
+    sampler_logprobs: Float[jax.Array, "B G C"] | None
     decode_logprobs: Float[jax.Array, "B G C"]
     old_logprobs: Float[jax.Array, "B G C"] | None = None
     ref_logprobs: Float[jax.Array, "B G C"] | None = None

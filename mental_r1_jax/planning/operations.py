@@ -15,8 +15,10 @@ _NOT_LAUNCHED = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
     *("call", "opt-barrier", "after-all", "partition-id", "replica-id", "domain"),
 }
-# Passes in which the search for the top-p threshold narrows its bracket; see `rollout/nucleus.py`.
-SEARCH_TURNS = 2
+# Turns that the loops of a truncated draw take, by their scope: the search for the threshold
+# narrows its bracket two or three times (`rollout/nucleus.py`), and two candidates are mostly
+# enough (`rollout/rejection.py`). Their limits are far beyond.
+USUAL_TURNS = {"nucleus": 3, "rejection": 1}
 _LAYER_SCOPES = ("/attention/", "/feed_forward/")
 
 
@@ -46,7 +48,7 @@ def token_operations(program: Program, num_layers: int) -> TokenOperations:
     sources = {line.name: line.source for part in program.computations.values() for line in part}
     turns: dict[str, int] = {}
     counts = {True: 0.0, False: 0.0}
-    for visit in program.visits(_turns_of_a_search):
+    for visit in program.visits(_usual_turns):
         line, loops = visit.instruction, visit.loops
         halves = line.opcode in _NOT_LAUNCHED or line.opcode.endswith("-done")
         if visit.fused or halves or not loops or not sources[loops[0]].endswith("decode/while"):
@@ -59,6 +61,7 @@ def token_operations(program: Program, num_layers: int) -> TokenOperations:
     return TokenOperations(counts[True] / (num_layers * tokens), counts[False] / tokens)
 
 
-def _turns_of_a_search(loop: Instruction) -> int | None:
-    """The search for a threshold ends long before its limit; other loops make all their turns."""
-    return SEARCH_TURNS if loop.source.endswith("nucleus/while") else None
+def _usual_turns(loop: Instruction) -> int | None:
+    """Turns of a loop that ends long before its limit; other loops make all their turns."""
+    *_, scope, last = ["", *loop.source.split("/")]
+    return USUAL_TURNS.get(scope) if last == "while" else None

@@ -279,7 +279,7 @@ def abstract_batch(config: ExperimentConfig, mesh: Mesh, width: int | None = Non
         completion_mask=_rows(mesh, bool, *tokens),
         stage_mask=_rows(mesh, bool, *groups, len(stages), tokens[-1]),
         rewards=_rows(mesh, jnp.float32, *groups),
-        sampler_logprobs=of_tokens,
+        sampler_logprobs=of_tokens if crpo.sampler_correction != "off" else None,
         decode_logprobs=of_tokens,
         old_logprobs=of_tokens if crpo.num_iterations > 1 else None,
         ref_logprobs=of_tokens if crpo.kl_coef > 0 else None,

@@ -107,7 +107,8 @@ def crpo_loss(
         metrics to be merged over them.
 
     Raises:
-        ValueError: if `kl_coef` is not 0 and the batch has no reference log-probs.
+        ValueError: if `kl_coef` is not 0 and the batch has no reference log-probs, or if the
+            sampler is to be corrected and the batch has no `sampler_logprobs`.
 
     References:
         Mental-R1 (arXiv 2606.13176).
@@ -129,13 +130,10 @@ def crpo_loss(
     stage_loss, stage_metrics = _stage_term(entropies, batch, denominators, weights.stages, stages)
     bonus = _constant_if_unweighted(entropies, weights.bonus)
     bonus_loss = -weights.bonus * masked_sum(bonus, mask) / denominators.tokens
-    mismatch = jnp.abs(logprobs - jnp.where(mask, batch.sampler_logprobs, 0.0))
     metrics |= kl_metrics | stage_metrics
     metrics |= {
         "loss/entropy_bonus": Sum(bonus_loss),
         "entropy": mean_over(entropies, mask),
-        "sampler_mismatch/max": max_over(mismatch, mask),
-        "sampler_mismatch/mean": mean_over(mismatch, mask),
     }
     loss = policy_loss + kl_loss + stage_loss + bonus_loss
     return loss, jax.lax.stop_gradient(metrics)
@@ -193,11 +191,21 @@ def _corrected_for_the_sampler(
     """
     if crpo.sampler_correction == "off":
         return per_token, {}
+    if batch.sampler_logprobs is None:
+        raise ValueError(
+            f"crpo_loss: sampler_correction={crpo.sampler_correction} expected "
+            "batch.sampler_logprobs, got None; sample with `SamplerSettings.sampler_logprobs`"
+        )
     mask = batch.completion_mask
     policy = logprobs if batch.old_logprobs is None else batch.old_logprobs
     policy, sampler = (jnp.where(mask, x, 0.0) for x in (policy, batch.sampler_logprobs))
     weight = loss_terms.sampler_weight(policy, sampler, crpo.sampler_correction)
-    return weight * per_token, {"sampler_correction/mean": mean_over(weight, mask)}
+    mismatch = jnp.abs(jnp.where(mask, logprobs, 0.0) - sampler)
+    return weight * per_token, {
+        "sampler_correction/mean": mean_over(weight, mask),
+        "sampler_mismatch/max": max_over(mismatch, mask),
+        "sampler_mismatch/mean": mean_over(mismatch, mask),
+    }
 
 
 @jax.named_scope("kl_penalty")

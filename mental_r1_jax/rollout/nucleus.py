@@ -1,4 +1,4 @@
-"""The exact threshold of top-p truncation, without a sort and in few passes over the vocabulary.
+"""The exact nucleus of top-p truncation, without a sort and in few passes over the vocabulary.
 
 The nucleus is {v : p(v) >= t} for the largest t whose set holds the wanted mass. A bracket of bit
 patterns [low, high), low within and high beyond, shrinks around t (non-negative floats order like
@@ -52,10 +52,17 @@ class _Bracket:
 
 @flax.struct.dataclass
 class _Search:
-    """Carry of the search. `ready` rows wait for the last pass, `done` ones have a threshold."""
+    """Carry of the search. `ready` rows wait for the last pass, `done` ones have a threshold.
+
+    `places` are the thresholds of the next pass. They are carried, and not computed where they are
+    used: what is above them and the bound that one of them becomes would then be two programs,
+    whose floats may round differently, and a token in between would be in the mass of a bound that
+    leaves it out.
+    """
 
     turn: Int[Array, ""]
     bracket: _Bracket
+    places: tuple[Int[Array, "B G"], ...]
     ready: Bool[Array, "B G"]
     done: Bool[Array, "B G"]
     threshold: Float[Array, "B G"]
@@ -74,7 +81,7 @@ def nucleus_threshold(
 
     Args:
         probs: non-negative, in the normalisation whose largest is 1.
-        total: their sum, of `row_sums`.
+        total: their sum.
         top_p: share of their sum that is kept, below 1.
 
     Returns:
@@ -89,15 +96,35 @@ def nucleus_threshold(
     start = jnp.zeros_like(low)
     bracket = _Bracket(low, high, total, jnp.zeros_like(total), start)
     first = _first_thresholds(probs, bracket, total - wanted)
-    bracket = _narrow(probs, bracket, first, wanted)
-    unfinished = jnp.zeros(total.shape, bool)
-    search = _Search(jnp.ones((), jnp.int32), bracket, _few(bracket), unfinished, total)
+    nobody = jnp.zeros(total.shape, bool)
+    search = _Search(jnp.zeros((), jnp.int32), bracket, first, nobody, nobody, total)
 
     def goes_on(search: _Search) -> Bool[Array, ""]:
         return ~search.done.all() & (search.turn < _MOST_TURNS)
 
     search = lax.while_loop(goes_on, lambda search: _turn(probs, search, wanted), search)
     return search.threshold, search.turn
+
+
+def in_nucleus(
+    probs: Float[Array, "B G V"],
+    total: Float[Array, "B G"],
+    drawn: Float[Array, "B G K"],
+    top_p: float,
+) -> Bool[Array, "B G K"]:
+    """Whether tokens of these probabilities lie in the nucleus: one pass.
+
+        p(v) >= t  exactly if  sum of p(u) over p(u) > p(v)  <  top_p * total
+
+    Args:
+        probs: non-negative.
+        total: their sum.
+        drawn: K of them for each row.
+        top_p: share of their sum that the nucleus holds.
+    """
+    next_ones = _floats(_bits(drawn) + 1)
+    likelier = _masses(probs, [next_ones[..., k] for k in range(drawn.shape[-1])])
+    return jnp.stack(likelier, axis=-1) < (top_p * total)[..., None]
 
 
 def row_sums(values: Float[Array, "B G V"]) -> Float[Array, "B G"]:
@@ -117,7 +144,7 @@ def row_sums(values: Float[Array, "B G V"]) -> Float[Array, "B G"]:
 def _turn(probs: Float[Array, "B G V"], search: _Search, wanted: Float[Array, "B G"]) -> _Search:
     """Narrow the brackets that are wide, then, if none is, collect what is in them."""
     waits = search.ready | search.done
-    narrower = _narrow(probs, search.bracket, _next_thresholds(search.bracket, wanted), wanted)
+    narrower = _narrow(probs, search.bracket, search.places, wanted)
     bracket = jax.tree.map(lambda old, new: jnp.where(waits, old, new), search.bracket, narrower)
     ready = search.ready | _few(bracket) | (bracket.narrowed > _PATIENCE)
 
@@ -130,7 +157,8 @@ def _turn(probs: Float[Array, "B G V"], search: _Search, wanted: Float[Array, "B
         return search.done, ready, search.threshold
 
     done, ready, threshold = lax.cond((ready | search.done).all(), collect, wait)
-    return _Search(search.turn + 1, bracket, ready, done, threshold)
+    places = _next_thresholds(bracket, wanted)
+    return _Search(search.turn + 1, bracket, places, ready, done, threshold)
 
 
 def _few(bracket: _Bracket) -> Bool[Array, "B G"]:
@@ -142,7 +170,7 @@ def _few(bracket: _Bracket) -> Bool[Array, "B G"]:
 
 def _first_thresholds(
     probs: Float[Array, "B G V"], bracket: _Bracket, left_out: Float[Array, "B G"]
-) -> list[Int[Array, "B G"]]:
+) -> tuple[Int[Array, "B G"], ...]:
     """Thresholds below which a part of the vocabulary has about the mass that is left out.
 
     Some blocks of tokens stand for all. The likeliest tokens are few and may be missed, but the
@@ -171,7 +199,7 @@ def _first_thresholds(
         part = jnp.clip((target - under) / jnp.maximum(over - under, _SMALLEST_NORMAL), 0.0, 1.0)
         inside = bracket.low + cell[..., 0] * place + (part * cell[..., 0]).astype(jnp.int32)
         thresholds.append(jnp.where(place >= _GRID, largest + step * (k + 1), inside))
-    return thresholds
+    return tuple(thresholds)
 
 
 def _sample(probs: Float[Array, "B G V"]) -> list[Float[Array, "B G n"]]:
@@ -184,7 +212,9 @@ def _sample(probs: Float[Array, "B G V"]) -> list[Float[Array, "B G n"]]:
     return [probs[..., i * step : i * step + width] for i in range(_BLOCKS)]
 
 
-def _next_thresholds(bracket: _Bracket, wanted: Float[Array, "B G"]) -> list[Int[Array, "B G"]]:
+def _next_thresholds(
+    bracket: _Bracket, wanted: Float[Array, "B G"]
+) -> tuple[Int[Array, "B G"], ...]:
     """Thresholds around the one at which the mass, if evenly spread, would be the wanted one.
 
     Of m tokens in the bracket a fraction f lies above; its standard deviation is that of f m
@@ -204,7 +234,7 @@ def _next_thresholds(bracket: _Bracket, wanted: Float[Array, "B G"]) -> list[Int
         if k == 0:
             place = jnp.where(bracket.narrowed > 2, 0.5, place)
         thresholds.append(bracket.high - (place * width).astype(jnp.int32))
-    return thresholds
+    return tuple(thresholds)
 
 
 def _narrow(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.struct
@@ -33,6 +33,7 @@ class SamplerSettings:
         pad_id: token that fills the places after the end.
         greedy_row: decode one more completion of each prompt, greedily, beside the G drawn ones.
         entropies: measure the entropy of each token as well.
+        sampler_logprobs: measure the log-probability under the truncated distribution as well.
     """
 
     rollout: RolloutConfig
@@ -42,6 +43,7 @@ class SamplerSettings:
     pad_id: int
     greedy_row: bool = False
     entropies: bool = False
+    sampler_logprobs: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -57,7 +59,8 @@ def sampler_settings(
     Training draws `rollout.num_generations` completions, and decodes one greedily beside them where
     `crpo.advantage_baseline` is "greedy". Validation and verification decode one
     greedily. Evaluation and prediction in bulk do so too, unless `evaluate.num_votes` asks for
-    several samples to vote. Evaluation alone shows entropies.
+    several samples to vote. Evaluation alone shows entropies, and the sampler correction alone
+    reads `sampler_logprobs`.
 
     Args:
         config: the recipe.
@@ -71,9 +74,15 @@ def sampler_settings(
     else:
         completions = config.evaluate.num_votes if use in ("evaluate", "predict") else 1
         greedy, greedy_row = completions == 1, False
-    entropies = use == "evaluate"
     return SamplerSettings(
-        config.rollout, completions, greedy, eos_ids, pad_id, greedy_row, entropies
+        config.rollout,
+        completions,
+        greedy,
+        eos_ids,
+        pad_id,
+        greedy_row,
+        entropies=use == "evaluate",
+        sampler_logprobs=use == "train" and config.crpo.sampler_correction != "off",
     )
 
 
@@ -117,7 +126,7 @@ class _Rows:
     """What every completion that is still run carries; g counts the rows of the segment.
 
     `greedy` marks the row that takes the likeliest token, None where all rows are alike;
-    `entropies` is None where they are not wanted.
+    `sampler_logprobs` and `entropies` are None where they are not wanted.
     """
 
     hidden: Float[Array, "B g D"]
@@ -125,9 +134,9 @@ class _Rows:
     lengths: Int[Array, "B g"]
     noise: Float[Array, "B g C"]
     ids: Int[Array, "B g C"]
-    sampler_logprobs: Float[Array, "B g C"]
     decode_logprobs: Float[Array, "B g C"]
     greedy: Bool[Array, "B g"] | None
+    sampler_logprobs: Float[Array, "B g C"] | None
     entropies: Float[Array, "B g C"] | None
 
 
@@ -174,9 +183,9 @@ def sample_completions(
             uniform = jax.lax.dynamic_index_in_dim(
                 rows.noise, state.index, axis=2, keepdims=False, allow_negative_indices=False
             )
-            token, *measured = _draw(logits, uniform, rows.greedy, settings)
+            token, measured = _draw(logits, uniform, rows.greedy, settings)
             if settings.entropies:
-                measured.append(entropy(logits, settings.rollout.temperature))
+                measured["entropies"] = entropy(logits, settings.rollout.temperature)
             token = constrain_batch(jnp.where(rows.finished, settings.pad_id, token))
         hidden, cache = decoder.decode_step(
             weights, config, token, state.index, prompt_cache, state.cache
@@ -235,16 +244,17 @@ def _first_rows(
     if settings.greedy_row:
         is_last = jnp.arange(group)[None] == group - 1
         greedy = jnp.broadcast_to(is_last, (num_prompts, group))
+    zeros = jnp.zeros(noise.shape, jnp.float32)
     return _Rows(
         hidden=jnp.broadcast_to(hidden[:, None], (num_prompts, group, hidden.shape[-1])),
         finished=jnp.zeros((num_prompts, group), bool),
         lengths=jnp.zeros((num_prompts, group), jnp.int32),
         noise=noise,
         ids=jnp.full(noise.shape, settings.pad_id, jnp.int32),
-        sampler_logprobs=jnp.zeros(noise.shape, jnp.float32),
-        decode_logprobs=jnp.zeros(noise.shape, jnp.float32),
+        decode_logprobs=zeros,
         greedy=greedy,
-        entropies=jnp.zeros(noise.shape, jnp.float32) if settings.entropies else None,
+        sampler_logprobs=zeros if settings.sampler_logprobs else None,
+        entropies=zeros if settings.entropies else None,
     )
 
 
@@ -307,36 +317,46 @@ def _draw(
     uniform: Float[Array, "B G"],
     greedy: Bool[Array, "B G"] | None,
     settings: SamplerSettings,
-) -> tuple[Int[Array, "B G"], Float[Array, "B G"], Float[Array, "B G"]]:
-    """The next token of every completion, its log-prob as sampled, and under the whole policy."""
+) -> tuple[Int[Array, "B G"], dict[str, Float[Array, "B G"]]]:
+    """The next token of every completion, and its log-probs by their field of `_Rows`."""
     if settings.greedy:
-        return greedy_token(logits)
-    drawn = sample_token(
+        ids, logprobs = greedy_token(logits)
+        return ids, _measured(logprobs, logprobs, settings)
+    ids, decode, sampler = sample_token(
         logits,
         uniform,
         temperature=settings.rollout.temperature,
         top_p=settings.rollout.top_p,
         top_k=settings.rollout.top_k,
+        sampler_logprobs=settings.sampler_logprobs,
     )
-    if greedy is None:
-        return drawn
-    ids, sampler, decode = (
-        jnp.where(greedy, likeliest, other)
-        for likeliest, other in zip(greedy_token(logits), drawn, strict=True)
-    )
-    return ids, sampler, decode
+    if greedy is not None:
+        likeliest, logprobs = greedy_token(logits)
+        ids, decode = jnp.where(greedy, likeliest, ids), jnp.where(greedy, logprobs, decode)
+        sampler = None if sampler is None else jnp.where(greedy, logprobs, sampler)
+    return ids, _measured(decode, sampler, settings)
+
+
+def _measured(
+    decode: Float[Array, "B G"], sampler: Float[Array, "B G"] | None, settings: SamplerSettings
+) -> dict[str, Float[Array, "B G"]]:
+    """Log-probs by their field of `_Rows`, without those that are not wanted."""
+    found = {"decode_logprobs": decode}
+    if settings.sampler_logprobs and sampler is not None:
+        found["sampler_logprobs"] = sampler
+    return found
 
 
 def _record(
     rows: _Rows,
     index: Int[Array, ""],
     token: Int[Array, "B g"],
-    measured: Sequence[Float[Array, "B g"]],
+    measured: dict[str, Float[Array, "B g"]],
     eos_ids: tuple[int, ...],
 ) -> _Rows:
     """Write the token at `index`; completions that had ended before keep pads and zeros.
 
-    `measured` are the two log-probs of `_Rows`, and the entropies where they are wanted.
+    `measured` are numbers of the token by their field of `_Rows`.
     """
     ends = (token[..., None] == jnp.asarray(eos_ids, jnp.int32)[None, None, :]).any(axis=-1)
 
@@ -345,15 +365,16 @@ def _record(
             row, value[..., None], index, axis=2, allow_negative_indices=False
         )
 
-    sampler, decode, *entropies = (jnp.where(rows.finished, 0.0, x) for x in measured)
+    numbers = {
+        name: put(getattr(rows, name), jnp.where(rows.finished, 0.0, value))
+        for name, value in measured.items()
+    }
     return dataclasses.replace(
         rows,
         finished=rows.finished | ends,
         lengths=rows.lengths + ~rows.finished,
         ids=put(rows.ids, token),
-        sampler_logprobs=put(rows.sampler_logprobs, sampler),
-        decode_logprobs=put(rows.decode_logprobs, decode),
-        entropies=None if rows.entropies is None else put(rows.entropies, entropies[0]),
+        **numbers,
     )
 
 

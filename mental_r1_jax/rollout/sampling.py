@@ -1,18 +1,28 @@
 """Drawing one token from logits: temperature, top-k, top-p, one uniform number a token.
 
-The threshold of top-p is found by `nucleus.py` in a few passes over the vocabulary, without a sort.
+Top-p is exact and needs no sort: `rejection.py` draws until a token lies in the nucleus, and where
+the nucleus' mass is wanted, too, `nucleus.py` finds its threshold in a few passes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, PyTree, Shaped
 
+from mental_r1_jax.rollout.cumulative import (
+    BLOCK,
+    Cumulative,
+    cumulative,
+    in_blocks,
+    invert,
+    pick_block,
+)
 from mental_r1_jax.rollout.nucleus import nucleus_threshold, row_sums
+from mental_r1_jax.rollout.rejection import LEAST_TOP_P, draw_from_nucleus
 from mental_r1_jax.sharding import on_own_rows
-
-_BLOCK = 128
 
 
 def sample_token(
@@ -22,27 +32,40 @@ def sample_token(
     temperature: float,
     top_p: float,
     top_k: int | None,
-) -> tuple[Int[jax.Array, "B G"], Float[jax.Array, "B G"], Float[jax.Array, "B G"]]:
+    sampler_logprobs: bool,
+) -> tuple[Int[jax.Array, "B G"], Float[jax.Array, "B G"], Float[jax.Array, "B G"] | None]:
     """Draw one token a row by inverting the cumulative distribution at `uniform`.
 
     The distribution is p = softmax(logits / T), truncated to the `top_k` likeliest tokens, then to
     the smallest set of the likeliest whose share of what is left reaches `top_p`, renormalised.
     Tokens that tie with the last one kept are kept too.
 
+    Args:
+        logits: of the next token.
+        uniform: a number in [0, 1) for each row.
+        temperature: T.
+        top_p: share of the mass that is kept.
+        top_k: number of tokens that are kept, or None for all.
+        sampler_logprobs: whether they are wanted. Without them a truncated draw is shorter, and
+            takes other tokens for the same numbers.
+
     Returns:
         ids: the drawn tokens.
-        sampler_logprobs: log-probability (nats) under the truncated distribution.
         decode_logprobs: log-probability (nats) under p itself.
+        sampler_logprobs: log-probability (nats) under the truncated distribution, or None.
     """
     scaled = logits.astype(jnp.float32) / temperature
-    largest = scaled.max(axis=-1)
-    weights, total = _exponentials(scaled, largest)
-    kept = truncate(weights, total, top_p=top_p, top_k=top_k)
-    ids, kept_mass = _invert_cumulative(kept, uniform)
-    log_weight = _pick(scaled, ids) - largest
-    if top_p >= 1.0 and top_k is None:
-        kept_mass = total
-    return ids, log_weight - jnp.log(kept_mass), log_weight - jnp.log(total)
+    weights = _exponentials(scaled, scaled.max(axis=-1))
+    whole = cumulative(weights)
+    by_rejection = LEAST_TOP_P <= top_p < 1.0 and not sampler_logprobs
+    kept = truncate(weights, whole.total, top_p=1.0 if by_rejection else top_p, top_k=top_k)
+    table = whole if kept is weights else cumulative(kept)
+    if by_rejection:
+        ids, drawn = _draw_by_rejection(table, uniform, top_p)
+    else:
+        ids, drawn = (x[..., 0] for x in invert(table, uniform[..., None]))
+    sampler = jnp.log(drawn) - jnp.log(table.total) if sampler_logprobs else None
+    return ids, jnp.log(drawn) - jnp.log(whole.total), sampler
 
 
 def truncate(
@@ -69,46 +92,69 @@ def truncate(
     if top_p < 1.0:
         threshold = _threshold(weights, total, top_p)
         weights = jnp.where(weights >= threshold[..., None], weights, 0.0)
-    return jax.lax.optimization_barrier(weights)
+        weights = jax.lax.optimization_barrier(weights)
+    return weights
+
+
+def _draw_by_rejection(
+    table: Cumulative, uniform: Float[jax.Array, "B G"], top_p: float
+) -> tuple[Int[jax.Array, "B G"], Float[jax.Array, "B G"]]:
+    """A token of the nucleus for each row, and its weight."""
+
+    def draw(
+        blocks: Float[jax.Array, "b g N block"],
+        ends: Float[jax.Array, "b g N"],
+        numbers: Float[jax.Array, "b g"],
+    ) -> tuple[Int[jax.Array, "b g"], Float[jax.Array, "b g"]]:
+        return draw_from_nucleus(Cumulative(blocks, ends), numbers, top_p)
+
+    return _each_device_alone(draw, table.blocks, table.ends, uniform)
 
 
 def _threshold(
     weights: Float[jax.Array, "B G V"], total: Float[jax.Array, "B G"], top_p: float
 ) -> Float[jax.Array, "B G"]:
-    """The threshold of the nucleus; on TPUs each device searches for its own rows alone.
-
-    XLA for CPUs ends the process at the search inside of a `shard_map` (a check of its own, that a
-    barrier is no element of a tuple, in jaxlib 0.10.2), and exchanges between CPU devices cost
-    little.
-    """
-    device = jax.typeof(weights).sharding.mesh.abstract_device
+    """The threshold of the nucleus."""
 
     def search(
         rows: Float[jax.Array, "b g V"], sums: Float[jax.Array, "b g"]
     ) -> Float[jax.Array, "b g"]:
         return nucleus_threshold(rows, sums, top_p)[0]
 
+    return _each_device_alone(search, weights, total)
+
+
+def _each_device_alone(
+    function: Callable[..., PyTree[jax.Array]], *rows: Float[jax.Array, "B G ..."]
+) -> PyTree[Shaped[jax.Array, "B G"]]:
+    """A loop over rows; on TPUs each device runs it for its own rows alone.
+
+    XLA for CPUs ends the process at the search inside of a `shard_map` (a check of its own, that a
+    barrier is no element of a tuple, in jaxlib 0.10.2), and exchanges between CPU devices cost
+    little.
+    """
+    device = jax.typeof(rows[0]).sharding.mesh.abstract_device
     on_tpus = device is not None and device.platform == "tpu"
-    return on_own_rows(search, weights, total) if on_tpus else search(weights, total)
+    return on_own_rows(function, *rows) if on_tpus else function(*rows)
 
 
 def greedy_token(
     logits: Float[jax.Array, "B G V"],
-) -> tuple[Int[jax.Array, "B G"], Float[jax.Array, "B G"], Float[jax.Array, "B G"]]:
-    """The first of the likeliest tokens and, twice, its log-probability (nats) at temperature 1.
+) -> tuple[Int[jax.Array, "B G"], Float[jax.Array, "B G"]]:
+    """The first of the likeliest tokens, and its log-probability (nats) at temperature 1.
 
     Two levels, blocks and tokens inside one block: on CPU, XLA looks along a whole row one number
     after the other.
     """
     logits = logits.astype(jnp.float32)
-    blocks = _in_blocks(logits, -jnp.inf)
+    blocks = in_blocks(logits, -jnp.inf)
     tops = blocks.max(axis=-1)
     block = jnp.argmax(tops, axis=-1)
-    ids = block * _BLOCK + jnp.argmax(_pick_block(blocks, block), axis=-1)
+    inside = pick_block(blocks, block[..., None])[..., 0, :]
+    ids = block * BLOCK + jnp.argmax(inside, axis=-1)
     # Of the likeliest token log p = log 1 - log sum.
-    _, total = _exponentials(logits, tops.max(axis=-1))
-    logprobs = -jnp.log(total)
-    return ids.astype(jnp.int32), logprobs, logprobs
+    total = row_sums(_exponentials(logits, tops.max(axis=-1)))
+    return ids.astype(jnp.int32), -jnp.log(total)
 
 
 def entropy(logits: Float[jax.Array, "B G V"], temperature: float) -> Float[jax.Array, "B G"]:
@@ -118,63 +164,17 @@ def entropy(logits: Float[jax.Array, "B G V"], temperature: float) -> Float[jax.
     """
     scaled = logits.astype(jnp.float32) / temperature
     largest = scaled.max(axis=-1)
-    weights, total = _exponentials(scaled, largest)
+    weights = _exponentials(scaled, largest)
+    total = row_sums(weights)
     below = jnp.where(weights > 0, weights * (largest[..., None] - scaled), 0.0)
     return jnp.log(total) + row_sums(jax.lax.optimization_barrier(below)) / total
 
 
 def _exponentials(
     scaled: Float[jax.Array, "B G V"], largest: Float[jax.Array, "B G"]
-) -> tuple[Float[jax.Array, "B G V"], Float[jax.Array, "B G"]]:
-    """exp(scaled - largest), which is p times a factor, and its sum.
+) -> Float[jax.Array, "B G V"]:
+    """exp(scaled - largest), which is p times a factor.
 
     The barrier keeps XLA from computing the exponentials again in every pass that reads them.
     """
-    weights = jax.lax.optimization_barrier(jnp.exp(scaled - largest[..., None]))
-    return weights, row_sums(weights)
-
-
-def _pick(values: Float[jax.Array, "B G V"], ids: Int[jax.Array, "B G"]) -> Float[jax.Array, "B G"]:
-    """values[b, g, ids[b, g]]."""
-    return jnp.take_along_axis(values, ids[..., None], axis=-1, mode="clip")[..., 0]
-
-
-def _invert_cumulative(
-    probs: Float[jax.Array, "B G V"], uniform: Float[jax.Array, "B G"]
-) -> tuple[Int[jax.Array, "B G"], Float[jax.Array, "B G"]]:
-    """First token whose cumulative weight exceeds `uniform` times the total, and that total.
-
-    Two levels, blocks and tokens inside one block, so that no cumulative sum over V is made.
-    """
-    blocks = _in_blocks(probs, 0.0)
-    block_ends = jnp.cumsum(blocks.sum(axis=-1), axis=-1)
-    target = uniform * block_ends[..., -1]
-    block = _first_above(block_ends, target)
-    inside = _pick_block(blocks, block)
-    earlier = jnp.arange(block_ends.shape[-1])[None, None] < block[..., None]
-    before = jnp.where(earlier, block_ends, 0.0).max(axis=-1)
-    token = _first_above(before[..., None] + jnp.cumsum(inside, axis=-1), target)
-    return block * _BLOCK + token, block_ends[..., -1]
-
-
-def _in_blocks(rows: Float[jax.Array, "B G V"], fill: float) -> Float[jax.Array, "B G N block"]:
-    """Blocks of `_BLOCK` neighbours, the last one filled up."""
-    *lead, size = rows.shape
-    width = [(0, 0)] * len(lead) + [(0, -size % _BLOCK)]
-    return jnp.pad(rows, width, constant_values=fill).reshape(*lead, -1, _BLOCK)
-
-
-def _pick_block(
-    blocks: Float[jax.Array, "B G N block"], place: Int[jax.Array, "B G"]
-) -> Float[jax.Array, "B G block"]:
-    """blocks[b, g, place[b, g]]."""
-    return jnp.take_along_axis(blocks, place[..., None, None], axis=-2, mode="clip")[..., 0, :]
-
-
-def _first_above(
-    cumulative: Float[jax.Array, "B G N"], target: Float[jax.Array, "B G"]
-) -> Int[jax.Array, "B G"]:
-    """First index with cumulative > target; where rounding leaves none, the last increase."""
-    first = (cumulative <= target[..., None]).sum(axis=-1)
-    last_increase = jnp.argmax(cumulative, axis=-1)  # argmax takes the first of equal values
-    return jnp.minimum(first, last_increase).astype(jnp.int32)
+    return jax.lax.optimization_barrier(jnp.exp(scaled - largest[..., None]))

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from mental_r1_jax.planning.hlo import parse_program
-from mental_r1_jax.planning.operations import SEARCH_TURNS, token_operations
+from mental_r1_jax.planning.operations import USUAL_TURNS, token_operations
 
 # A decoder of two layers. A layer has a product that reads the weight and a copy of what it made;
 # the cache is written in place. The head makes 32 logits, searches them in a loop that could take
@@ -86,13 +86,16 @@ LOOP = re.sub(
 LOOP = LOOP.replace("OF_TOKENS", 'metadata={op_name="jit(sample)/decode/while"}')
 
 
-def test_a_token_launches_what_stands_in_the_body() -> None:
+@pytest.mark.parametrize(("scope", "turns"), [("nucleus", 3), ("rejection", 1)])
+def test_a_token_launches_what_stands_in_the_body(scope: str, turns: int) -> None:
     """Layer: two products, two copies, one update. Others: logits, one picked, and a counter; the
     search, in the turns that it takes and not in those that it could; and the conditions.
     """
-    found = token_operations(parse_program(LOOP), num_layers=2)
+    program = LOOP.replace("draw/nucleus", f"draw/{scope}")
+    found = token_operations(parse_program(program), num_layers=2)
     asked = 11 / 10  # a condition runs once more than its body
-    others = 3 + SEARCH_TURNS + (SEARCH_TURNS + 1) + asked
+    others = 3 + turns + (turns + 1) + asked
+    assert USUAL_TURNS[scope] == turns
     assert found.layer == 5 / 2
     assert found.others == pytest.approx(others)
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax import Array
 
 from mental_r1_jax.config import CrpoConfig
@@ -72,6 +73,19 @@ def test_the_sampler_correction_is_that_of_the_policy_that_sampled() -> None:
         metrics["loss/policy"].value, 0.8 * plain["loss/policy"].value, rtol=1e-5
     )
     np.testing.assert_allclose(gradient, 0.8 * full, rtol=1e-5, atol=1e-8)
+    mask = step.batch.completion_mask
+    mismatch = np.abs(step.logprobs - shifted.sampler_logprobs)[mask]
+    np.testing.assert_allclose(metrics["sampler_mismatch/max"].value, mismatch.max(), rtol=1e-6)
+    np.testing.assert_allclose(metrics["sampler_mismatch/mean"].value, mismatch.mean(), rtol=1e-5)
+
+
+def test_a_correction_without_log_probs_of_the_sampler_is_refused() -> None:
+    step = random_step(14)
+    step = dataclasses.replace(step, batch=step.batch.replace(sampler_logprobs=None))
+    with pytest.raises(ValueError, match="sampler_correction=tis expected batch.sampler_logprobs"):
+        run(step, CrpoConfig(sampler_correction="tis"))
+    loss, _, _ = run(step, CrpoConfig())
+    assert jnp.isfinite(loss)
 
 
 def test_a_kl_penalty_in_the_reward_is_measured_and_not_in_the_loss() -> None:

@@ -10,11 +10,19 @@ from mental_r1_jax.rollout.sampler import SamplerSettings
 
 
 def make_settings(
-    *, eos_ids: tuple[int, ...], pad_id: int, greedy: bool = False, **rollout: Any
+    *,
+    eos_ids: tuple[int, ...],
+    pad_id: int,
+    greedy: bool = False,
+    sampler_logprobs: bool = False,
+    **rollout: Any,
 ) -> SamplerSettings:
     """Settings of training (`num_generations` completions) for the keys of `rollout`."""
     section = RolloutConfig(**rollout)
-    return SamplerSettings(section, section.num_generations, greedy, eos_ids, pad_id)
+    return SamplerSettings(
+        *(section, section.num_generations, greedy, eos_ids, pad_id),
+        sampler_logprobs=sampler_logprobs,
+    )
 
 
 def with_rollout(settings: SamplerSettings, **changes: Any) -> SamplerSettings:

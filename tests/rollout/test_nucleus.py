@@ -114,6 +114,19 @@ def test_the_kept_set_is_that_of_halving_and_of_a_sort(kind, size, top_p):
     assert turns <= (4 if kind in ("ties", "equal") or top_p < 0.9 else 3)
 
 
+@pytest.mark.parametrize(
+    ("top_p", "seed", "row"), [(0.9, 31, 297), (0.9, 37, 253), (0.95, 8, 422), (0.7, 3, 51)]
+)
+def test_a_bound_is_the_threshold_that_its_mass_was_summed_at(top_p, seed, row):
+    """Four rows of 61,440: their threshold was computed twice, rounded otherwise, and in between
+    lay a token, which was then missing from the nucleus.
+    """
+    rng = np.random.default_rng(seed)
+    logits = rng.standard_normal((512, 149)) * rng.choice([0.1, 1.0, 5.0], (512, 1))
+    probs = softmax(logits)[[row]]
+    assert_nucleus(probs, kept(probs.repeat(512, 0), top_p)[0][:1], top_p)
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     st.integers(0, 2**32 - 1),

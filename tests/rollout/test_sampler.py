@@ -38,6 +38,7 @@ SETTINGS = make_settings(
     temperature=TEMPERATURE,
     top_p=1.0,
     top_k=None,
+    sampler_logprobs=True,
     eos_ids=(0, 1, 2, 3, 4, 5, 6, PAD, *range(40, 60)),
     pad_id=PAD,
 )
@@ -153,6 +154,31 @@ def test_prompts_with_a_common_beginning_continue_as_whole_ones_do(params, devic
     # As between one and eight devices: two orders of the same sums in float32.
     for name in ("sampler_logprobs", "decode_logprobs", "entropies"):
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=2e-5)
+
+
+def test_log_probs_of_the_sampler_that_nobody_reads_are_not_there(params, prompts, completions):
+    without = dataclasses.replace(SETTINGS, sampler_logprobs=False)
+    found = compiled(without)(params, prompts, step_key(0, 1))
+    assert found.sampler_logprobs is None
+    np.testing.assert_array_equal(found.completion_ids, completions.completion_ids)
+    np.testing.assert_array_equal(found.decode_logprobs, completions.decode_logprobs)
+
+
+def test_eight_devices_draw_from_the_nucleus_what_one_draws(params, prompts):
+    """Nearly every row of so flat a distribution rejects a candidate at one of its tokens."""
+    settings = with_rollout(dataclasses.replace(SETTINGS, sampler_logprobs=False), top_p=0.8)
+    expected = compiled(settings)(params, prompts, step_key(0, 1))
+    mesh = sharding.make_mesh(8, 1, 1, jax.devices()[:8])
+    found = compiled(settings)(
+        jax.device_put(params, sharding.replicated(mesh)),
+        put_batch(mesh, random_prompts()),
+        step_key(0, 1),
+    )
+    assert len(found.completion_ids.sharding.device_set) == 8
+    for name in ("completion_ids", "completion_mask", "finished"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    plain = compiled(with_rollout(settings, top_p=1.0))(params, prompts, step_key(0, 1))
+    assert (np.asarray(plain.completion_ids) != np.asarray(found.completion_ids)).any()
 
 
 def test_truncated_sampling_differs_by_the_log_of_the_kept_mass(params, prompts):

@@ -20,18 +20,29 @@ LARGE = 8219  # summed in strips; no multiple of a strip or block
 def drawer(top_p: float, top_k: int | None, temperature: float = 1.0):
     """`sample_token`, jitted."""
     return jax.jit(
-        functools.partial(sampling.sample_token, temperature=temperature, top_p=top_p, top_k=top_k)
+        functools.partial(
+            sampling.sample_token,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            sampler_logprobs=True,
+        )
     )
 
 
 def draw(logits, uniform, top_p=1.0, top_k=None, temperature=1.0):
-    """`sample_token` on rows [N, V] and [N] as the group of one prompt, in NumPy."""
+    """`sample_token` on rows [N, V] and [N] as the group of one prompt, in NumPy.
+
+    Returns:
+        ids, log-probs of the truncated distribution, and of the whole one.
+    """
     count = len(uniform)
     extra = max(512, 1 << (count - 1).bit_length()) - count  # few compiled shapes
     logits = np.pad(np.asarray(logits, np.float32), [(0, extra), (0, 0)])
     uniform = np.pad(np.asarray(uniform, np.float32), (0, extra))
-    out = drawer(top_p, top_k, temperature)(jnp.asarray(logits)[None], jnp.asarray(uniform)[None])
-    return [np.asarray(values)[0, :count] for values in out]
+    drawn = drawer(top_p, top_k, temperature)(jnp.asarray(logits)[None], jnp.asarray(uniform)[None])
+    ids, decode, sampler = (np.asarray(values)[0, :count] for values in drawn)
+    return ids, sampler, decode
 
 
 def random_logits(seed: int, ties: bool = False, rows: int = ROWS, size: int = VOCAB) -> np.ndarray:
@@ -212,13 +223,10 @@ def test_top_k_beyond_the_vocabulary_changes_nothing():
 def test_greedy_takes_the_first_of_the_likeliest_at_temperature_one(size):
     logits = random_logits(12, rows=6, size=size)
     logits[0, [5, 140]] = 50.0
-    ids, sampler, decode = (
-        np.asarray(x)[0] for x in sampling.greedy_token(jnp.asarray(logits)[None])
-    )
+    ids, logprobs = (np.asarray(x)[0] for x in sampling.greedy_token(jnp.asarray(logits)[None]))
     assert ids[0] == 5
     np.testing.assert_array_equal(ids, logits.argmax(-1))
-    np.testing.assert_array_equal(sampler, decode)
-    np.testing.assert_allclose(decode, np.log(softmax64(logits)).max(-1), atol=2e-6)
+    np.testing.assert_allclose(logprobs, np.log(softmax64(logits)).max(-1), atol=2e-6)
 
 
 def test_the_sampler_correction_of_a_truncated_draw_is_the_kept_mass():

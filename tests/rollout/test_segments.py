@@ -34,6 +34,7 @@ SETTINGS = make_settings(
     temperature=1.5,
     top_p=1.0,
     top_k=None,
+    sampler_logprobs=True,
     eos_ids=(PAD, *range(40, 60)),
     pad_id=PAD,
 )
