@@ -317,11 +317,12 @@ def _draw(
     uniform: Float[Array, "B G"],
     greedy: Bool[Array, "B G"] | None,
     settings: SamplerSettings,
-) -> tuple[Int[Array, "B G"], dict[str, Float[Array, "B G"]]]:
+) -> tuple[Int[Array, "B G"], dict[str, Float[Array, "B G"] | None]]:
     """The next token of every completion, and its log-probs by their field of `_Rows`."""
     if settings.greedy:
-        ids, logprobs = greedy_token(logits)
-        return ids, _measured(logprobs, logprobs, settings)
+        ids, decode = greedy_token(logits)
+        sampler = decode if settings.sampler_logprobs else None
+        return ids, {"decode_logprobs": decode, "sampler_logprobs": sampler}
     ids, decode, sampler = sample_token(
         logits,
         uniform,
@@ -334,29 +335,19 @@ def _draw(
         likeliest, logprobs = greedy_token(logits)
         ids, decode = jnp.where(greedy, likeliest, ids), jnp.where(greedy, logprobs, decode)
         sampler = None if sampler is None else jnp.where(greedy, logprobs, sampler)
-    return ids, _measured(decode, sampler, settings)
-
-
-def _measured(
-    decode: Float[Array, "B G"], sampler: Float[Array, "B G"] | None, settings: SamplerSettings
-) -> dict[str, Float[Array, "B G"]]:
-    """Log-probs by their field of `_Rows`, without those that are not wanted."""
-    found = {"decode_logprobs": decode}
-    if settings.sampler_logprobs and sampler is not None:
-        found["sampler_logprobs"] = sampler
-    return found
+    return ids, {"decode_logprobs": decode, "sampler_logprobs": sampler}
 
 
 def _record(
     rows: _Rows,
     index: Int[Array, ""],
     token: Int[Array, "B g"],
-    measured: dict[str, Float[Array, "B g"]],
+    measured: dict[str, Float[Array, "B g"] | None],
     eos_ids: tuple[int, ...],
 ) -> _Rows:
     """Write the token at `index`; completions that had ended before keep pads and zeros.
 
-    `measured` are numbers of the token by their field of `_Rows`.
+    `measured` are numbers of the token by their field of `_Rows`, None where they are not wanted.
     """
     ends = (token[..., None] == jnp.asarray(eos_ids, jnp.int32)[None, None, :]).any(axis=-1)
 
@@ -368,6 +359,7 @@ def _record(
     numbers = {
         name: put(getattr(rows, name), jnp.where(rows.finished, 0.0, value))
         for name, value in measured.items()
+        if value is not None
     }
     return dataclasses.replace(
         rows,
