@@ -10,11 +10,15 @@ from dataclasses import dataclass
 
 from mental_r1_jax.planning.hlo import Instruction, Program
 
-# Names, or an asynchronous half of something that is counted with its other half.
+# Names; and transfers between the chip's memories that run beside the computation, by which weights
+# are fetched ahead, several times a layer.
 _NOT_LAUNCHED = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
     *("call", "opt-barrier", "after-all", "partition-id", "replica-id", "domain"),
+    *("copy-start", "slice-start"),
 }
+# Custom calls that name a buffer, or promise something of it.
+_NAMING_CALLS = {"AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast"}
 # Turns that the loops of a truncated draw take, by their scope: the search for the threshold
 # narrows its bracket two or three times (`rollout/nucleus.py`), and two candidates are mostly
 # enough (`rollout/rejection.py`). Their limits are far beyond.
@@ -50,8 +54,9 @@ def token_operations(program: Program, num_layers: int) -> TokenOperations:
     counts = {True: 0.0, False: 0.0}
     for visit in program.visits(_usual_turns):
         line, loops = visit.instruction, visit.loops
-        halves = line.opcode in _NOT_LAUNCHED or line.opcode.endswith("-done")
-        if visit.fused or halves or not loops or not sources[loops[0]].endswith("decode/while"):
+        if not loops or not sources[loops[0]].endswith("decode/while"):
+            continue
+        if visit.fused or not _is_launched(line):
             continue
         turns[loops[0]] = turns.get(loops[0], visit.times)
         counts[any(scope in f"{line.source}/" for scope in _LAYER_SCOPES)] += visit.times
@@ -59,6 +64,17 @@ def token_operations(program: Program, num_layers: int) -> TokenOperations:
         raise ValueError("no decoding loop in the program")
     tokens = sum(turns.values())
     return TokenOperations(counts[True] / (num_layers * tokens), counts[False] / tokens)
+
+
+def _is_launched(line: Instruction) -> bool:
+    """Whether an instruction outside of fusions is an operation of its own.
+
+    The second half of an asynchronous one is not: it is counted with the first.
+    """
+    if line.opcode == "custom-call":
+        target = line.attribute("custom_call_target") or ""
+        return target.strip('"') not in _NAMING_CALLS
+    return line.opcode not in _NOT_LAUNCHED and not line.opcode.endswith("-done")
 
 
 def _usual_turns(loop: Instruction) -> int | None:
