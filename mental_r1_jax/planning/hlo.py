@@ -16,6 +16,8 @@ _BYTES = {
     **{"bf16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16},
 }
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+# The same with its layout, which names the memory where it is not the main one.
+_PLACED = re.compile(r"\b[a-z]\w*\[[\d,]*\](?:\{[^{}]*?(?:S\((\d+)\))?\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _CALLED = re.compile(r"\b(?:calls|to_apply)=%?([\w.\-]+)|\bbranch_computations=\{([^}]*)\}")
@@ -47,6 +49,7 @@ class Instruction:
         name: unique in the program.
         opcode: `fusion`, `all-gather`, `while` and so on.
         arrays: what it returns; several for a tuple.
+        memories: of each the number of the chip's memory that it is in; 0 is the main one.
         operands: names of its inputs.
         rest: everything after the operands.
         literal: what stands between the parentheses, the value of a constant.
@@ -55,6 +58,7 @@ class Instruction:
     name: str
     opcode: str
     arrays: tuple[Array, ...]
+    memories: tuple[int, ...]
     operands: tuple[str, ...]
     rest: str
     literal: str
@@ -208,6 +212,12 @@ def arrays_in(shape: str) -> tuple[Array, ...]:
     )
 
 
+def memories_in(shape: str) -> tuple[int, ...]:
+    """The memory of each array that a shape names, in order."""
+    found = _PLACED.findall(re.sub(r"/\*.*?\*/", "", shape))
+    return tuple(int(number or 0) for number in found)
+
+
 def _instruction(name: str, text: str) -> Instruction:
     """Take `SHAPE opcode(operands), attributes` apart."""
     end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
@@ -216,7 +226,8 @@ def _instruction(name: str, text: str) -> Instruction:
     close = _closing(text, len(opcode))
     inside = text[len(opcode) + 1 : close]
     operands = tuple(re.findall(r"%([\w.\-]+)", inside))
-    return Instruction(name, opcode, arrays_in(shape), operands, text[close + 1 :], inside.strip())
+    arrays, memories, rest = arrays_in(shape), memories_in(shape), text[close + 1 :]
+    return Instruction(name, opcode, arrays, memories, operands, rest, inside.strip())
 
 
 def _closing(text: str, start: int) -> int:

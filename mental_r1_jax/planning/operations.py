@@ -10,15 +10,16 @@ from dataclasses import dataclass
 
 from mental_r1_jax.planning.hlo import Instruction, Program
 
-# Names; and transfers between the chip's memories that run beside the computation, by which weights
-# are fetched ahead, several times a layer.
+# Names.
 _NOT_LAUNCHED = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
     *("call", "opt-barrier", "after-all", "partition-id", "replica-id", "domain"),
-    *("copy-start", "slice-start"),
 }
-# Custom calls that name a buffer, or promise something of it.
-_NAMING_CALLS = {"AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast"}
+# Custom calls that name a buffer, promise something of it, or end one that is counted.
+_NOT_LAUNCHED_CALLS = {
+    *("AllocateBuffer", "AssumeGatherIndicesInBound", "AsyncCollectiveDone", "ConcatBitcast"),
+}
+_TRANSFERS = {"copy-start", "slice-start"}
 # Turns that the loops of a truncated draw take, by their scope: the search for the threshold
 # narrows its bracket two or three times (`rollout/nucleus.py`), and two candidates are mostly
 # enough (`rollout/rejection.py`). Their limits are far beyond.
@@ -69,11 +70,16 @@ def token_operations(program: Program, num_layers: int) -> TokenOperations:
 def _is_launched(line: Instruction) -> bool:
     """Whether an instruction outside of fusions is an operation of its own.
 
-    The second half of an asynchronous one is not: it is counted with the first.
+    The second half of an asynchronous one is not: it is counted with the first. Nor is a transfer
+    between two memories of the chip, by which weights are fetched ahead and small results put back
+    beside the computation; a copy within one memory is.
     """
     if line.opcode == "custom-call":
         target = line.attribute("custom_call_target") or ""
-        return target.strip('"') not in _NAMING_CALLS
+        return target.strip('"') not in _NOT_LAUNCHED_CALLS
+    if line.opcode in _TRANSFERS:
+        # What is copied and what it becomes, in either order; a number of the transfer follows.
+        return line.memories[0] == line.memories[1]
     return line.opcode not in _NOT_LAUNCHED and not line.opcode.endswith("-done")
 
 

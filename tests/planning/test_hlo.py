@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mental_r1_jax.planning.hlo import Array, arrays_in, parse_program
+from mental_r1_jax.planning.hlo import Array, arrays_in, memories_in, parse_program
 
 # The shape of a loop as the TPU compiler prints it: no note of its turns, a counter that starts
 # where an earlier loop ended, and a second reason to stop.
@@ -114,3 +114,9 @@ def test_donated_arguments_are_counted_as_aliases() -> None:
 def test_layouts_and_comments_are_no_arrays() -> None:
     shape = "(f32[2,3]{1,0:T(8,128)(2,1)S(1)}, /*index=1*/pred[]{:T(512)}, token[])"
     assert arrays_in(shape) == (Array("f32", (2, 3)), Array("pred", ()), Array("token", ()))
+
+
+def test_a_layout_names_the_memory_of_an_array() -> None:
+    source, target = "bf16[28,8]{1,0:T(8,128)(2,1)}", "bf16[7,8]{1,0:T(8,128)(2,1)S(1)}"
+    shape = f"(({source}), /*index=1*/{target}, s32[]{{:S(2)}}, pred[3])"
+    assert memories_in(shape) == (0, 1, 2, 0)

@@ -10,8 +10,9 @@ from mental_r1_jax.planning.hlo import parse_program
 from mental_r1_jax.planning.operations import USUAL_TURNS, token_operations
 
 # A decoder of two layers. A layer has a product that reads the weight and a copy of what it made;
-# one has a kernel; the cache is written in place; weights are fetched ahead. The head makes 32
-# logits, searches them in a loop that could take 79 turns, and picks one of them.
+# one has a kernel, too, and copies the whole cache beside writing into it in place. Weights are
+# fetched ahead. The head makes 32 logits, searches them in a loop that could take 79 turns, and
+# picks one of them.
 LOOP = """
 HloModule jit_sample
 
@@ -54,8 +55,10 @@ HloModule jit_sample
   %weight = bf16[4,8]{1,0} get-tuple-element(%state), index=1
   %row = f32[8]{0} get-tuple-element(%state), index=2
   %cache = bf16[16,8]{1,0} get-tuple-element(%state), index=3
-  %ahead = (bf16[4,8]{1,0}, bf16[4,8]{1,0:S(1)}, u32[]) copy-start(%weight)
-  %half = (bf16[4,8]{1,0}, bf16[2,8]{1,0:S(1)}, u32[]) slice-start(%weight), slice={[0:2], [0:8]}
+  %ahead = (bf16[4,8]{1,0}, bf16[4,8]{1,0:S(1)}, u32[]{:S(2)}) copy-start(%weight)
+  %half = ((bf16[4,8]{1,0}), bf16[2,8]{1,0:S(1)}, s32[]) slice-start(%weight), slice={[0:2], [0:8]}
+  %again = (bf16[16,8]{1,0}, bf16[16,8]{1,0}, u32[]{:S(2)}) copy-start(%cache), AT(attention/copy)
+  %copied = bf16[16,8]{1,0} copy-done(%again)
   %there = bf16[4,8]{1,0:S(1)} copy-done(%ahead)
   %upper = bf16[2,8]{1,0:S(1)} slice-done(%half)
   %named = bf16[4,8]{1,0:S(1)} custom-call(%upper), custom_call_target="ConcatBitcast"
@@ -94,7 +97,7 @@ LOOP = LOOP.replace("OF_TOKENS", 'metadata={op_name="jit(sample)/decode/while"}'
 
 @pytest.mark.parametrize(("scope", "turns"), [("nucleus", 3), ("rejection", 1)])
 def test_a_token_launches_what_stands_in_the_body(scope: str, turns: int) -> None:
-    """Layer: two products, two copies, one update, a kernel. Others: logits, one picked, and a
+    """Layer: two products, three copies, one update, a kernel. Others: logits, one picked, and a
     counter; the search, in the turns that it takes and not in those that it could; and the
     conditions. Not the weights that are fetched ahead, nor what only names them.
     """
@@ -103,7 +106,7 @@ def test_a_token_launches_what_stands_in_the_body(scope: str, turns: int) -> Non
     asked = 11 / 10  # a condition runs once more than its body
     others = 3 + turns + (turns + 1) + asked
     assert USUAL_TURNS[scope] == turns
-    assert found.layer == 6 / 2
+    assert found.layer == 7 / 2
     assert found.others == pytest.approx(others)
 
 
