@@ -63,7 +63,7 @@ class ModelConfig(Section):
     """Which model to start from, and how it is computed.
 
     Attributes:
-        path: Hugging Face folder, hub id, PEFT folder, or a run folder of ours (its newest
+        path: Hugging Face folder, hub id, PEFT folder, or a run folder of ours (its best
             checkpoint).
         compute_dtype: dtype of activations and matrix products; master weights stay float32.
         remat: what the backward pass computes again to save memory: whole `layers` (least memory),

@@ -20,7 +20,7 @@ from mental_r1_jax.errors import UserError
 from mental_r1_jax.models import hf_format, peft_format
 from mental_r1_jax.models.architecture import Lora
 from mental_r1_jax.models.peft_format import PeftConfig
-from mental_r1_jax.training.damage import steps_in
+from mental_r1_jax.training.checkpoint import find_step
 from mental_r1_jax.training.manifest import names_below
 
 BASE_MODEL = "base_model"
@@ -70,10 +70,11 @@ def open_base(name: str, step: int | None = None) -> BaseSource:
 
     Args:
         name: of the model.
-        step: the checkpoint of a run; None: its newest.
+        step: the checkpoint of a run; None: its best by validation.
 
     Raises:
-        UserError: nothing of that name, or a model that has adapters itself.
+        UserError: nothing of that name, a run without a sound checkpoint, or a model that has
+            adapters itself.
     """
     run_folder = run_folder_of(name)
     folder = run_folder / BASE_MODEL if run_folder else hf_format.resolve_model(name)
@@ -89,7 +90,7 @@ def open_base(name: str, step: int | None = None) -> BaseSource:
         return BaseSource(name, folder, None, None, files_fingerprint(weights))
     checkpoints = checkpoints_of(run_folder)
     if step is None:
-        step = max(steps_in(checkpoints), default=-1)
+        step = find_step(run_folder, "best")
     items = checkpoints / str(step) / "params"
     files = sorted(items / name for name in names_below(items)) if items.is_dir() else []
     if not files:

@@ -158,8 +158,8 @@ def open_model(name: str, config: ExperimentConfig) -> ModelSource:
     )
 
 
-def load_weights(model: ModelSource, mesh: Mesh, which: str | int = "latest") -> Any:
-    """Float32 parameters of `model`, born sharded on `mesh`.
+def load_weights(model: ModelSource, mesh: Mesh, which: str | int = "best") -> Any:
+    """Float32 parameters of `model`, born sharded on `mesh`; of a run, its checkpoint `which`.
 
     Of a model with adapters: they, float32, among the frozen weights, see `load_frozen`.
     """
@@ -176,14 +176,14 @@ def load_frozen(model: ModelSource, mesh: Mesh) -> Any:
     """
     base, decoder = model.base, model.decoder
     assert base is not None
-    which = "latest" if base.step is None else base.step
+    which = "best" if base.step is None else base.step
     params = _load_params(decoder, mesh, base.folder, base.run_folder, which)
     if decoder.dtype == jnp.float32:
         return params
     return jax.jit(network.cast_matrices, static_argnums=1)(params, decoder)
 
 
-def load_adapters(model: ModelSource, mesh: Mesh, which: str | int = "latest") -> Any:
+def load_adapters(model: ModelSource, mesh: Mesh, which: str | int = "best") -> Any:
     """Float32 adapters of `model`, which `continues` those of a run or of a PEFT folder."""
     shardings = network.trained_shardings(model.decoder, mesh)
     if model.peft_folder is not None:

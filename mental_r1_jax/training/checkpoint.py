@@ -162,6 +162,17 @@ def restore_params(run_folder: Path, which: str | int, abstract_params: Any) -> 
     Raises:
         UserError: the run has no such checkpoint, or it is damaged and no other one will do.
     """
+    step = find_step(run_folder, which)
+    folder = checkpoints_of(run_folder) / str(step)
+    return step, _read(folder, params=ocp.args.StandardRestore(abstract_params)).params
+
+
+def find_step(run_folder: Path, which: str | int) -> int:
+    """Step of a run's sound `best`, `latest` or numbered checkpoint.
+
+    Raises:
+        UserError: the run has no such checkpoint, or it is damaged and no other one will do.
+    """
     folder = checkpoints_of(run_folder)
     steps = sound_steps(
         folder,
@@ -172,7 +183,7 @@ def restore_params(run_folder: Path, which: str | int, abstract_params: Any) -> 
     step = choose_step(validation_scores(folder, steps), which)
     if step is None:
         raise _missing(run_folder, which, steps)
-    return step, _read(folder / str(step), params=ocp.args.StandardRestore(abstract_params)).params
+    return step
 
 
 def validation_scores(folder: epath.Path, steps: list[int]) -> dict[int, float | None]:

@@ -85,6 +85,35 @@ def leaves(tree: Any) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}
 
 
+def validated(run: Path, model: Any, params: Any, scores: dict[int, float]) -> None:
+    """Checkpoints of a run, scored by validation, whose weights lie off `params` by their step."""
+    with checkpoint.open_checkpoints(run / "checkpoints", keep=5) as manager:
+        for step, score in scores.items():
+            moved = jax.tree.map(lambda x, step=step: x + step, params)
+            state = dataclasses.replace(fresh_state(model, OPTIMIZER, mesh(), seed=3), params=moved)
+            checkpoint.save(manager, step, state, {}, score)
+
+
+def test_a_run_is_gone_on_with_from_its_best_checkpoint(places: Path, tmp_path: Path) -> None:
+    # A cold start that `run.patience` ended: its newest weights are not the ones it is known for.
+    shutil.copytree(places / "full", tmp_path / "cold", ignore=shutil.ignore_patterns("5"))
+    model = open_start_model(recipe(places / "tiny", None))
+    before = leaves(load_weights(model, mesh()))
+    scores = {1: 0.5, 2: 0.75, 3: 0.625}
+    validated(tmp_path / "cold", model, load_weights(model, mesh()), scores)
+    going_on = recipe(tmp_path / "cold", None)
+    start = open_start_model(going_on)
+    for tree in (fresh_state(start, OPTIMIZER, mesh()).params, reference_of(going_on)):
+        for name, leaf in leaves(tree).items():
+            np.testing.assert_array_equal(leaf, before[name] + np.float32(2))
+    # Adapters on it freeze the same weights, and name the step they belong to.
+    under = open_start_model(recipe(tmp_path / "cold"))
+    assert under.base is not None and under.base.step == 2
+    frozen = leaves(fresh_state(under, OPTIMIZER, mesh()).frozen)
+    for name, leaf in frozen.items():
+        np.testing.assert_array_equal(leaf, before[name] + np.float32(2))
+
+
 def reference_of(config: ExperimentConfig) -> Any:
     run: Any = SimpleNamespace(config=config, model=open_start_model(config), mesh=mesh())
     return reference_weights(run)
