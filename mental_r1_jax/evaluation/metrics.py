@@ -192,6 +192,14 @@ def macro_f1(confusion: Int[np.ndarray, "*batch L L1"]) -> Float[np.ndarray, "*b
     return np.asarray(f1.sum(axis=-1) / np.maximum((seen > 0).sum(axis=-1), 1))
 
 
+def balanced_accuracy(confusion: Int[np.ndarray, "*batch L L1"]) -> Float[np.ndarray, "*batch"]:
+    """Mean recall over the labels that occur as truth; see `weighted_f1`."""
+    right = np.diagonal(confusion, axis1=-2, axis2=-1)
+    support = confusion.sum(axis=-1)
+    recall = right / np.maximum(support, 1)
+    return np.asarray(recall.sum(axis=-1) / np.maximum((support > 0).sum(axis=-1), 1))
+
+
 def bootstrap_interval(
     confusion: Int[np.ndarray, "L L1"], *, samples: int, seed: int
 ) -> tuple[float, float]:

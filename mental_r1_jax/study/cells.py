@@ -42,14 +42,14 @@ class Arm:
         values: (recipe key, value), those that the study varies first.
         name: for folders.
         label: for people.
-        baseline: name of the arm it is compared with.
+        baselines: for each baseline of the study, the name of the arm it is compared with.
     """
 
     method: str
     values: Values
     name: str
     label: str
-    baseline: str
+    baselines: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def plan_study(study: Study) -> Plan:
 def _hard_subset_tasks(study: Study, samples: int) -> list[Task]:
     """The start of the first seed, made as for any cell, and several answers of it to each post."""
     itself = Method(verb="none")
-    named = study.model_copy(update={"methods": {_HARD: itself}, "baseline": _HARD, "vary": {}})
+    named = study.model_copy(update={"methods": {_HARD: itself}, "baseline": (_HARD,), "vary": {}})
     (arm,) = arms_of(named)
     *before, evaluation = _tasks_of(named, arm, study.seeds[0])
     votes = {"num_votes": samples, "confidence": "votes"}
@@ -165,7 +165,7 @@ def arms_of(study: Study) -> list[Arm]:
                     values=everything,
                     name=_slug(name, everything),
                     label=", ".join([name, *(f"{_last(k)}={_text(v)}" for k, v in everything)]),
-                    baseline=_slug(study.baseline, shared),
+                    baselines={one: _slug(one, shared) for one in study.baseline},
                 )
             )
     return arms

@@ -39,6 +39,7 @@ from mental_r1_jax.study.charts import (
 _COLUMNS = (
     ("weighted_f1", "weighted F1", True),
     ("macro_f1", "macro F1", True),
+    ("balanced_accuracy", "balanced acc.", True),
     ("accuracy", "accuracy", True),
     ("hard_weighted_f1", "hard F1", True),
     ("well_formed", "well formed", True),
@@ -60,7 +61,7 @@ def study_page(document: Document, *, title: str) -> str:
     facts = {
         "recipe": Path(study["recipe"]).name,
         "seeds": ", ".join(map(str, study["seeds"])),
-        "baseline": study["baseline"],
+        "baseline": ", ".join(study["baseline"]),
         "split": study["split"],
         "cells": f"{len(document['cells'])} finished, {len(missing)} not",
     }
@@ -72,11 +73,11 @@ def study_page(document: Document, *, title: str) -> str:
         f'<div class="card note"><strong>Responsible use.</strong> {RESPONSIBLE_USE}</div>',
         "<h2>Scores</h2>",
         scroll_card("Scores", _table(arms)),
-        *_differences(arms),
+        *(part for name in study["baseline"] for part in _differences(arms, name)),
         *_section(
             "Learning curves: reward",
-            "Mean over seeds, with the band from the lowest to the highest seed; the baseline is "
-            "dashed and grey. Steps of training.",
+            "Mean over seeds, with the band from the lowest to the highest seed; the first "
+            "baseline is dashed and grey. Steps of training.",
             _curve_panels(document, "curves", "reward"),
         ),
         *_section(
@@ -144,13 +145,13 @@ def _score_cell(score: Document, fraction: bool) -> str:
     return text
 
 
-def _differences(arms: Document) -> list[str]:
-    """Charts of the differences in weighted and macro F1 to the baseline."""
+def _differences(arms: Document, baseline: str) -> list[str]:
+    """Charts of the differences in weighted and macro F1 to the method `baseline`."""
     parts: list[str] = []
     for name, heading in (("weighted_f1", "weighted F1"), ("macro_f1", "macro F1")):
         rows = []
         for arm in arms.values():
-            score = arm.get("difference", {"scores": {}})["scores"].get(name)
+            score = arm["differences"].get(baseline, {"scores": {}})["scores"].get(name)
             if score is not None:
                 rows.append(
                     Difference(
@@ -162,14 +163,16 @@ def _differences(arms: Document) -> list[str]:
                     )
                 )
         if rows:
-            unit = f"points of {heading} above the baseline, paired by seed"
-            parts.append(scroll_card(f"Differences in {heading}", difference_chart(rows, unit)))
+            unit = f"points of {heading} above {baseline}, paired by seed"
+            title = f"Differences in {heading} to {baseline}"
+            parts.append(scroll_card(title, difference_chart(rows, unit)))
     explanation = (
         '<p class="soft">Thick: 95% bootstrap interval over seeds and posts; thin: 95% t interval '
         "over seeds, cut at the edge; small dots: seeds. With few seeds the thick one is too "
         "narrow. A difference whose thin line crosses 0 is none that this study can tell.</p>"
     )
-    return ["<h2>Differences to the baseline</h2>", explanation, *parts] if parts else []
+    heading = f"<h2>Differences to {escape(baseline)}</h2>"
+    return [heading, explanation, *parts] if parts else []
 
 
 def _curves(document: Document, arm: str, group: str, name: str) -> list[dict[int, float]]:
@@ -196,7 +199,7 @@ def _mean_line(curves: Sequence[Mapping[int, float]], *, factor: float, look: Lo
 
 
 def _curve_panels(document: Document, group: str, name: str, factor: float = 1.0) -> str:
-    """A panel for every arm that has the curve, the baseline in grey behind it."""
+    """A panel for every arm that has the curve, the first baseline in grey behind it."""
     lines: dict[str, Line] = {}
     for arm in document["arms"]:
         curves = _curves(document, arm, group, name)
@@ -205,11 +208,18 @@ def _curve_panels(document: Document, group: str, name: str, factor: float = 1.0
     panels = []
     ranges = common_ranges(lines.values())
     for arm, line in lines.items():
-        behind = lines.get(document["arms"][arm]["baseline"])
+        behind = lines.get(_first_baseline(document, arm))
         grey = [] if behind is None else [Line(behind.points, (), BEHIND, "baseline")]
         label = document["arms"][arm]["label"]
         panels.append(panel(label, [*grey, line] if behind is not line else [line], *ranges))
     return f'<div class="panels">{"".join(panels)}</div>' if panels else ""
+
+
+def _first_baseline(document: Document, arm: str) -> str:
+    """The arm that is drawn behind `arm`; itself if it is that one."""
+    name = document["study"]["baseline"][0]
+    difference = document["arms"][arm]["differences"].get(name)
+    return arm if difference is None else difference["baseline"]
 
 
 def _stage_panels(document: Document) -> str:
@@ -276,6 +286,7 @@ def _measures() -> str:
     measures = (
         ("weighted F1", "mean F1 of the labels, weighted by how often they occur; mean over sets"),
         ("macro F1", "plain mean F1 of the labels: rare ones count as much as common ones"),
+        ("balanced acc.", "mean recall of the labels; a constant answer gets 1 / labels"),
         ("accuracy", "share of right answers; one that cannot be read is wrong"),
         (
             "hard F1",

@@ -13,7 +13,7 @@ from mental_r1_jax.study.reading import SCORES, CellResult, code_answers
 from mental_r1_jax.study.schema import Study
 from mental_r1_jax.study.statistics import (
     BOOTSTRAPPED,
-    bootstrap_difference,
+    bootstrap,
     draw_posts,
     resampled_scores,
     spread,
@@ -48,11 +48,13 @@ def study_document(
         results = add_hard_scores(results, hard)
     resampled = _resample(study, results)
     arms = arms_of(study)
-    summaries = {arm.name: _summary(arm, results) for arm in arms}
+    summaries = {arm.name: _summary(arm, results, resampled) for arm in arms}
     for arm in arms:
-        if arm.name != arm.baseline:
-            difference = _difference(arm, results, resampled)
-            summaries[arm.name]["difference"] = difference
+        summaries[arm.name]["differences"] = {
+            method: _difference(arm, baseline, results, resampled)
+            for method, baseline in arm.baselines.items()
+            if arm.name != baseline
+        }
     return {
         "study": study.model_dump(mode="json"),
         "missing": list(missing),
@@ -77,8 +79,8 @@ def _of_arm(arm: str, results: Sequence[CellResult]) -> dict[int, CellResult]:
     return {one.cell.seed: one for one in results if one.cell.arm.name == arm}
 
 
-def _summary(arm: Arm, results: Sequence[CellResult]) -> dict[str, Any]:
-    """Mean over seeds, spread and 95% t interval of every score that all finished cells have."""
+def _summary(arm: Arm, results: Sequence[CellResult], resampled: Resampled) -> dict[str, Any]:
+    """Mean over seeds, spread and 95% intervals of every score that all finished cells have."""
     own = _of_arm(arm.name, results)
     scores = {}
     for name in _SUMMED_UP:
@@ -89,19 +91,23 @@ def _summary(arm: Arm, results: Sequence[CellResult]) -> dict[str, Any]:
                 "spread": spread(values),
                 "interval": _listed(t_interval(values)),
             }
+            if name in BOOTSTRAPPED:
+                each = [resampled[one.cell.name][name] for one in own.values()]
+                scores[name]["interval_over_seeds_and_posts"] = list(bootstrap(each, seed=0))
     return {
         "method": arm.method,
         "values": dict(arm.values),
         "label": arm.label,
-        "baseline": arm.baseline,
         "seeds": sorted(own),
         "scores": scores,
     }
 
 
-def _difference(arm: Arm, results: Sequence[CellResult], resampled: Resampled) -> dict[str, Any]:
-    """Arm minus baseline over the seeds that both have finished."""
-    ours, theirs = _of_arm(arm.name, results), _of_arm(arm.baseline, results)
+def _difference(
+    arm: Arm, baseline: str, results: Sequence[CellResult], resampled: Resampled
+) -> dict[str, Any]:
+    """Arm minus the arm `baseline` over the seeds that both have finished."""
+    ours, theirs = _of_arm(arm.name, results), _of_arm(baseline, results)
     seeds = sorted(ours.keys() & theirs.keys())
     scores = {}
     for name in _SUMMED_UP if seeds else ():
@@ -115,13 +121,12 @@ def _difference(arm: Arm, results: Sequence[CellResult], resampled: Resampled) -
             "interval_over_seeds": _listed(t_interval(values)),
         }
         if name in BOOTSTRAPPED:
-            interval = bootstrap_difference(
-                [resampled[ours[seed].cell.name][name] for seed in seeds],
-                [resampled[theirs[seed].cell.name][name] for seed in seeds],
-                seed=0,
-            )
-            scores[name]["interval_over_seeds_and_posts"] = list(interval)
-    return {"seeds": seeds, "scores": scores}
+            each = [
+                resampled[ours[seed].cell.name][name] - resampled[theirs[seed].cell.name][name]
+                for seed in seeds
+            ]
+            scores[name]["interval_over_seeds_and_posts"] = list(bootstrap(each, seed=0))
+    return {"baseline": baseline, "seeds": seeds, "scores": scores}
 
 
 def _sensitivity(

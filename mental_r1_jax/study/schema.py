@@ -37,6 +37,14 @@ Keys = dict[str, Any]
 Varied = dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]]
 
 
+def _several(value: Any) -> Any:
+    """A single name as a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], pydantic.BeforeValidator(_several), Field(min_length=1)]
+
+
 class Method(Section):
     """One way to train.
 
@@ -94,7 +102,8 @@ class Study(Section):
         recipe: the recipe of all cells, relative to the study's file.
         seeds: each cell is run with each of them.
         methods: name -> what it changes in the recipe.
-        baseline: the method that all others are compared with, seed by seed.
+        baseline: the method that all others are compared with, seed by seed, or several such
+            methods; curves are drawn over those of the first.
         keys: values of the recipe for every cell; a method's win.
         vary: recipe key -> values, for all methods.
         cold_start: whether methods start from a cold start (`sft`), made once for each seed.
@@ -110,7 +119,7 @@ class Study(Section):
     recipe: Path
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
     methods: Annotated[dict[str, Method], Field(min_length=1)]
-    baseline: str
+    baseline: Names
     keys: Keys = {}
     vary: Varied = {}
     cold_start: bool = True
@@ -124,15 +133,18 @@ class Study(Section):
     def _consistent(self) -> Study:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"every seed may be named once, got seeds={list(self.seeds)}")
+        if len(set(self.baseline)) != len(self.baseline):
+            raise ValueError(f"every baseline may be named once, got {list(self.baseline)}")
         for name in self.methods:
             if not re.fullmatch(r"[A-Za-z0-9_.+-]{1,60}", name):
                 raise ValueError(
                     f"a method's name becomes a folder: letters, digits and _.+- only, got {name!r}"
                 )
-        if self.baseline not in self.methods:
-            raise ValueError(f"baseline: expected one of {list(self.methods)}, got {self.baseline}")
-        if self.methods[self.baseline].vary:
-            raise ValueError(f"the baseline {self.baseline} may not vary keys of its own")
+        for name in self.baseline:
+            if name not in self.methods:
+                raise ValueError(f"baseline: expected some of {list(self.methods)}, got {name}")
+            if self.methods[name].vary:
+                raise ValueError(f"the baseline {name} may not vary keys of its own")
         for place, keys in _places(self):
             for key in keys:
                 if key in SET_BY_THE_STUDY:

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from mental_r1_jax.evaluation.metrics import macro_f1, weighted_f1
+from mental_r1_jax.evaluation.metrics import balanced_accuracy, macro_f1, weighted_f1
 
 Interval = tuple[float, float]
 
 # Scores that follow from confusion counts, so that posts can be drawn again.
-BOOTSTRAPPED = ("weighted_f1", "macro_f1", "accuracy")
+BOOTSTRAPPED = ("weighted_f1", "macro_f1", "balanced_accuracy", "accuracy")
 
 
 @dataclass(frozen=True)
@@ -88,30 +88,28 @@ def resampled_scores(
         confusion = counts.reshape(-1, size, size + 1)
         by_set["weighted_f1"].append(weighted_f1(confusion))
         by_set["macro_f1"].append(macro_f1(confusion))
+        by_set["balanced_accuracy"].append(balanced_accuracy(confusion))
         right = np.trace(confusion, axis1=1, axis2=2)
         by_set["accuracy"].append(right / confusion.sum(axis=(1, 2)))
     return {name: np.mean(scores, axis=0) for name, scores in by_set.items()}
 
 
-def bootstrap_difference(
-    ours: Sequence[Float[np.ndarray, " samples"]],
-    baseline: Sequence[Float[np.ndarray, " samples"]],
-    seed: int,
-) -> Interval:
-    """95% percentile interval of the mean paired difference, over seeds and posts.
+def bootstrap(scores: Sequence[Float[np.ndarray, " samples"]], seed: int) -> Interval:
+    """95% percentile interval of a mean over seeds, over seeds and posts.
 
-    Posts are crossed with seeds: all seeds and both arms meet the same posts. So a resample draws
-    the posts once for all of them, and the seeds once for both arms (Owen, "The pigeonhole
-    bootstrap", Annals of Applied Statistics 2007).
+    Posts are crossed with seeds: all seeds and all arms meet the same posts. So a resample draws
+    the posts once for all of them, and then the seeds (Owen, "The pigeonhole bootstrap", Annals of
+    Applied Statistics 2007). The differences of two arms are those of each seed, so that both arms
+    get the same posts and seeds.
 
     Args:
-        ours: for each seed the score in every resample of the posts, from `resampled_scores`.
-        baseline: those of the baseline, the same seeds in the same order.
+        scores: for each seed its score, or the difference of two arms' scores, in every resample of
+            the posts; from `resampled_scores`.
         seed: of the draws of seeds.
     """
-    differences = np.stack(ours) - np.stack(baseline)
-    seeds, samples = differences.shape
+    by_seed = np.stack(scores)
+    seeds, samples = by_seed.shape
     drawn = np.random.default_rng(seed).integers(seeds, size=(seeds, samples))
-    means = np.take_along_axis(differences, drawn, axis=0).mean(axis=0)
+    means = np.take_along_axis(by_seed, drawn, axis=0).mean(axis=0)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)

@@ -30,7 +30,7 @@ def test_a_cell_is_a_method_with_its_values_and_a_seed(tmp_path: Path) -> None:
     assert (last.run.seed, last.crpo.stage_entropy_scale) == (1, 0.01)
     assert recipe_of(plan, "train-grpo-seed0").crpo.stage_entropy_rule == "off"
     assert plan.cells[3].arm.label == "crpo, stage_entropy_scale=0.01"
-    assert {cell.arm.baseline for cell in plan.cells} == {"grpo"}
+    assert all(cell.arm.baselines == {"grpo": "grpo"} for cell in plan.cells)
 
 
 def test_the_cold_start_of_a_seed_is_made_once_and_shared(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_noise_in_traces_makes_another_cold_start(tmp_path: Path) -> None:
     more = "vary: {sft.label_noise: [0.0, 0.2]}\n"
     plan = planned(tmp_path, more=more)
     arm = next(c.arm for c in plan.cells if c.arm.name == "crpo-label_noise-0.2-" + ARM)
-    assert arm.baseline == "grpo-label_noise-0.2"
+    assert arm.baselines == {"grpo": "grpo-label_noise-0.2"}
     assert recipe_of(plan, "cold_start-label_noise-0.2-seed0").sft.label_noise == 0.2
     assert plan.tasks[f"train-{arm.name}-seed0"].needs == ("cold_start-label_noise-0.2-seed0",)
 

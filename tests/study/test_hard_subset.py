@@ -114,7 +114,7 @@ def test_scores_on_the_subset(study: Study) -> None:
     assert arms["grpo"]["scores"]["hard_weighted_f1"]["mean"] == pytest.approx(1 / 3)
     assert arms["grpo"]["scores"]["hard_macro_f1"]["mean"] == pytest.approx(1 / 3)
     assert arms["crpo"]["scores"]["hard_weighted_f1"]["mean"] == 1.0
-    difference = arms["crpo"]["difference"]["scores"]["hard_weighted_f1"]
+    difference = arms["crpo"]["differences"]["grpo"]["scores"]["hard_weighted_f1"]
     assert difference["by_seed"] == pytest.approx({"3": 2 / 3, "4": 2 / 3})
     assert document["hard_subset"]["rows"] == {"S": [1, 3]}
     assert "hard F1" in study_page(document, title="t").partition("<h2>Measures")[0]

@@ -51,7 +51,7 @@ def test_it_needs_nothing_from_outside(page: str) -> None:
 def test_every_part_is_there(page: str) -> None:
     headings = re.findall(r"<h2>(.*?)</h2>", page)
     assert headings == [
-        *("Scores", "Differences to the baseline", "Learning curves: reward"),
+        *("Scores", "Differences to grpo", "Learning curves: reward"),
         *("Learning curves: validation", "Stage entropies", "Sensitivity", "Measures"),
     ]
     assert "Not finished: a cell." in page

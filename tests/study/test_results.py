@@ -86,25 +86,51 @@ def test_a_cell_is_read_as_it_was_written(study: Study) -> None:
 def test_summaries_and_paired_differences_by_hand(study: Study) -> None:
     document = study_document(study, read_all(study), [])
     grpo = document["arms"]["grpo"]
-    assert "difference" not in grpo
+    assert grpo["differences"] == {}
     score = grpo["scores"]["weighted_f1"]
     # Mean of 22/30 and 25/30; s = (3/30) / sqrt(2); half = t(1) s / sqrt(2) = 12.7062 * 0.05.
     assert score["mean"] == pytest.approx(47 / 60)
     assert score["spread"] == pytest.approx(0.1 / 2**0.5)
     half = 12.706205 * 0.05
     assert score["interval"] == pytest.approx([47 / 60 - half, 47 / 60 + half], rel=1e-5)
+    low, high = score["interval_over_seeds_and_posts"]
+    # The resample of four right answers is drawn often enough; that of four wrong ones is not.
+    assert 0.0 < low < 47 / 60 and high == 1.0
 
     crpo = document["arms"]["crpo-stage_entropy_scale-0.001"]
     assert crpo["seeds"] == [0, 1] and crpo["values"] == {"crpo.stage_entropy_scale": 0.001}
     assert crpo["scores"]["weighted_f1"]["spread"] == 0.0
-    difference = crpo["difference"]["scores"]["weighted_f1"]
+    difference = crpo["differences"]["grpo"]["scores"]["weighted_f1"]
     assert difference["by_seed"] == pytest.approx({"0": 4 / 15, "1": 1 / 6})
     assert difference["mean"] == pytest.approx(13 / 60)
     low, high = difference["interval_over_seeds_and_posts"]
     # A resample without the second post has no difference; four of it have a difference of 1.
     assert low == 0.0 and 13 / 60 < high <= 1.0
-    assert crpo["difference"]["scores"]["reward"]["mean"] == 0.0
-    assert "interval_over_seeds_and_posts" not in crpo["difference"]["scores"]["reward"]
+    assert crpo["differences"]["grpo"]["scores"]["reward"]["mean"] == 0.0
+    assert "interval_over_seeds_and_posts" not in crpo["differences"]["grpo"]["scores"]["reward"]
+
+
+def test_every_baseline_gets_its_differences(tmp_path: Path) -> None:
+    """Two arms that are both baselines: each is compared with the other only."""
+    text = TWO_ARMS.replace("baseline: grpo", "baseline: [grpo, cold]")
+    text = text.replace("methods:", "methods:\n  cold: {verb: none}")
+    study = load_study(write_study(tmp_path, text))
+    results = []
+    for cell in plan_study(study).cells:
+        guesses = {"cold": UNREADABLE, "grpo": ONE_WRONG}.get(cell.arm.name, RIGHT)
+        write_cell(cell, TRUTH, guesses, [0.0] * 20)
+        results.append(read_cell(cell))
+    arms = study_document(study, results, [])["arms"]
+    means = {
+        arm: {
+            name: one["scores"]["weighted_f1"]["mean"] for name, one in found["differences"].items()
+        }
+        for arm, found in arms.items()
+    }
+    assert means["cold"] == pytest.approx({"grpo": 5 / 6 - 11 / 15})
+    assert means["grpo"] == pytest.approx({"cold": 11 / 15 - 5 / 6})
+    both = pytest.approx({"grpo": 4 / 15, "cold": 1 / 6})
+    assert means["crpo-stage_entropy_scale-0.01"] == both
 
 
 def test_the_spread_over_a_varied_key_by_hand(study: Study) -> None:
@@ -142,7 +168,7 @@ def test_the_range_inside_of_a_seed_by_hand(study: Study) -> None:
 def test_differences_are_over_the_seeds_that_both_have(study: Study) -> None:
     finished = [one for one in read_all(study) if one.cell.name != "grpo-seed1"]
     document = study_document(study, finished, ["grpo-seed1"])
-    difference = document["arms"]["crpo-stage_entropy_scale-0.01"]["difference"]
+    difference = document["arms"]["crpo-stage_entropy_scale-0.01"]["differences"]["grpo"]
     assert difference["seeds"] == [0]
     assert difference["scores"]["weighted_f1"]["mean"] == 0.0
     assert difference["scores"]["weighted_f1"]["interval_over_seeds"] is None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, f1_score
+from scipy.stats import binom
+from sklearn.metrics import accuracy_score, f1_score, recall_score
 
 from mental_r1_jax.study.statistics import (
     SetAnswers,
-    bootstrap_difference,
+    bootstrap,
     draw_posts,
     resampled_scores,
     spread,
@@ -40,7 +41,7 @@ def test_resampled_scores_are_those_of_scikit_learn() -> None:
     )
     found = resampled_scores(everything, draws)
     for i in range(20):
-        scores = {"weighted_f1": [], "macro_f1": [], "accuracy": []}
+        scores = {"weighted_f1": [], "macro_f1": [], "balanced_accuracy": [], "accuracy": []}
         for name, part in everything.items():
             posts = np.repeat(np.arange(len(part.truth)), draws[name][i])
             truth, guess = part.truth[posts], part.guess[posts]
@@ -49,6 +50,9 @@ def test_resampled_scores_are_those_of_scikit_learn() -> None:
             scores["weighted_f1"].append(f1_score(truth, guess, average="weighted", **kind))
             kind["labels"] = seen
             scores["macro_f1"].append(f1_score(truth, guess, average="macro", **kind))
+            occurring = {"labels": sorted({*truth}), "zero_division": 0}
+            recall = recall_score(truth, guess, average="macro", **occurring)
+            scores["balanced_accuracy"].append(recall)
             scores["accuracy"].append(accuracy_score(truth, guess))
         for name, values in scores.items():
             assert found[name][i] == pytest.approx(np.mean(values), abs=1e-6), name
@@ -60,7 +64,7 @@ def test_a_difference_that_every_seed_and_post_shares_has_no_interval() -> None:
     wrong = {"s": answers([0, 1, 0, 1], [1, 0, 1, 0], 2)}
     draws = draw_posts(right, 50, seed=0)
     best, worst = (resampled_scores(one, draws)["accuracy"] for one in (right, wrong))
-    assert bootstrap_difference([best, best], [worst, worst], seed=0) == (1.0, 1.0)
+    assert bootstrap([best - worst] * 2, seed=0) == (1.0, 1.0)
 
 
 def test_the_bootstrap_over_three_seeds_by_hand() -> None:
@@ -69,16 +73,13 @@ def test_the_bootstrap_over_three_seeds_by_hand() -> None:
     Of the 27 draws of three seeds one has the mean 0 and one 0.6: 3.7% each, more than 2.5%.
     """
     samples = 20_000
-    ours = [np.full(samples, value) for value in (0.2, 0.5, 0.9)]
-    theirs = [np.full(samples, value) for value in (0.2, 0.2, 0.3)]
-    assert bootstrap_difference(ours, theirs, seed=3) == pytest.approx((0.0, 0.6))
+    differences = [np.full(samples, value) for value in (0.0, 0.3, 0.6)]
+    assert bootstrap(differences, seed=3) == pytest.approx((0.0, 0.6))
 
 
-def test_pairing_by_post_takes_out_what_both_arms_share() -> None:
-    """Equal answers differ by nothing however posts are drawn, though each score varies."""
-    rng = np.random.default_rng(5)
-    truth = rng.integers(0, 2, 60).tolist()
-    one = {"s": answers(truth, rng.integers(0, 2, 60).tolist(), 2)}
-    scores = resampled_scores(one, draw_posts(one, 200, seed=0))["weighted_f1"]
-    assert scores.std() > 0.02
-    assert bootstrap_difference([scores] * 2, [scores] * 2, seed=0) == (0.0, 0.0)
+def test_a_single_seed_has_the_interval_of_its_posts() -> None:
+    """50 of 100 posts right: the accuracy of a resample is Binomial(100, 0.5) / 100."""
+    one = {"s": answers([0] * 100, [0] * 50 + [1] * 50, 2)}
+    accuracy = resampled_scores(one, draw_posts(one, 20_000, seed=0))["accuracy"]
+    low, high = binom.ppf([0.025, 0.975], 100, 0.5) / 100
+    assert bootstrap([accuracy], seed=0) == pytest.approx((low, high), abs=1e-6)

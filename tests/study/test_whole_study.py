@@ -49,7 +49,7 @@ def test_a_study_runs_resumes_and_compares(
     assert len(document["cells"]["grpo-seed3"]["curves"]["reward"]) == 2
     assert "reward" not in document["cells"]["sft-seed3"]["curves"]
     assert document["cells"]["sft-seed3"]["scores"]["seconds"] > 0
-    assert document["arms"]["grpo"]["difference"]["seeds"] == [3]
+    assert document["arms"]["grpo"]["differences"]["cold_start"]["seeds"] == [3]
     # The run folders are ordinary ones.
     for run in ("cold_starts/cold_start-seed3", "runs/sft-seed3", "runs/grpo-seed3"):
         assert (folder / run / "checkpoints").is_dir() and (folder / run / "config.yaml").is_file()
