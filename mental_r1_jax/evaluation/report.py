@@ -75,6 +75,7 @@ def write_evaluation(
     include_text: bool,
     title: str,
     context: Mapping[str, str],
+    checkpoint: int | None = None,
     sections: Sequence[str] = (),
     further: Mapping[str, Mapping[str, Any]] | None = None,
     shown_answers: int = 0,
@@ -89,13 +90,14 @@ def write_evaluation(
             reading room.
         title: heading of the report.
         context: facts shown on top of the report, such as model, split and decoding.
+        checkpoint: step of the checkpoint that was evaluated, for `metrics.json`; None if no run's.
         sections: further parts of the report, see `report_page`.
         further: set -> keys that `metrics.json` has of it beside those of `SetMetrics`.
         shown_answers: right, and as many wrong, answers of each set in the report's reading room;
             0 leaves it out. The predictions must hold their tokens.
     """
     make_private_folder(folder)
-    document = metrics_document(metrics)
+    document = metrics_document(metrics) | {"checkpoint": checkpoint}
     for name, keys in (further or {}).items():
         document["sets"][name] |= keys
     text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)

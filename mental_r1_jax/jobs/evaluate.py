@@ -36,7 +36,7 @@ from mental_r1_jax.evaluation.training_curves import training_section
 from mental_r1_jax.jobs import compare
 from mental_r1_jax.models.fingerprint import fingerprint
 from mental_r1_jax.opening.devices import open_mesh
-from mental_r1_jax.opening.model_source import load_weights, open_model, public_name
+from mental_r1_jax.opening.model_source import load_checkpoint, open_model, public_name
 from mental_r1_jax.opening.reading import for_reading
 from mental_r1_jax.prediction.audits import Evaluated, run_audits
 from mental_r1_jax.prediction.held_out import (
@@ -90,8 +90,10 @@ def _evaluate(config: ExperimentConfig, name: str, folder: Path, audit: Sequence
     mesh = open_mesh(config, rows=rows, model=model.decoder)
     posts = held_out_posts(config, config.evaluate.split, config.evaluate.limit_per_set)
     print_only_labels(console, posts)
-    console.print(f"evaluating {name} on {sum(map(len, posts.values()))} posts", markup=False)
-    params = load_weights(model, mesh, which="best")
+    params, step = load_checkpoint(model, mesh, which="best")
+    which = "" if step is None else f", checkpoint of step {step},"
+    count = sum(map(len, posts.values()))
+    console.print(f"evaluating {name}{which} on {count} posts", markup=False)
     predictor = make_predictor(model, config, mesh, "evaluate")
 
     def report_progress(done: int, total: int) -> None:
@@ -118,7 +120,8 @@ def _evaluate(config: ExperimentConfig, name: str, folder: Path, audit: Sequence
                 predictions,
                 include_text=config.evaluate.include_text,
                 title=f"{public_name(name)}: {config.evaluate.split} split",
-                context=_context(config, name),
+                context=_context(config, name, step),
+                checkpoint=step,
                 sections=[
                     clinical_section(clinical),
                     calibration_section(clinical),
@@ -155,11 +158,12 @@ def _identity(config: ExperimentConfig, params: Any, mesh: Mesh) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _context(config: ExperimentConfig, name: str) -> dict[str, str]:
-    """The facts that make the figures repeatable."""
+def _context(config: ExperimentConfig, name: str, step: int | None) -> dict[str, str]:
+    """The facts that make the figures repeatable; `step` of the checkpoint of a run."""
     votes = config.evaluate.num_votes
     return {
         "model": public_name(name),
+        **({} if step is None else {"checkpoint": f"step {step}"}),
         "split": config.evaluate.split,
         "decoding": "greedy" if votes == 1 else f"majority of {votes} samples",
         "confidence": config.evaluate.confidence,

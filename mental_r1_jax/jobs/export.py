@@ -9,7 +9,7 @@ from mental_r1_jax.bucket import push_folder
 from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.models.decoder import merge_adapters
 from mental_r1_jax.opening.devices import open_mesh
-from mental_r1_jax.opening.model_source import load_weights, open_model
+from mental_r1_jax.opening.model_source import load_checkpoint, open_model
 from mental_r1_jax.opening.reading import for_reading
 from mental_r1_jax.private_files import check_writable
 from mental_r1_jax.release.export_manifest import write_manifest
@@ -44,8 +44,8 @@ def run(config: ExperimentConfig, *, verify: bool = False) -> Path:
     exact = dataclasses.replace(model.decoder, compute_dtype="float32")
     model = dataclasses.replace(model, decoder=exact)
     mesh = open_mesh(config, rows={}, model=model.decoder)
-    params = load_weights(model, mesh, which=config.export.checkpoint)
-    staging = write_beside(target, params, model, config)
+    params, step = load_checkpoint(model, mesh, which=config.export.checkpoint)
+    staging = write_beside(target, params, model, config, step=step)
     if config.export.gguf:
         file = staging / f"model-{config.export.gguf}.gguf"
         write_gguf(file, merge_adapters(params, model.decoder), model, config.export.gguf)
@@ -57,5 +57,5 @@ def run(config: ExperimentConfig, *, verify: bool = False) -> Path:
     write_manifest(staging)
     put_in_place(staging, target)
     push_folder(target)
-    print(f"exported to {target}")
+    print(f"checkpoint of step {step} exported to {target}")
     return target

@@ -163,9 +163,16 @@ def load_weights(model: ModelSource, mesh: Mesh, which: str | int = "best") -> A
 
     Of a model with adapters: they, float32, among the frozen weights, see `load_frozen`.
     """
+    return load_checkpoint(model, mesh, which)[0]
+
+
+def load_checkpoint(
+    model: ModelSource, mesh: Mesh, which: str | int = "best"
+) -> tuple[Any, int | None]:
+    """As `load_weights`, and the step of the checkpoint they are of; None if `model` is no run."""
     if model.base is not None:
-        adapters = load_adapters(model, mesh, which)
-        return network.join_weights(load_frozen(model, mesh), adapters)
+        adapters, step = _load_adapters(model, mesh, which)
+        return network.join_weights(load_frozen(model, mesh), adapters), step
     return _load_params(model.decoder, mesh, model.folder, model.run_folder, which)
 
 
@@ -177,7 +184,7 @@ def load_frozen(model: ModelSource, mesh: Mesh) -> Any:
     base, decoder = model.base, model.decoder
     assert base is not None
     which = "best" if base.step is None else base.step
-    params = _load_params(decoder, mesh, base.folder, base.run_folder, which)
+    params, _ = _load_params(decoder, mesh, base.folder, base.run_folder, which)
     if decoder.dtype == jnp.float32:
         return params
     return jax.jit(network.cast_matrices, static_argnums=1)(params, decoder)
@@ -185,23 +192,30 @@ def load_frozen(model: ModelSource, mesh: Mesh) -> Any:
 
 def load_adapters(model: ModelSource, mesh: Mesh, which: str | int = "best") -> Any:
     """Float32 adapters of `model`, which `continues` those of a run or of a PEFT folder."""
+    return _load_adapters(model, mesh, which)[0]
+
+
+def _load_adapters(model: ModelSource, mesh: Mesh, which: str | int) -> tuple[Any, int | None]:
+    """The adapters of a run's checkpoint and its step, or of a PEFT folder and None."""
     shardings = network.trained_shardings(model.decoder, mesh)
     if model.peft_folder is not None:
-        return peft_format.load_adapters(model.peft_folder, model.decoder, shardings)
+        return peft_format.load_adapters(model.peft_folder, model.decoder, shardings), None
     assert model.run_folder is not None
     abstract = abstract_like(network.abstract_trained(model.decoder), shardings)
-    return restore_params(model.run_folder, which, abstract)[1]
+    step, adapters = restore_params(model.run_folder, which, abstract)
+    return adapters, step
 
 
 def _load_params(
     decoder: DecoderConfig, mesh: Mesh, folder: Path, run_folder: Path | None, which: str | int
-) -> Any:
-    """Float32 parameters of a whole model, from a run's checkpoint or a Hugging Face folder."""
+) -> tuple[Any, int | None]:
+    """Float32 parameters of a run's checkpoint and its step, or of a Hugging Face folder, None."""
     shardings = network.param_shardings(decoder, mesh)
     if run_folder is None:
-        return hf_format.load_params(folder, decoder, shardings)
+        return hf_format.load_params(folder, decoder, shardings), None
     abstract = abstract_like(network.abstract_params(decoder), shardings)
-    return restore_params(run_folder, which, abstract)[1]
+    step, params = restore_params(run_folder, which, abstract)
+    return params, step
 
 
 def origin_of(model: str) -> str:

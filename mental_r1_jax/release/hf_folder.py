@@ -58,7 +58,9 @@ def staging_of(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial")
 
 
-def write_beside(target: Path, params: Any, model: ModelSource, config: ExperimentConfig) -> Path:
+def write_beside(
+    target: Path, params: Any, model: ModelSource, config: ExperimentConfig, *, step: int | None
+) -> Path:
     """Write the whole folder beside `target`; returns its path, for `put_in_place`.
 
     Args:
@@ -67,6 +69,7 @@ def write_beside(target: Path, params: Any, model: ModelSource, config: Experime
             merged, or written alone, as `export.format` says.
         model: the model's configuration and tokenizer; their files are copied.
         config: the recipe of the run.
+        step: of the checkpoint that `params` are from.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = staging_of(target)
@@ -85,7 +88,7 @@ def write_beside(target: Path, params: Any, model: ModelSource, config: Experime
             max_shard_bytes=config.export.max_shard_megabytes * 10**6,
         )
         write_configs(model, staging, config)
-    (staging / CARD).write_text(card_of(config, model), encoding="utf-8")
+    (staging / CARD).write_text(card_of(config, model, step), encoding="utf-8")
     write_marker(staging)  # the start model may have had one of its own
     return staging
 
@@ -172,8 +175,11 @@ def write_configs(model: ModelSource, folder: Path, config: ExperimentConfig) ->
     _write_json(file, generation)
 
 
-def card_of(config: ExperimentConfig, model: ModelSource) -> str:
-    """The model card, from the recipe, its training posts and the newest evaluation of the run."""
+def card_of(config: ExperimentConfig, model: ModelSource, step: int | None) -> str:
+    """The model card, from the recipe, its training posts and the newest evaluation of the run.
+
+    `step` is that of the exported checkpoint.
+    """
     evaluations = sorted(
         config.run.output_dir.glob("evaluation/*/metrics.json"),
         key=lambda path: path.stat().st_mtime,
@@ -189,9 +195,11 @@ def card_of(config: ExperimentConfig, model: ModelSource) -> str:
         base_model=base,
         sets=sets,
         counts=record.counts["train"],
+        step=step,
         reporting=tripod_block(config, record, metrics, sets, base=shown_name(base)),
         facts={
             "mental_r1_jax": mental_r1_jax.__version__,
+            **({} if step is None else {"checkpoint": f"step {step}"}),
             "weights": "float32 adapters, loaded with peft"
             if config.export.format == "peft"
             else config.export.dtype,

@@ -36,6 +36,7 @@ def model_card(
     counts: Mapping[str, Mapping[str, int]],
     facts: Mapping[str, Any],
     reporting: str,
+    step: int | None = None,
 ) -> str:
     """The text of README.md: YAML front matter, then Markdown.
 
@@ -49,6 +50,7 @@ def model_card(
         counts: set name -> label -> training posts.
         facts: more rows for the recipe table, such as versions.
         reporting: the answers to a reporting guideline, as Markdown.
+        step: of the exported checkpoint, to tell whether `metrics` are its.
     """
     questions = [one.question for one in sets if one.question]
     grammar = grammar_of(config.text)
@@ -73,7 +75,7 @@ def model_card(
         prefill=repr(grammar.prefill),
         max_new_tokens=config.rollout.max_completion_length,
         recipe=table(("setting", "value"), recipe),
-        results=_results(metrics),
+        results=_results(metrics, step),
         reporting=reporting,
     )
 
@@ -125,7 +127,7 @@ def _data_set(one: BenchmarkSpec, counts: Mapping[str, int]) -> str:
     return "\n".join(lines)
 
 
-def _results(metrics: Mapping[str, Any] | None) -> str:
+def _results(metrics: Mapping[str, Any] | None, step: int | None) -> str:
     if metrics is None:
         return "This model has not been evaluated: expect nothing of its answers."
     rows = []
@@ -142,6 +144,12 @@ def _results(metrics: Mapping[str, Any] | None) -> str:
         "Percent, on held-out posts; an answer without a readable label counts as wrong, the\n"
         "interval is a bootstrap over posts at the usual level, and the average is over sets."
     )
+    evaluated = metrics.get("checkpoint")
+    if None not in (step, evaluated) and step != evaluated:
+        note = (
+            f"**These are the results of the checkpoint of step {evaluated}. The weights here are "
+            f"those of\nstep {step}, which have not been evaluated.**\n\n{note}"
+        )
     return f"{note}\n\n{table(head, rows)}"
 
 

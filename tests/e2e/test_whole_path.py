@@ -102,12 +102,14 @@ def test_from_cold_start_to_a_released_folder(recipe, tmp_path):
     report = evaluate.run(config)
     document = json.loads((report / "metrics.json").read_text())
     assert set(document["sets"]) == set(config.data.sets)
+    assert document["checkpoint"] == 2
     assert {path.name for path in report.iterdir()} == {
         "metrics.json",
         "predictions.csv",
         "report.html",
     }
     page = (report / "report.html").read_text()
+    assert "<dt>checkpoint</dt><dd>step 2</dd>" in page
     assert "<h2>Training curves</h2>" in page and "<h3>Stage entropies</h3>" in page
 
     folder = export.run(config)
@@ -117,6 +119,7 @@ def test_from_cold_start_to_a_released_folder(recipe, tmp_path):
     assert {file.path for file in read_export(folder).files} == set(folder.iterdir())
     card = (folder / "README.md").read_text()
     assert all(name in card for name in config.data.sets)
+    assert "| checkpoint | step 2 |" in card and "have not been evaluated" not in card
     posts = list(load_examples(config, "test").values())[0]
     ours, theirs = our_text(config, posts[3]), transformers_text(folder, config, posts[3])
     assert ours == theirs and len(ours) > 20

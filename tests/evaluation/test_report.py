@@ -53,9 +53,9 @@ def write(folder, evaluation, **changes):
 
 
 def test_metrics_file_is_the_document(tmp_path, evaluation):
-    write(tmp_path / "deep" / "folder", evaluation)
+    write(tmp_path / "deep" / "folder", evaluation, checkpoint=300)
     text = (tmp_path / "deep" / "folder" / "metrics.json").read_text()
-    assert json.loads(text) == metrics_document(evaluation[0])
+    assert json.loads(text) == metrics_document(evaluation[0]) | {"checkpoint": 300}
 
 
 def test_nothing_is_left_behind_and_a_second_evaluation_replaces_the_first(tmp_path, evaluation):

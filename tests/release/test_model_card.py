@@ -54,7 +54,7 @@ def config():
     return ExperimentConfig.model_validate(recipe)
 
 
-def card(config, metrics=METRICS, base_model="some-org/Base-Model", sets=SETS):
+def card(config, metrics=METRICS, base_model="some-org/Base-Model", sets=SETS, step=None):
     return model_card(
         config,
         metrics,
@@ -63,6 +63,7 @@ def card(config, metrics=METRICS, base_model="some-org/Base-Model", sets=SETS):
         counts=COUNTS,
         facts=FACTS,
         reporting=REPORTING,
+        step=step,
     )
 
 
@@ -202,6 +203,14 @@ def test_usage_snippet_builds_the_prompt_of_training(config, monkeypatch, capsys
     assert prompts == [expected]
     assert options == [{"do_sample": False, "max_new_tokens": 389}]
     assert capsys.readouterr().out == "[3, 4]\n"
+
+
+@pytest.mark.parametrize(("evaluated", "foreign"), [(40, False), (None, False), (60, True)])
+def test_results_of_another_checkpoint_are_called_so(config, evaluated, foreign):
+    text = card(config, METRICS | {"checkpoint": evaluated}, step=40)
+    said = "checkpoint of step 60. The weights here are those of\nstep 40" in text
+    assert said is foreign
+    assert ("have not been evaluated" in text) is foreign
 
 
 def test_the_card_of_another_grammar_shows_its_form_and_language(config):
