@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
+from rich.console import Console
 
 import mental_r1_jax
 from mental_r1_jax import hosts
@@ -36,7 +37,7 @@ from mental_r1_jax.evaluation.training_curves import training_section
 from mental_r1_jax.jobs import compare
 from mental_r1_jax.models.fingerprint import fingerprint
 from mental_r1_jax.opening.devices import open_mesh
-from mental_r1_jax.opening.model_source import load_checkpoint, open_model, public_name
+from mental_r1_jax.opening.model_source import ModelSource, load_checkpoint, open_model, public_name
 from mental_r1_jax.opening.reading import for_reading
 from mental_r1_jax.prediction.audits import Evaluated, run_audits
 from mental_r1_jax.prediction.held_out import (
@@ -90,27 +91,22 @@ def _evaluate(config: ExperimentConfig, name: str, folder: Path, audit: Sequence
     mesh = open_mesh(config, rows=rows, model=model.decoder)
     posts = held_out_posts(config, config.evaluate.split, config.evaluate.limit_per_set)
     print_only_labels(console, posts)
-    params, step = load_checkpoint(model, mesh, which="best")
-    which = "" if step is None else f", checkpoint of step {step},"
-    count = sum(map(len, posts.values()))
-    console.print(f"evaluating {name}{which} on {count} posts", markup=False)
+    console.print(f"evaluating {name} on {sum(map(len, posts.values()))} posts", markup=False)
+    params, step = _load_best(console, model, mesh)
     predictor = make_predictor(model, config, mesh, "evaluate")
-
-    def report_progress(done: int, total: int) -> None:
-        console.print(f"  {done}/{total} posts")
-
+    progress = functools.partial(_say_progress, console)
     keep = KeptBatches(folder, _identity(config, params, mesh))
     with contextlib.ExitStack() as stack:
         if hosts.is_first():
             make_private_folder(folder)
             stack.enter_context(run_lock(folder))
         metrics, predictions = evaluate_posts(
-            predictor, params, posts, on_batch=report_progress, keep=keep
+            predictor, params, posts, on_batch=progress, keep=keep
         )
         clinical = clinical_documents(config, predictions)
-        everything = [post for of_set in posts.values() for post in of_set]
         facts = {one: label_facts(config.data, one) for one in posts}
         say = functools.partial(console.print, markup=False)
+        everything = [post for of_set in posts.values() for post in of_set]
         done = Evaluated(predictor, params, everything, predictions, facts, keep, say)
         audits = run_audits(audit, done)
         if hosts.is_first():
@@ -137,6 +133,18 @@ def _evaluate(config: ExperimentConfig, name: str, folder: Path, audit: Sequence
     console.print(console_table(metrics))
     console.print(clinical_table(clinical))
     console.print(f"report: {folder / 'report.html'}", markup=False)
+
+
+def _load_best(console: Console, model: ModelSource, mesh: Mesh) -> tuple[Any, int | None]:
+    """The weights, and which checkpoint of a run they are of, which is told."""
+    params, step = load_checkpoint(model, mesh, which="best")
+    if step is not None:
+        console.print(f"checkpoint of step {step}")
+    return params, step
+
+
+def _say_progress(console: Console, done: int, total: int) -> None:
+    console.print(f"  {done}/{total} posts")
 
 
 def _training_part(run_folder: Path | None) -> str:
