@@ -144,6 +144,7 @@ def _load_best(console: Console, model: ModelSource, mesh: Mesh) -> tuple[Any, i
 
 
 def _say_progress(console: Console, done: int, total: int) -> None:
+    """A line for each batch."""
     console.print(f"  {done}/{total} posts")
 
 

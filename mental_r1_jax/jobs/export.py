@@ -57,5 +57,6 @@ def run(config: ExperimentConfig, *, verify: bool = False) -> Path:
     write_manifest(staging)
     put_in_place(staging, target)
     push_folder(target)
-    print(f"checkpoint of step {step} exported to {target}")
+    of_step = "" if step is None else f"checkpoint of step {step} "
+    print(f"{of_step}exported to {target}")
     return target
