@@ -84,12 +84,14 @@ def join_cells(files: Sequence[Path], plan: Plan, study_folder: Path) -> dict[st
 def recipes_digest(plan: Plan, study_folder: Path, cell: Cell) -> str:
     """SHA-256 (hex) over the verbs and recipes behind a cell.
 
-    The folder of the study is left out, so that it may differ between parts, and so are defaults,
-    so that a later version with more keys still joins what an earlier one has made.
+    The folders of the study and of the data sets are left out, so that they may differ between
+    parts (that all cells answered the same posts is found out when they are compared), and so are
+    defaults, so that a later version with more keys still joins what an earlier one has made.
     """
     texts = []
     for task in (plan.tasks[name] for name in cell.tasks):
         recipe = task.config.model_dump(mode="json", exclude_defaults=True)
+        recipe.get("data", {}).pop("root", None)
         text = json.dumps(_without(recipe, str(study_folder)), sort_keys=True)
         texts.append("\n".join([task.verb, *task.options, text]))
     return hashlib.sha256("\n\n".join(texts).encode()).hexdigest()

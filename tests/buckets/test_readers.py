@@ -14,7 +14,13 @@ from mental_r1_jax.config import ExperimentConfig
 from mental_r1_jax.jobs import evaluate, export
 from mental_r1_jax.opening.adapters import open_base
 from mental_r1_jax.opening.devices import open_mesh
-from mental_r1_jax.opening.model_source import open_model, origin_of, public_name, save_base_model
+from mental_r1_jax.opening.model_source import (
+    load_checkpoint,
+    open_model,
+    origin_of,
+    public_name,
+    save_base_model,
+)
 from mental_r1_jax.recipe import dump_config, load_config
 from mental_r1_jax.runs.training_run import fresh_state
 from mental_r1_jax.training import checkpoint
@@ -44,16 +50,15 @@ def make_run(config: ExperimentConfig) -> None:
 
 def read(lab: Lab, config: ExperimentConfig) -> tuple[Path, float]:
     """Evaluate and export a run; the folder of both, and the sum of the evaluated weights."""
-    real, sums = evaluate.load_weights, []
+    sums = []
 
     def loaded(*arguments: Any, **options: Any) -> Any:
-        params = real(*arguments, **options)
+        params, step = load_checkpoint(*arguments, **options)
         sums.append(sum(float(np.sum(leaf)) for leaf in jax.tree.leaves(params)))
-        return {}
+        return {}, step
 
-    lab.patch.setattr(evaluate, "load_weights", loaded)
+    lab.patch.setattr(evaluate, "load_checkpoint", loaded)
     report = evaluate.run(config)
-    lab.patch.setattr(evaluate, "load_weights", real)
     export.run(config)
     return report.parents[1], sums[0]
 

@@ -54,7 +54,7 @@ def _evaluate(lab: Lab, config: ExperimentConfig, text: str) -> dict[str, Any]:
     """Run `mental-r1 evaluate` on the run with two checkpoints."""
     shapes = _patch_network(lab, config, text)
     lab.patch.setattr(evaluate, "open_mesh", lambda *a, **k: one_device())
-    lab.patch.setattr(evaluate, "load_weights", lambda *a, **k: {})
+    lab.patch.setattr(evaluate, "load_checkpoint", lambda *a, **k: ({}, None))
     lab.run_folder()
     folder = evaluate.run(config)
     opened = open_model(config.evaluate.model or str(config.run.output_dir), config)

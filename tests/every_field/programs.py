@@ -72,7 +72,7 @@ def predictor_of_validation(lab: Lab, config: ExperimentConfig) -> Predictor:
 def predictor_of_evaluation(lab: Lab, config: ExperimentConfig) -> Predictor:
     """The one of `mental-r1 evaluate`."""
     lab.run_folder()
-    lab.patch.setattr(evaluate, "load_weights", lambda *a, **k: {})
+    lab.patch.setattr(evaluate, "load_checkpoint", lambda *a, **k: ({}, None))
     return _caught(lab, evaluate, "evaluate_posts", lambda: evaluate.run(config))
 
 

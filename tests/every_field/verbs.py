@@ -41,7 +41,7 @@ def evaluated_posts(lab: Lab, config: ExperimentConfig) -> Any:
         asked.extend((name, list(of_set)) for name, of_set in posts.items())
         raise Caught
 
-    lab.patch.setattr(evaluate, "load_weights", lambda *a, **k: {})
+    lab.patch.setattr(evaluate, "load_checkpoint", lambda *a, **k: ({}, None))
     lab.patch.setattr(evaluate, "evaluate_posts", catch)
     lab.run_folder()
     with pytest.raises(Caught):

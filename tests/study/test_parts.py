@@ -130,6 +130,19 @@ def test_a_file_that_cannot_be_right_is_refused(
         join_cells([file], plan_study(study), study.output_dir)
 
 
+def test_the_data_may_lie_elsewhere_but_not_be_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = make_part(tmp_path / "other", (0,), monkeypatch)
+    file, recipe = other.output_dir / CELLS_FILE, tmp_path / "other" / "a_study.yaml"
+    elsewhere = load_study(recipe, [f"data.root={tmp_path}"])
+    joined = join_cells([file], plan_study(elsewhere), elsewhere.output_dir)
+    assert {one.cell.seed for one in joined.values()} == {0} and len(joined) == 3
+    fewer = load_study(recipe, [f"data.root={tmp_path}", "data.sets=[Stress-Synthetic]"])
+    with pytest.raises(UserError, match="others behind grpo-seed0"):
+        join_cells([file], plan_study(fewer), fewer.output_dir)
+
+
 def test_cells_of_other_recipes_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
