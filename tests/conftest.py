@@ -1,13 +1,18 @@
 """Switches of the whole suite: strict shapes, strict types, eight virtual CPU devices, no network.
 
+And its memory: what JAX has compiled is dropped whenever it has grown large.
+
 Everything here has to happen before JAX starts a backend and before the package is imported, so
 it stands at module level.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import os
+import resource
+from collections.abc import Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -44,9 +49,36 @@ install_import_hook(
     "beartype.beartype",
 )
 
+from mental_r1_jax.programs.program import return_free_memory  # behind the hook above
+
 # The same examples on every run; no deadline, because the first example of a test may compile.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("suite")
+
+
+# Compiled programs are never dropped otherwise: at the end a process would hold five gigabytes.
+_ALLOWED_GROWTH = 400 << 20
+_held_before = pytest.StashKey[int]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """Drop compiled programs if the process has grown by much since they were last dropped."""
+    yield
+    held, stash = _resident_bytes(), item.config.stash
+    if held > stash.setdefault(_held_before, held) + _ALLOWED_GROWTH:
+        jax.clear_caches()
+        gc.collect()
+        return_free_memory()
+        stash[_held_before] = _resident_bytes()
+
+
+def _resident_bytes() -> int:
+    """Memory of this process; 0, so that nothing is ever dropped, where Linux does not tell."""
+    pages = Path("/proc/self/statm")
+    if not pages.is_file():
+        return 0
+    return int(pages.read_text(encoding="ascii").split()[1]) * resource.getpagesize()
 
 
 @pytest.fixture(scope="session")
