@@ -160,6 +160,11 @@ VERBS = {
                 "default": [],
                 "help": "a cells.jsonl of another part of the study; its cells are done",
             },
+            "--publish": {
+                "type": Path,
+                "metavar": "OUT",
+                "help": "write the finished cells there, too, without answers to single posts",
+            },
         },
         compiles=False,
         of_study=True,

@@ -23,14 +23,15 @@ from mental_r1_jax.study.cells import Plan, Task, plan_study
 from mental_r1_jax.study.hard_subset import (
     HARD_FILE,
     HardSubset,
+    add_hard_scores,
     choose_posts,
     read_hard_subset,
     write_hard_subset,
 )
 from mental_r1_jax.study.page import study_page
-from mental_r1_jax.study.parts import CELLS_FILE, cells_text, join_cells
+from mental_r1_jax.study.parts import CELLS_FILE, cells_text, join_cells, without_answers
 from mental_r1_jax.study.reading import CellResult, read_cell
-from mental_r1_jax.study.results import study_document
+from mental_r1_jax.study.results import resample, study_document
 from mental_r1_jax.study.running import (
     Outcome,
     is_done,
@@ -50,6 +51,7 @@ def run(
     dry_run: bool = False,
     seeds: Sequence[int] | None = None,
     join: Sequence[Path] = (),
+    publish: Path | None = None,
 ) -> None:
     """Run, or resume, a study; with `dry_run` only print its tasks and their predicted time.
 
@@ -58,11 +60,19 @@ def run(
     Args:
         seeds: run the cells of these seeds only.
         join: files of cells that other parts of the study have made; they are not run here.
+        publish: write the cells there, too, without their answers.
 
     Raises:
         UserError: a cell's recipe is wrong, a file cannot be joined, the study lacks one of
-            `seeds`, or its folder holds something else.
+            `seeds`, its folder holds something else, or `publish` lies in no folder.
     """
+    if publish is not None and not publish.absolute().parent.is_dir():
+        raise UserError(
+            what=f"the cells cannot be written to {publish}",
+            expected="a file in a folder that is there",
+            got=f"no folder {publish.parent}",
+            remedy="make the folder, or give --publish another file",
+        )
     plan, folder = plan_study(config), config.output_dir
     joined = join_cells(join, plan, folder)
     tasks = _tasks_to_run(config, plan, seeds, joined)
@@ -75,7 +85,7 @@ def run(
     text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
     (folder / STUDY_FILE).write_text(text, encoding="utf-8")
     outcome = run_tasks(tasks, folder, processes=config.processes)
-    write_results(config, plan, joined)
+    write_results(config, plan, joined, publish)
     _end(outcome, folder)
 
 
@@ -99,11 +109,14 @@ def _tasks_to_run(
     return {name: task for name, task in plan.tasks.items() if name in needed}
 
 
-def write_results(study: Study, plan: Plan, joined: Mapping[str, CellResult]) -> None:
+def write_results(
+    study: Study, plan: Plan, joined: Mapping[str, CellResult], publish: Path | None = None
+) -> None:
     """Write `cells.jsonl`, `study.json` and `study.html` of the finished cells, if there are any.
 
     Args:
         joined: cells of other parts, by name; one that is finished here, too, is taken from here.
+        publish: a file for the cells without their answers.
     """
     folder = study.output_dir
     own = [cell for cell in plan.cells if is_done(folder, plan.tasks[cell.tasks[-1]])]
@@ -112,13 +125,22 @@ def write_results(study: Study, plan: Plan, joined: Mapping[str, CellResult]) ->
     if not results:
         return
     missing = [cell.name for cell in plan.cells if cell.name not in by_name]
-    document = study_document(study, results, missing, _hard_subset(study, plan))
+    hard = _hard_subset(study, plan)
+    document = study_document(study, results, missing, hard)
     text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False)
     page = study_page(document, title=f"Study: {folder.name}")
-    cells = cells_text(plan, folder, results)
-    for name, content in ((CELLS_FILE, cells), (NUMBERS_FILE, text + "\n"), (PAGE_FILE, page)):
-        write_whole(folder / name, content)
-        print(f"written: {folder / name}")
+    files = {
+        folder / CELLS_FILE: cells_text(plan, folder, results),
+        folder / NUMBERS_FILE: text + "\n",
+        folder / PAGE_FILE: page,
+    }
+    if publish is not None:
+        scored = results if hard is None else add_hard_scores(results, hard)
+        public = without_answers(scored, resample(study, results), hard)
+        files[publish] = cells_text(plan, folder, public)
+    for file, content in files.items():
+        write_whole(file, content)
+        print(f"written: {file}")
 
 
 def _hard_subset(study: Study, plan: Plan) -> HardSubset | None:

@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,13 @@ from pydantic import NonNegativeInt
 
 from mental_r1_jax.config import Section
 from mental_r1_jax.errors import UserError
-from mental_r1_jax.study.reading import CellResult, code_answers
+from mental_r1_jax.study.reading import CellResult, code_answers, digest_of, posts_digest
 from mental_r1_jax.study.running import write_whole
 from mental_r1_jax.study.statistics import Answers, SetAnswers, resampled_scores
 
 HARD_FILE = "hard_subset.json"
 # Scores of a cell on the subset, and what they are of all posts.
 HARD_SCORES = {"hard_weighted_f1": "weighted_f1", "hard_macro_f1": "macro_f1"}
-
-Posts = Mapping[str, Sequence[tuple[int, str]]]
 
 
 class HardSubset(Section):
@@ -82,9 +80,9 @@ def choose_posts(predictions: Path, share: float, samples: int) -> HardSubset:
     return HardSubset(
         share=share,
         samples=samples,
-        posts_sha256=_posts_digest(posts),
+        posts_sha256=posts_digest(posts),
         rows=rows,
-        rows_sha256=_digest(rows),
+        rows_sha256=digest_of(rows),
     )
 
 
@@ -103,7 +101,7 @@ def read_hard_subset(file: Path) -> HardSubset:
         subset = HardSubset.model_validate_json(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, pydantic.ValidationError) as error:
         raise _refused(f"{file} is no hard subset", type(error).__name__) from None
-    if subset.rows_sha256 != _digest(subset.rows):
+    if subset.rows_sha256 != digest_of(subset.rows):
         raise _refused(f"the rows of {file} were changed", "another SHA-256 than the file says")
     return subset
 
@@ -112,20 +110,25 @@ def add_hard_scores(results: Sequence[CellResult], subset: HardSubset) -> list[C
     """Give every cell its scores on the subset, averaged over sets as those of all posts are.
 
     Raises:
-        UserError: the subset was chosen from other posts than the cells answered.
+        UserError: the subset was chosen from other posts than the cells answered, or a cell without
+            answers has no scores on it.
     """
     answers = code_answers(results)
     for one in answers.values():
-        if _posts_digest({name: of_set.posts for name, of_set in one.items()}) != (
+        if posts_digest({name: of_set.posts for name, of_set in one.items()}) != (
             subset.posts_sha256
         ):
             raise _refused("the hard subset was chosen from other posts", "other rows or labels")
-    return [
-        dataclasses.replace(
-            result, scores=result.scores | _scores(answers[result.cell.name], subset)
-        )
-        for result in results
-    ]
+    scored = []
+    for result in results:
+        if result.resampled is None:
+            own = _scores(answers[result.cell.name], subset)
+            result = dataclasses.replace(result, scores=result.scores | own)
+        elif result.resampled.hard_rows_sha256 != subset.rows_sha256:
+            cell = result.cell.name
+            raise _refused(f"{cell} has no scores on this hard subset", "a cell without answers")
+        scored.append(result)
+    return scored
 
 
 def _scores(answers: Answers, subset: HardSubset) -> dict[str, float]:
@@ -144,16 +147,6 @@ def _scores(answers: Answers, subset: HardSubset) -> dict[str, float]:
         once[name] = np.ones((1, len(places)), np.int64)
     scores = resampled_scores(inside, once)
     return {name: float(scores[of_all][0]) for name, of_all in HARD_SCORES.items()}
-
-
-def _posts_digest(posts: Posts) -> str:
-    return _digest({name: sorted(of_set) for name, of_set in posts.items()})
-
-
-def _digest(value: Any) -> str:
-    """SHA-256 (hex) of a value of JSON types, mappings in the order of their keys."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _refused(what: str, got: str) -> UserError:

@@ -3,10 +3,15 @@
 `cells.jsonl` has a line for each finished cell: its scores, curves and answers (labels only, never
 a post), and a digest of the recipes behind it. Another start of the same study takes such cells for
 done (`--join`), wherever they were made, and compares them with its own.
+
+Labels may be as confidential as posts. So that results can be published, the same file can be
+written without answers (`--publish`): in their place stand the scores in every resample of the
+posts, from which the same intervals follow.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -20,12 +25,25 @@ from pydantic import FiniteFloat, NonNegativeInt
 from mental_r1_jax.config import Section
 from mental_r1_jax.errors import UserError
 from mental_r1_jax.study.cells import Cell, Plan
-from mental_r1_jax.study.reading import CellResult
+from mental_r1_jax.study.hard_subset import HardSubset
+from mental_r1_jax.study.reading import CellResult, Resampled, posts_of
+from mental_r1_jax.study.results import OfCells
 
 CELLS_FILE = "cells.jsonl"
 
 _Curves = dict[str, list[FiniteFloat | None]]
 _Answer = tuple[NonNegativeInt, str, str]
+
+# What is published is rounded: scores of resamples to 0.001 points, curves to six digits.
+_SCORE_DECIMALS, _CURVE_DIGITS = 5, 6
+
+
+class _ResampledLine(Section):
+    """See `Resampled`."""
+
+    posts_sha256: str
+    scores: dict[str, tuple[FiniteFloat, ...]]
+    hard_rows_sha256: str | None
 
 
 class _Line(Section):
@@ -39,24 +57,51 @@ class _Line(Section):
     curves: _Curves
     validation: _Curves
     answers: dict[str, tuple[_Answer, ...]]
+    resampled: _ResampledLine | None = None
 
 
 def cells_text(plan: Plan, study_folder: Path, results: Iterable[CellResult]) -> str:
     """The content of `cells.jsonl`."""
     lines = []
     for one in results:
-        line = _Line(
-            name=one.cell.name,
-            recipes_sha256=recipes_digest(plan, study_folder, one.cell),
-            scores=one.scores,
-            sets=one.sets,
-            stage_entropies=one.stage_entropies,
-            curves=one.curves,
-            validation=one.validation,
-            answers={name: tuple(answers) for name, answers in one.answers.items()},
-        )
+        fields = {name: value for name, value in dataclasses.asdict(one).items() if name != "cell"}
+        digest = recipes_digest(plan, study_folder, one.cell)
+        line = _Line(name=one.cell.name, recipes_sha256=digest, **fields)
         lines.append(json.dumps(line.model_dump(mode="json"), ensure_ascii=False) + "\n")
     return "".join(lines)
+
+
+def without_answers(
+    results: Iterable[CellResult], resampled: OfCells, hard: HardSubset | None
+) -> list[CellResult]:
+    """The same cells, fit to be published: scores of every resample in place of the answers.
+
+    Args:
+        results: with their scores on the hard subset, if there is one.
+        resampled: of these cells, see `results.resample`.
+        hard: the hard subset.
+    """
+    published = []
+    for one in results:
+        stands_for = one.resampled or Resampled(
+            posts_sha256=posts_of(one),
+            scores={
+                name: tuple(round(float(value), _SCORE_DECIMALS) for value in values)
+                for name, values in resampled[one.cell.name].items()
+            },
+            hard_rows_sha256=None if hard is None else hard.rows_sha256,
+        )
+        published.append(
+            dataclasses.replace(one, curves=_rounded(one.curves), answers={}, resampled=stands_for)
+        )
+    return published
+
+
+def _rounded(curves: Mapping[str, Sequence[float | None]]) -> dict[str, list[float | None]]:
+    def short(value: float | None) -> float | None:
+        return None if value is None else float(f"{value:.{_CURVE_DIGITS}g}")
+
+    return {name: [short(value) for value in values] for name, values in curves.items()}
 
 
 def join_cells(files: Sequence[Path], plan: Plan, study_folder: Path) -> dict[str, CellResult]:
@@ -107,7 +152,9 @@ def _without(value: Any, folder: str) -> Any:
 
 
 def _result(cell: Cell, line: _Line) -> CellResult:
-    fields: Mapping[str, Any] = line.model_dump(exclude={"name", "recipes_sha256"})
+    fields: dict[str, Any] = line.model_dump(exclude={"name", "recipes_sha256"})
+    if fields["resampled"] is not None:
+        fields["resampled"] = Resampled(**fields["resampled"])
     return CellResult(cell=cell, **fields)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -49,6 +50,24 @@ CURVES = (
 STAGE_CURVES = ("entropy/stage", "beta/stage", "entropy_target/stage")
 _VALIDATION = "eval/average/"
 
+# Data set -> row and label of each of its posts.
+Posts = Mapping[str, Sequence[tuple[int, str]]]
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """What stands for the answers of a cell where these are not to be passed on.
+
+    Attributes:
+        posts_sha256: of rows and labels of the posts that it answered, see `posts_digest`.
+        scores: score -> its value in each resample of the posts, fractions.
+        hard_rows_sha256: of the hard subset that its scores on one are of; None without one.
+    """
+
+    posts_sha256: str
+    scores: dict[str, tuple[float, ...]]
+    hard_rows_sha256: str | None = None
+
 
 @dataclass(frozen=True)
 class CellResult:
@@ -62,6 +81,7 @@ class CellResult:
         curves: metric -> values by training step, beside `step`; None where not finite.
         validation: the same for the validations during training.
         answers: data set -> (row, label, answer) of each post; an unreadable answer is "".
+        resampled: given instead of the answers.
     """
 
     cell: Cell
@@ -71,6 +91,7 @@ class CellResult:
     curves: dict[str, list[float | None]]
     validation: dict[str, list[float | None]]
     answers: dict[str, tuple[tuple[int, str, str], ...]]
+    resampled: Resampled | None = None
 
 
 def read_cell(cell: Cell) -> CellResult:
@@ -100,36 +121,54 @@ def read_cell(cell: Cell) -> CellResult:
 
 
 def code_answers(results: Sequence[CellResult]) -> dict[str, Answers]:
-    """Answers of every cell, its labels coded alike; by the name of the cell.
+    """Answers of every cell that has them, its labels coded alike; by the name of the cell.
 
     Raises:
         UserError: two cells did not answer the same posts, so that they cannot be paired.
     """
+    digests = {one.cell.name: posts_of(one) for one in results}
+    first = next(iter(digests), "")
+    for cell, digest in digests.items():
+        if digest != digests[first]:
+            raise UserError(
+                what=f"the cells {first} and {cell} answered different posts",
+                expected="one split of the same data sets for every cell of a study",
+                got="other rows or labels in their predictions.csv",
+                remedy="evaluate the cells again: remove records/evaluate-*.json and run the study",
+            )
+    results = [one for one in results if one.resampled is None]
     labels: dict[str, list[str]] = {}
     for result in results:
         for name, lines in result.answers.items():
             named = {label for _, *both in lines for label in both}
             labels[name] = sorted(named.union(labels.get(name, [])) - {""})
-    answers: dict[str, Answers] = {
+    return {
         result.cell.name: {
-            name: _coded(lines, labels[name]) for name, lines in sorted(result.answers.items())
+            name: _coded(sorted(lines), labels[name])
+            for name, lines in sorted(result.answers.items())
         }
         for result in results
     }
-    first = next(iter(answers.values()), {})
-    for cell, one in answers.items():
-        if _posts(one) != _posts(first):
-            raise UserError(
-                what=f"the cells {next(iter(answers))} and {cell} answered different posts",
-                expected="one split of the same data sets for every cell of a study",
-                got="other rows or labels in their predictions.csv",
-                remedy="evaluate the cells again: remove records/evaluate-*.json and run the study",
-            )
-    return answers
 
 
-def _posts(answers: Answers) -> dict[str, tuple[tuple[int, str], ...]]:
-    return {name: one.posts for name, one in answers.items()}
+def posts_digest(posts: Posts) -> str:
+    """SHA-256 (hex) over the rows and labels of the posts of every set, in any order."""
+    return digest_of({name: sorted(of_set) for name, of_set in posts.items()})
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 (hex) of a value of JSON types, mappings in the order of their keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def posts_of(result: CellResult) -> str:
+    """Which posts a cell answered, see `posts_digest`."""
+    if result.resampled is not None:
+        return result.resampled.posts_sha256
+    return posts_digest(
+        {name: [(row, label) for row, label, _ in one] for name, one in result.answers.items()}
+    )
 
 
 def _coded(lines: Sequence[tuple[int, str, str]], labels: Sequence[str]) -> SetAnswers:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mental_r1_jax.errors import UserError
 from mental_r1_jax.study.cells import Arm, arms_of
 from mental_r1_jax.study.hard_subset import HARD_SCORES, HardSubset, add_hard_scores
 from mental_r1_jax.study.reading import SCORES, CellResult, code_answers
@@ -24,7 +25,7 @@ from mental_r1_jax.study.statistics import (
 _SENSITIVE = ("weighted_f1", "macro_f1")
 _SUMMED_UP = (*SCORES, *HARD_SCORES)
 
-Resampled = Mapping[str, Mapping[str, np.ndarray]]
+OfCells = Mapping[str, Mapping[str, np.ndarray]]
 
 
 def study_document(
@@ -42,11 +43,11 @@ def study_document(
         hard: the hard subset; None where there is none.
 
     Raises:
-        UserError: cells answered different posts, or the hard subset was chosen from others.
+        UserError: as `resample`, or the hard subset was chosen from other posts.
     """
     if hard is not None:
         results = add_hard_scores(results, hard)
-    resampled = _resample(study, results)
+    resampled = resample(study, results)
     arms = arms_of(study)
     summaries = {arm.name: _summary(arm, results, resampled) for arm in arms}
     for arm in arms:
@@ -65,13 +66,33 @@ def study_document(
     }
 
 
-def _resample(study: Study, results: Sequence[CellResult]) -> Resampled:
-    """Cell -> score -> its value in each resample of the posts, drawn once for all cells."""
-    answers = code_answers(results)
-    if not answers:
-        return {}
-    draws = draw_posts(next(iter(answers.values())), study.bootstrap_samples, seed=0)
-    return {name: resampled_scores(one, draws) for name, one in answers.items()}
+def resample(study: Study, results: Sequence[CellResult]) -> OfCells:
+    """Cell -> score -> its value in each resample of the posts, drawn once for all cells.
+
+    The draws follow from the number of posts alone, so that those of a cell without answers, made
+    elsewhere, are the same ones.
+
+    Raises:
+        UserError: cells answered different posts, or were resampled another number of times.
+    """
+    answers, found = code_answers(results), {}
+    if answers:
+        draws = draw_posts(next(iter(answers.values())), study.bootstrap_samples, seed=0)
+        found = {name: resampled_scores(one, draws) for name, one in answers.items()}
+    for one in results:
+        if one.resampled is None:
+            continue
+        scores = {name: np.asarray(values) for name, values in one.resampled.scores.items()}
+        counts = {name: len(scores.get(name, ())) for name in BOOTSTRAPPED}
+        if set(counts.values()) != {study.bootstrap_samples}:
+            raise UserError(
+                what=f"the cell {one.cell.name} was resampled otherwise",
+                expected=f"{study.bootstrap_samples} resamples of each of {', '.join(counts)}",
+                got=f"{', '.join(map(str, counts.values()))} of them",
+                remedy="give the study the bootstrap_samples that the joined cells were made with",
+            )
+        found[one.cell.name] = scores
+    return found
 
 
 def _of_arm(arm: str, results: Sequence[CellResult]) -> dict[int, CellResult]:
@@ -79,7 +100,7 @@ def _of_arm(arm: str, results: Sequence[CellResult]) -> dict[int, CellResult]:
     return {one.cell.seed: one for one in results if one.cell.arm.name == arm}
 
 
-def _summary(arm: Arm, results: Sequence[CellResult], resampled: Resampled) -> dict[str, Any]:
+def _summary(arm: Arm, results: Sequence[CellResult], resampled: OfCells) -> dict[str, Any]:
     """Mean over seeds, spread and 95% intervals of every score that all finished cells have."""
     own = _of_arm(arm.name, results)
     scores = {}
@@ -104,7 +125,7 @@ def _summary(arm: Arm, results: Sequence[CellResult], resampled: Resampled) -> d
 
 
 def _difference(
-    arm: Arm, baseline: str, results: Sequence[CellResult], resampled: Resampled
+    arm: Arm, baseline: str, results: Sequence[CellResult], resampled: OfCells
 ) -> dict[str, Any]:
     """Arm minus the arm `baseline` over the seeds that both have finished."""
     ours, theirs = _of_arm(arm.name, results), _of_arm(baseline, results)

@@ -22,8 +22,9 @@ from mental_r1_jax.study.hard_subset import (
     write_hard_subset,
 )
 from mental_r1_jax.study.page import study_page
+from mental_r1_jax.study.parts import without_answers
 from mental_r1_jax.study.reading import read_cell
-from mental_r1_jax.study.results import study_document
+from mental_r1_jax.study.results import resample, study_document
 from mental_r1_jax.study.schema import Study, load_study
 from tests.study.fakes import write_study
 from tests.study.made_up import LABELS, answer, write_cell
@@ -128,6 +129,18 @@ def test_a_subset_of_other_posts_is_refused(study: Study) -> None:
     results = [read_cell(cell) for cell in plan_study(study).cells]
     with pytest.raises(UserError, match="chosen from other posts"):
         add_hard_scores(results, subset)
+
+
+def test_published_cells_keep_their_scores_on_the_same_subset_only(study: Study) -> None:
+    subset = finished(study)
+    scored = add_hard_scores([read_cell(cell) for cell in plan_study(study).cells], subset)
+    public = without_answers(scored, resample(study, scored), subset)
+    assert not any(one.answers for one in public)
+    again = add_hard_scores(public, subset)
+    assert [one.scores for one in again] == [one.scores for one in scored]
+    other = subset.model_copy(update={"rows_sha256": "0"})
+    with pytest.raises(UserError, match="has no scores on this hard subset"):
+        add_hard_scores(public, other)
 
 
 def test_the_start_of_the_first_seed_is_asked_several_times(study: Study) -> None:

@@ -90,6 +90,66 @@ def test_joined_cells_are_not_run_and_seeds_choose(
     assert "the study has no seed 5" in capsys.readouterr().err
 
 
+def test_published_cells_give_the_same_numbers_and_have_no_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = make_part(tmp_path / "whole", (0, 1), monkeypatch)
+    other = make_part(tmp_path / "other", (0,), monkeypatch)
+    public = tmp_path / "public.jsonl"
+    job.write_results(other, plan_study(other), {}, public)
+    for line in map(json.loads, public.read_text(encoding="utf-8").splitlines()):
+        assert line["answers"] == {} and len(line["resampled"]["scores"]["accuracy"]) == 200
+        assert not {"Yes", "No"} & set(json.dumps(line).split('"'))
+    part = make_part(tmp_path / "part", (1,), monkeypatch)
+    plan = plan_study(part)
+    joined = join_cells([public], plan, part.output_dir)
+    again = tmp_path / "again.jsonl"
+    job.write_results(part, plan, joined, again)
+    assert near(numbers(part), numbers(whole))
+    # What was published is passed on as it is, beside what has its answers here.
+    assert set(public.read_text().splitlines()) < set(again.read_text().splitlines())
+    kept = (part.output_dir / CELLS_FILE).read_text(encoding="utf-8").splitlines()
+    assert [bool(json.loads(line)["answers"]) for line in kept] == [False] * 3 + [True] * 3
+
+
+def near(ours: object, theirs: object) -> bool:
+    """Equal but for the rounding of published scores, half a thousandth of a point."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        return ours.keys() == theirs.keys() and all(near(ours[k], theirs[k]) for k in ours)
+    if isinstance(ours, list) and isinstance(theirs, list):
+        return len(ours) == len(theirs) and all(map(near, ours, theirs))
+    return ours == (pytest.approx(theirs, abs=6e-6) if isinstance(theirs, float) else theirs)
+
+
+def test_published_cells_of_other_posts_or_draws_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = make_part(tmp_path / "other", (0,), monkeypatch)
+    public = tmp_path / "public.jsonl"
+    job.write_results(other, plan_study(other), {}, public)
+    part = make_part(tmp_path / "part", (1,), monkeypatch)
+    plan = plan_study(part)
+    text = public.read_text(encoding="utf-8")
+    digest = json.loads(text.splitlines()[0])["resampled"]["posts_sha256"]
+    public.write_text(text.replace(digest, digest[::-1]), encoding="utf-8")
+    with pytest.raises(UserError, match="answered different posts"):
+        job.write_results(part, plan, join_cells([public], plan, part.output_dir))
+    public.write_text(text, encoding="utf-8")
+    more = part.model_copy(update={"bootstrap_samples": 300})
+    with pytest.raises(UserError, match="resampled otherwise"):
+        job.write_results(more, plan, join_cells([public], plan, part.output_dir))
+
+
+def test_the_place_of_published_cells_is_looked_at_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_study(tmp_path, TWO_ARMS)
+    command = ["study", str(file), "--publish", str(tmp_path / "nowhere" / "public.jsonl")]
+    assert main(command) == 2
+    assert "no folder" in capsys.readouterr().err
+    assert not (tmp_path / "study").exists()
+
+
 def test_only_the_tasks_of_the_seeds_are_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
