@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # Tests run in two processes, each with whole files, so that what a file compiles is compiled once.
-# Each takes up to 5 GiB of memory. More of them: make IN_PROCESSES="-n 8 --dist loadfile" test
+# Each takes up to 2.5 GiB of memory. More of them: make IN_PROCESSES="-n 8 --dist loadfile" test
 IN_PROCESSES := -n 2 --dist loadfile
 
 # The pinned line of the `test` extra; see the comment there.
