@@ -90,6 +90,7 @@ def recipe(options: argparse.Namespace) -> ExperimentConfig:
                 "path": str(options.model),
                 "compute_dtype": options.dtype,
                 "remat": options.remat,
+                "decode_kernel": options.decode_kernel,
                 "logprob_chunk_size": options.chunk,
                 "lora": {"rank": options.lora, "alpha": 2 * options.lora} if options.lora else None,
             },
@@ -360,6 +361,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--top-p", type=float, default=0.95, help="nucleus share")
     parser.add_argument("--steps", type=int, default=8, help="measured steps, after the first")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--decode-kernel", action="store_true", help="on TPUs, see docs/tpu.md")
     parser.add_argument("--remat", default="layers", choices=("layers", "elementwise", "none"))
     parser.add_argument("--chunk", type=int, default=512, help="vocabulary entries a logits chunk")
     parser.add_argument("--lora", type=int, default=0, help="rank of adapters; 0: all weights")

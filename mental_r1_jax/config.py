@@ -68,6 +68,8 @@ class ModelConfig(Section):
         compute_dtype: dtype of activations and matrix products; master weights stay float32.
         remat: what the backward pass computes again to save memory: whole `layers` (least memory),
             only the `elementwise` work between matrix products (fastest), or `none` (most memory).
+        decode_kernel: on TPUs, attend in the decoding loop by one kernel a layer (bfloat16, heads
+            of a multiple of 128, lengths too); it has not run on a chip yet.
         logprob_chunk_size: vocabulary entries whose logits exist at the same time, for all tokens.
         lora: train low-rank adapters beside frozen weights; null trains the weights themselves.
     """
@@ -75,6 +77,7 @@ class ModelConfig(Section):
     path: ModelName
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     remat: Literal["layers", "elementwise", "none"] = "layers"
+    decode_kernel: bool = False
     logprob_chunk_size: PositiveInt = 512
     lora: LoraConfig | None = None
 

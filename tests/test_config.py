@@ -29,6 +29,7 @@ def message(*overrides: str) -> str:
 BAD_VALUES = [
     ("model.compute_dtype", "float16"),
     ("model.remat", "3"),
+    ("model.decode_kernel", "sometimes"),
     ("model.logprob_chunk_size", "0"),
     ("data.sets", "[]"),
     ("data.on_duplicate", "merge"),

@@ -111,6 +111,8 @@ class DecoderConfig:
             softmax and rotary angles are float32 always, and so are the master parameters.
         remat: what the backward pass computes again instead of keeping it: whole `layers`, or the
             `elementwise` work between matrix products, or `none`. Attention's result is kept.
+        decode_kernel: attention of the decoding loop in one kernel a layer, on TPUs where it can
+            run, see `decode_kernel_tpu.takes`.
         init_scale: standard deviation of the random initial weights.
         family: entry of `families.FAMILIES`, which says how Hugging Face names the parameters.
         lora: adapters that are trained in place of the parameters, or None.
@@ -142,6 +144,7 @@ class DecoderConfig:
     sliding_windows: tuple[int | None, ...] | None = None
     compute_dtype: str = "float32"
     remat: Remat = "layers"
+    decode_kernel: bool = False
     init_scale: float = 0.02
     family: str = "llama"
     lora: Lora | None = None

@@ -19,9 +19,10 @@ from mental_r1_jax.models.architecture import AttentionFacts, DecoderConfig
 from mental_r1_jax.models.attention_plain import allowed_own_keys, allowed_prompt_keys
 from mental_r1_jax.models.decode_attention import PrefixHeads, decode_attention
 from mental_r1_jax.models.embedding import scaled
-from mental_r1_jax.models.layer import Heads, forward_layer, rms_norm
+from mental_r1_jax.models.layer import Attend, Heads, forward_layer, rms_norm
 from mental_r1_jax.models.lora import merge_adapters
 from mental_r1_jax.models.parameters import param_logical_axes
+from mental_r1_jax.models.rope import rope_frequencies, rotation_factors
 from mental_r1_jax.sharding import constrain_batch, constrain_for_decoding
 
 
@@ -198,12 +199,22 @@ def decode_step(
     slots = before + prompt_cache.mask.shape[1] + completion_cache.values[0].shape[3]
     kept = []
     for i, facts in enumerate(config.layer_facts(slots)):
-        prompt = (prompt_cache.keys[i], prompt_cache.values[i], prompt_cache.mask)
-        own = (completion_cache.keys[i], completion_cache.values[i])
-        prefix = prompt_cache.prefix_heads(i, places, facts.window)
-        attend = partial(_attend, index, positions, prefix, prompt, own)
         weights = params["layers"][i]
-        streams, cached = forward_layer(weights, config, facts, streams, (places,), attend)
+        own = (completion_cache.keys[i], completion_cache.values[i])
+        kernel = _kernel_attention(config, weights, streams[0], index, prompt_cache, i, own)
+        if kernel is None:
+            prompt = (prompt_cache.keys[i], prompt_cache.values[i], prompt_cache.mask)
+            prefix = prompt_cache.prefix_heads(i, places, facts.window)
+            attend = partial(_attend, index, positions, prefix, prompt, own)
+        streams, cached = forward_layer(
+            weights,
+            config,
+            facts,
+            streams,
+            (places,),
+            kernel or attend,
+            as_projected=kernel is not None,
+        )
         kept.append(cached)
     hidden = rms_norm(params["final_norm"], config, streams[0])
     keys, values = zip(*kept, strict=True)
@@ -233,3 +244,44 @@ def _attend(
         queries, prompt[0], prompt[1], keys, values, prompt_allowed, own_allowed, facts, prefix
     )
     return (mixed,), (keys, values)
+
+
+def _kernel_attention(
+    config: DecoderConfig,
+    weights: PyTree[Array],
+    states: Float[Array, "B G D"],
+    index: Int[Array, ""],
+    prompts: PromptCache,
+    layer: int,
+    own: tuple[Float[Array, "B K G h C"], Float[Array, "B K G C h"]],
+) -> Attend | None:
+    """A layer's attention by `decode_kernel_tpu`; None where it is not wanted or cannot run."""
+    if not config.decode_kernel:
+        return None
+    from mental_r1_jax.models import decode_kernel_tpu as kernel
+
+    prompt = prompts.keys[layer], prompts.values[layer]
+    prefix = None
+    if prompts.prefix_keys:
+        prefix = prompts.prefix_keys[layer], prompts.prefix_values[layer]
+    if not kernel.takes(config, states, prompt, own, prefix):
+        return None
+    norms = None
+    if config.qk_norm:
+        query, key = (
+            config.norm_offset + weights[name]["scale"].astype(jnp.float32)
+            for name in ("query_norm", "key_norm")
+        )
+        norms = kernel.HeadNorms(query, key, config.rms_norm_eps)
+    lengths = prompts.mask.sum(-1, dtype=jnp.int32)
+    places = lengths + index + prompts.prefix_length
+
+    def attend(facts: AttentionFacts, heads: Heads) -> tuple[tuple[Array], tuple[Array, Array]]:
+        frequencies = rope_frequencies(config.head_dim, facts.rope_theta, facts.rope_scaling)
+        rotation = rotation_factors(places, frequencies)
+        mixed, cache = kernel.fused_decode_attention(
+            heads, index, lengths, rotation, prompt, own, facts, norms, prefix
+        )
+        return (mixed,), cache
+
+    return attend

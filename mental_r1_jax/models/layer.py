@@ -55,6 +55,8 @@ def forward_layer(
     streams: tuple[Float[Array, "... D"], ...],
     positions: tuple[Int[Array, "..."], ...],
     attend: Attend,
+    *,
+    as_projected: bool = False,
 ) -> tuple[tuple[Float[Array, "... D"], ...], Any]:
     """Run one layer: attention and feed-forward part, each behind an RMSNorm and with a residual.
 
@@ -75,15 +77,18 @@ def forward_layer(
         positions: of the tokens of each stream; they rotate queries and keys.
         attend: receives the facts and the heads of every stream; returns a mixture of values for
             every query, and anything that is to be kept.
+        as_projected: `attend` norms and rotates queries and keys itself.
 
     Returns:
         The new states, and what `attend` keeps.
     """
     with jax.named_scope("attention"):
-        heads = [
-            _project_heads(weights, config, facts, x, at)
-            for x, at in zip(streams, positions, strict=True)
-        ]
+        heads = [_project_heads(weights, config, x) for x in streams]
+        if not as_projected:
+            heads = [
+                finish_heads(weights, config, facts, of_stream, at)
+                for of_stream, at in zip(heads, positions, strict=True)
+            ]
         mixed, kept = attend(facts, *heads)
         streams = tuple(
             x + _post_norm(weights, "attention", config, _project(weights, config, "output", y))
@@ -228,22 +233,41 @@ def _join_heads(mixed: tuple[Array, ...]) -> list[Array]:
     return [y.reshape(*y.shape[:-3], math.prod(y.shape[-3:])) for y in mixed]
 
 
-def _project_heads(
-    weights: PyTree[Array], config: DecoderConfig, facts: AttentionFacts, x: Array, at: Array
-) -> Heads:
-    """Make the rotated queries and keys, and the values, of the tokens at positions `at`."""
+def _project_heads(weights: PyTree[Array], config: DecoderConfig, x: Array) -> Heads:
+    """Make the queries, keys and values of tokens, neither normed nor rotated."""
     x = rms_norm(weights["attention_norm"], config, x)
     queries, keys, values = (
         _project(weights, config, name, x) for name in ("query", "key", "value")
     )
-    if config.qk_norm:
-        queries = rms_norm(weights["query_norm"], config, queries)
-        keys = rms_norm(weights["key_norm"], config, keys)
-    frequencies = rope_frequencies(config.head_dim, facts.rope_theta, facts.rope_scaling)
-    queries, keys = rotate(queries, at, frequencies), rotate(keys, at, frequencies)
     repeats = config.num_heads // config.num_kv_heads
     by_kv_head = (*queries.shape[:-2], config.num_kv_heads, repeats, config.head_dim)
     return queries.reshape(by_kv_head), keys, values
+
+
+def finish_heads(
+    weights: PyTree[Array],
+    config: DecoderConfig,
+    facts: AttentionFacts,
+    heads: Heads,
+    at: Int[Array, "..."],
+) -> Heads:
+    """Norm the queries and keys, in families that do, and rotate them to the positions `at`.
+
+    Args:
+        weights: of one layer.
+        config: sizes, epsilon and compute dtype of the decoder.
+        facts: rope base and scaling of this layer.
+        heads: as projected.
+        at: positions of the tokens.
+    """
+    queries, keys, values = heads
+    flat = queries.reshape(*keys.shape[:-2], config.num_heads, config.head_dim)
+    if config.qk_norm:
+        flat = rms_norm(weights["query_norm"], config, flat)
+        keys = rms_norm(weights["key_norm"], config, keys)
+    frequencies = rope_frequencies(config.head_dim, facts.rope_theta, facts.rope_scaling)
+    flat, keys = rotate(flat, at, frequencies), rotate(keys, at, frequencies)
+    return flat.reshape(queries.shape), keys, values
 
 
 def _feed_forward(weights: PyTree[Array], config: DecoderConfig, x: Array) -> Array:

@@ -64,3 +64,12 @@ def rotate(
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x.dtype)
+
+
+def rotation_factors(
+    positions: Int[Array, " B"], frequencies: np.ndarray
+) -> tuple[Float[Array, "B h"], Float[Array, "B h"]]:
+    """Return c and s with which ``rotate(x) = c x + s x'``, x' being x with halves exchanged."""
+    angles = positions[:, None].astype(jnp.float32) * frequencies[None]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)

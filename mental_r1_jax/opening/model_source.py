@@ -143,7 +143,7 @@ def open_model(name: str, config: ExperimentConfig) -> ModelSource:
     decoder = decoder_config_from_hf(
         hf_config, compute_dtype=config.model.compute_dtype, remat=config.model.remat
     )
-    decoder = dataclasses.replace(decoder, lora=lora)
+    decoder = dataclasses.replace(decoder, lora=lora, decode_kernel=config.model.decode_kernel)
     tokenizer = load_tokenizer(folder)
     _check_ids(folder, tokenizer, decoder)
     check_grammar(tokenizer, grammar_of(config.text))

@@ -94,4 +94,6 @@ def planned_decoder(config: ExperimentConfig) -> DecoderConfig:
     decoder = decoder_config_from_hf(
         hf_config, compute_dtype=settings.compute_dtype, remat=settings.remat
     )
-    return dataclasses.replace(decoder, lora=wanted_adapters(config))
+    return dataclasses.replace(
+        decoder, lora=wanted_adapters(config), decode_kernel=settings.decode_kernel
+    )

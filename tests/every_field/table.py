@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mental_r1_jax.text.stages import STAGES
-from tests.every_field import adapters, predictions, probes, programs, verbs
+from tests.every_field import adapters, kernels, predictions, probes, programs, verbs
 from tests.every_field.data_fields import DATA_FIELDS, DEGREES, FILES, MINE, READERS
 from tests.every_field.fields import Field, everywhere
 from tests.every_field.kept import run_kept
@@ -112,6 +112,13 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
         probes.exported,
     ),
     "model.remat": everywhere("none", programs.training_update, probes.cold_start_update),
+    "model.decode_kernel": everywhere(
+        True,
+        kernels.training_asks,
+        kernels.validation_asks,
+        kernels.evaluation_asks,
+        kernels.sample_asks,
+    ),
     "model.logprob_chunk_size": everywhere(
         2,
         programs.training_scorer,
