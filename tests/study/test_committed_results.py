@@ -56,6 +56,8 @@ def test_the_page_has_the_scores_of_the_cells(document: dict[str, Any], arm: str
     for one in document["cells"].values():
         if one["arm"] == arm:
             assert first[1 + one["seed"]] == f"{100 * one['scores']['weighted_f1']:.1f}"
+    for seed in range(3):
+        assert (first[1 + seed] == "missing") == (f"{arm}-seed{seed}" in document["missing"])
     scores = document["arms"][arm]["scores"]
     for name, shown in (
         ("weighted_f1", first),
