@@ -201,19 +201,14 @@ def decode_step(
     for i, facts in enumerate(config.layer_facts(slots)):
         weights = params["layers"][i]
         own = (completion_cache.keys[i], completion_cache.values[i])
-        kernel = _kernel_attention(config, weights, streams[0], index, prompt_cache, i, own)
-        if kernel is None:
+        attend = _kernel_attention(config, weights, streams[0], index, prompt_cache, i, own)
+        as_projected = attend is not None
+        if attend is None:
             prompt = (prompt_cache.keys[i], prompt_cache.values[i], prompt_cache.mask)
             prefix = prompt_cache.prefix_heads(i, places, facts.window)
             attend = partial(_attend, index, positions, prefix, prompt, own)
         streams, cached = forward_layer(
-            weights,
-            config,
-            facts,
-            streams,
-            (places,),
-            kernel or attend,
-            as_projected=kernel is not None,
+            weights, config, facts, streams, (places,), attend, as_projected=as_projected
         )
         kept.append(cached)
     hidden = rms_norm(params["final_norm"], config, streams[0])

@@ -29,7 +29,8 @@ from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from mental_r1_jax.models.architecture import AttentionFacts, DecoderConfig
-from mental_r1_jax.models.decode_kernel_turn import LANES, ROWS, one_turn
+from mental_r1_jax.models.attention_tpu import LANES
+from mental_r1_jax.models.decode_kernel_turn import ROWS, one_turn
 from mental_r1_jax.sharding import AutoAxes
 
 # What the blocks of one turn, twice, and its logits may take; a compiler grants a kernel 16 MiB.

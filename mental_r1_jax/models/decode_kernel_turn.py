@@ -17,10 +17,11 @@ from jaxtyping import Array, Float, Int
 
 from mental_r1_jax.models.architecture import AttentionFacts
 from mental_r1_jax.models.attention_plain import HIDDEN_LOGIT, capped
+from mental_r1_jax.models.attention_tpu import LANES
 
-# Width of a vector register, and rows of a tile in memory for any dtype: the caches are updated in
-# stretches of so many slots.
-LANES, ROWS = 128, 32
+# Rows of a tile in memory for any dtype: values are updated in stretches of so many slots, keys,
+# which are transposed, in such of `LANES`.
+ROWS = 32
 
 
 def one_turn(

@@ -83,12 +83,12 @@ def forward_layer(
         The new states, and what `attend` keeps.
     """
     with jax.named_scope("attention"):
-        heads = [_project_heads(weights, config, x) for x in streams]
-        if not as_projected:
-            heads = [
-                finish_heads(weights, config, facts, of_stream, at)
-                for of_stream, at in zip(heads, positions, strict=True)
-            ]
+        heads = []
+        for x, at in zip(streams, positions, strict=True):
+            projected = _project_heads(weights, config, x)
+            if not as_projected:
+                projected = finish_heads(weights, config, facts, projected, at)
+            heads.append(_by_kv_head(config, projected))
         mixed, kept = attend(facts, *heads)
         streams = tuple(
             x + _post_norm(weights, "attention", config, _project(weights, config, "output", y))
@@ -234,14 +234,12 @@ def _join_heads(mixed: tuple[Array, ...]) -> list[Array]:
 
 
 def _project_heads(weights: PyTree[Array], config: DecoderConfig, x: Array) -> Heads:
-    """Make the queries, keys and values of tokens, neither normed nor rotated."""
+    """Make queries ``[*tokens, H, h]``, keys and values of tokens, neither normed nor rotated."""
     x = rms_norm(weights["attention_norm"], config, x)
     queries, keys, values = (
         _project(weights, config, name, x) for name in ("query", "key", "value")
     )
-    repeats = config.num_heads // config.num_kv_heads
-    by_kv_head = (*queries.shape[:-2], config.num_kv_heads, repeats, config.head_dim)
-    return queries.reshape(by_kv_head), keys, values
+    return queries, keys, values
 
 
 def finish_heads(
@@ -257,17 +255,23 @@ def finish_heads(
         weights: of one layer.
         config: sizes, epsilon and compute dtype of the decoder.
         facts: rope base and scaling of this layer.
-        heads: as projected.
+        heads: as projected, queries ``[*tokens, H, h]``.
         at: positions of the tokens.
     """
     queries, keys, values = heads
-    flat = queries.reshape(*keys.shape[:-2], config.num_heads, config.head_dim)
     if config.qk_norm:
-        flat = rms_norm(weights["query_norm"], config, flat)
+        queries = rms_norm(weights["query_norm"], config, queries)
         keys = rms_norm(weights["key_norm"], config, keys)
     frequencies = rope_frequencies(config.head_dim, facts.rope_theta, facts.rope_scaling)
-    flat, keys = rotate(flat, at, frequencies), rotate(keys, at, frequencies)
-    return flat.reshape(queries.shape), keys, values
+    return rotate(queries, at, frequencies), rotate(keys, at, frequencies), values
+
+
+def _by_kv_head(config: DecoderConfig, heads: Heads) -> Heads:
+    """Group the queries by the key/value head that they share, ``[*tokens, K, R, h]``."""
+    queries, keys, values = heads
+    repeats = config.num_heads // config.num_kv_heads
+    by_kv_head = (*queries.shape[:-2], config.num_kv_heads, repeats, config.head_dim)
+    return queries.reshape(by_kv_head), keys, values
 
 
 def _feed_forward(weights: PyTree[Array], config: DecoderConfig, x: Array) -> Array:

@@ -53,7 +53,7 @@ def compiled_step(mesh: Mesh, dtype: str, sizes: tuple[int, int, int, int], chun
     optimizer = optax.adamw(1e-4)
     run = jit_train_step(config=recipe, decoder=config, optimizer=optimizer, mesh=mesh)
     state = jax.eval_shape(lambda: init_state(_zeros(config), optimizer))
-    state = jax.tree.map(_placed, state, state_shardings(config, optimizer, mesh))
+    state = jax.tree.map(placed, state, state_shardings(config, optimizer, mesh))
     return run.lower(state, abstract_batch(mesh, *sizes)).compile()
 
 
@@ -61,7 +61,8 @@ def _zeros(config: DecoderConfig) -> Any:
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract_params(config))
 
 
-def _placed(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
+def placed(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
+    """The shape of a leaf, placed there."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
 
@@ -93,4 +94,12 @@ def array_sizes(program: str) -> dict[int, str]:
     return {math.prod(map(int, shape.split(","))): shape for shape in shapes}
 
 
-__all__ = ["CONFIG", "TrainState", "abstract_batch", "array_sizes", "compiled_step", "tpu_mesh"]
+__all__ = [
+    "CONFIG",
+    "TrainState",
+    "abstract_batch",
+    "array_sizes",
+    "compiled_step",
+    "placed",
+    "tpu_mesh",
+]

@@ -15,9 +15,9 @@ from mental_r1_jax.models import decoder
 from mental_r1_jax.models.decoder import CompletionCache, DecoderConfig, PromptCache
 from mental_r1_jax.planning.hlo import Program, parse_program
 from mental_r1_jax.planning.operations import token_operations
-from tests.aot.programs import tpu_mesh
+from tests.aot.programs import placed, tpu_mesh
 
-# Heads as in Qwen3-0.6B, on chips of two of its eight key/value heads.
+# Two query heads a key/value head, as wide as those of Qwen3-0.6B.
 CONFIG = DecoderConfig(
     vocab_size=256,
     hidden_size=256,
@@ -38,7 +38,7 @@ def decoding_loop(config: DecoderConfig, topology: str, prefix: bool = False) ->
     """A loop that decodes the same token again and again, compiled from shapes alone."""
     mesh = tpu_mesh(topology, *((2, 2, 2) if topology == "v5e:2x4" else (1, 1, 1)))
     weights = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        placed,
         decoder.abstract_params(config),
         decoder.param_shardings(config, mesh),
     )

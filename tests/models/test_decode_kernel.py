@@ -100,7 +100,9 @@ def plain(
     """What `decode_step` does without the kernel."""
     positions = jnp.asarray(LENGTHS)[:, None] + index
     places = positions + cache.prefix_length
-    finished = finish_heads(weights, config, facts, heads, places)
+    flat = heads[0].reshape(B, G, K * R, H), *heads[1:]
+    queries, keys, values = finish_heads(weights, config, facts, flat, places)
+    finished = queries.reshape(heads[0].shape), keys, values
     prompt = cache.keys[0], cache.values[0], cache.mask
     prefix = cache.prefix_heads(0, places, facts.window)
     mixed, filled = decode._attend(index, positions, prefix, prompt, own, facts, finished)
