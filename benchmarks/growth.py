@@ -2,9 +2,9 @@
 
     python benchmarks/growth.py --out benchmarks/growth [--trl TRL_VENV/bin/python]
 
-From one setting (the shape `paper`: a random 5M model, B=4, G=8, P=384, C=256) it changes one size
-at a time, measures a step of step.py, beside it one of trl_step.py where a Python with TRL is
-given, and draws both over the law one expects. The law is the matrix products of a forward pass,
+From one setting (one prompt of the shape `paper`: a random 5M model, G=8, P=384, C=256) it changes
+one size at a time, measures a step of step.py, beside it one of trl_step.py where a Python with TRL
+is given, and draws both over the law one expects. The law is the matrix products of a forward pass,
 scaled to pass through the common setting: ours runs a prompt once, TRL once a completion.
 
 OUT.json grows by a point at a time: a stopped measurement goes on where it was. A program that does
@@ -45,7 +45,7 @@ class Setting:
         layers: L.
     """
 
-    prompts: int = 4
+    prompts: int = 1
     group: int = 8
     prompt: int = 384
     completion: int = 256
@@ -90,7 +90,7 @@ AXES: dict[str, tuple[str, tuple[dict[str, int], ...]]] = {
         "C, tokens of a completion",
         tuple({"completion": n} for n in (32, 64, 128, 256, 512, 1024)),
     ),
-    "prompts": ("B, prompts of a step", tuple({"prompts": n} for n in (1, 2, 4, 8, 16))),
+    "prompts": ("B, prompts of a step", tuple({"prompts": n} for n in (1, 2, 4, 8))),
     "vocabulary": (
         "V, entries of the vocabulary",
         tuple({"vocabulary": n} for n in (1024, 8192, 49_152, 151_936)),
@@ -144,22 +144,20 @@ def command_of(who: str, setting: Setting, model: Path, options: argparse.Namesp
 
 def measure(who: str, setting: Setting, options: argparse.Namespace) -> dict[str, Any]:
     """One point: seconds of a step and peak memory, or the last line of what went wrong."""
-
-    def limited() -> None:
-        most = int(options.memory * 2**30)
-        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-
+    most = int(options.memory * 2**30)
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         model, file = Path(folder) / "model", Path(folder) / "report.json"
         write_shape(setting.shape, model)
         command = [*command_of(who, setting, model, options), "--json", str(file)]
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, preexec_fn=limited
-        )
-        if done.returncode or not file.is_file():
-            said = [line for line in done.stderr.splitlines() if line.strip()]
-            return {"failed": said[-1][:200] if said else f"exit status {done.returncode}"}
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+            # Not before the program starts: that would fork this process, whose threads are JAX's.
+            resource.prlimit(process.pid, resource.RLIMIT_DATA, (most, most))
+            errors = process.communicate()[1]
+        if process.returncode or not file.is_file():
+            said = [line for line in errors.splitlines() if line.strip()]
+            return {"failed": said[-1][:200] if said else f"exit status {process.returncode}"}
         report = json.loads(file.read_text(encoding="utf-8"))
     seconds = {name: one["median"] for name, one in report["seconds"].items()}
     return {"seconds": seconds, "peak_bytes": report["peak_memory_bytes"], "load": load}
@@ -241,6 +239,10 @@ def draw(figures: Mapping[str, Any], axes: Sequence[str], file: Path) -> None:
             at, seconds, law = zip(*points, strict=True)
             panel.loglog(at, seconds, "o-", color=colour, markersize=4, label=who)
             panel.loglog(at, law, "--", color=colour, linewidth=1, label=f"{who}: law")
+        measured = [abscissa(axis, setting) for setting in settings_of(axis)]
+        panel.set_xticks(measured, [short(number) for number in measured])
+        panel.minorticks_off()
+        panel.yaxis.set_major_formatter("{x:g}")
         panel.set_xlabel(AXES[axis][0])
         panel.set_ylabel("seconds of a step")
     for panel in panels.flat[len(axes) :]:
@@ -248,6 +250,13 @@ def draw(figures: Mapping[str, Any], axes: Sequence[str], file: Path) -> None:
     panels.flat[0].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(file, metadata={"Date": None})
+
+
+def short(number: int) -> str:
+    """A number for an axis: 384, 49k, 5.0M."""
+    if number >= 10**6:
+        return f"{number / 10**6:.1f}M"
+    return f"{number / 1000:.0f}k" if number >= 10_000 else str(number)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -44,6 +45,32 @@ def test_the_law_by_hand() -> None:
     assert found["same"] == 7.0
     ours, theirs = found["longer"]
     assert 1 < ours < theirs < 2
+
+
+def test_the_page_has_the_figures() -> None:
+    """Every row of the table in benchmarks/README.md against benchmarks/growth.json."""
+    names = {"G": "group", "P": "prompt", "C": "completion", "B": "prompts", "V": "vocabulary"}
+    common = {"prompts": 1, "group": 8, "prompt": 384, "completion": 256, "vocabulary": 8192}
+    common |= {"width": 256, "layers": 4}
+    shapes = {"1.4": (128, 2), "5.0": (256, 4), "16.2": (384, 8), "39.0": (512, 12)}
+    figures = json.loads((FOLDER / "growth.json").read_text(encoding="utf-8"))
+    page = (FOLDER / "README.md").read_text(encoding="utf-8")
+    section = page.partition("## How cost grows")[2].partition("\n## ")[0]
+    row = (
+        r"^\| (?:(\w) = ([\d,]+)|([\d.]+) million numbers) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$"
+    )
+    rows = re.findall(row, section, re.MULTILINE)
+    for name, value, size, *shown in rows:
+        if name:
+            setting = common | {names[name]: int(value.replace(",", ""))}
+        else:
+            setting = common | dict(zip(("width", "layers"), shapes[size], strict=True))
+        ours, theirs = (
+            figures[f"{who} {json.dumps(setting)}"]["seconds"]["step"]
+            for who in ("this project", "TRL")
+        )
+        assert shown == [f"{ours:.2f}", f"{theirs:.2f}", f"{theirs / ours:.1f}"]
+    assert len(rows) == len(figures) // 2 + 5  # the common setting stands in each of six axes
 
 
 @pytest.mark.slow
