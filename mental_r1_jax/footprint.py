@@ -20,6 +20,7 @@ from mental_r1_jax.models import decoder
 from mental_r1_jax.models.decoder import DecoderConfig
 
 GIB = 2**30
+MIB = 2**20
 
 
 @dataclass(frozen=True)

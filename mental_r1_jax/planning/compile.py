@@ -22,7 +22,7 @@ from mental_r1_jax.planning.chips import CHIPS, Chip
 from mental_r1_jax.planning.hlo import parse_program
 from mental_r1_jax.planning.known_models import planned_decoder
 from mental_r1_jax.planning.memory import phase_parts
-from mental_r1_jax.planning.operations import token_operations
+from mental_r1_jax.planning.operations import moved_bytes, token_operations
 from mental_r1_jax.planning.plan import PhasePlan, Plan
 from mental_r1_jax.planning.roofline import phase_time
 from mental_r1_jax.planning.topologies import Topology, topology_devices
@@ -142,16 +142,21 @@ def plan_phase(
     seconds = time.perf_counter() - started
     read = parse_program(compiled.as_text())
     found = collectives(read, work.devices, slices)
-    rollout = phase == "rollout"
-    token = token_operations(read, work.model.num_layers) if rollout else None
+    layers, tokens = work.model.num_layers, work.config.rollout.max_completion_length
+    token, moved = None, moved_bytes(read)
+    beside = moved.only_moved
+    if phase == "rollout":
+        token = token_operations(read, layers)
+        beside = tokens * (layers * token.layer_bytes + token.other_bytes)
     return PhasePlan(
         phase=phase,
         parts=phase_parts(phase, compiled.memory_analysis(), held),
         needed=None,
         traffic=by_kind(found),
-        time=phase_time(phase, work, chip, found),
+        time=phase_time(phase, work, chip, found, beside),
         compile_seconds=seconds,
         token=token,
+        moved=moved,
     )
 
 

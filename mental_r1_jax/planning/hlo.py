@@ -69,6 +69,13 @@ class Instruction:
         return found[1] if found else None
 
     @property
+    def calls(self) -> tuple[str, ...]:
+        """Computations that it runs, the body of a loop before its condition."""
+        found = ", ".join(one or several for one, several in _CALLED.findall(self.rest))
+        loop = (self.attribute("body"), self.attribute("condition"))
+        return (*re.findall(r"[\w.\-]+", found), *(name for name in loop if name))
+
+    @property
     def source(self) -> str:
         """Where in our code it comes from: names of scopes and of the operation."""
         found = re.search(r'op_name="([^"]*)"', self.rest)
@@ -84,12 +91,14 @@ class Visit:
         times: how often it runs in one run of the program.
         loops: the loops around it, outermost first.
         fused: whether it is part of a fusion, so that its result never is a buffer.
+        computation: name of the computation that it is in.
     """
 
     instruction: Instruction
     times: int
     loops: tuple[str, ...]
     fused: bool
+    computation: str
 
 
 # A loop -> its most turns, or None.
@@ -122,7 +131,7 @@ class Program:
         self, name: str, times: int, loops: tuple[str, ...], fused: bool, most_turns: TurnLimit
     ) -> Iterator[Visit]:
         for line in self.computations[name]:
-            yield Visit(line, times, loops, fused)
+            yield Visit(line, times, loops, fused, name)
             if line.opcode == "while":
                 turns, body = self.turns(name, line), line.attribute("body")
                 turns = min(turns, most_turns(line) or turns)
@@ -240,9 +249,8 @@ def _closing(text: str, start: int) -> int:
     raise ValueError(f"unbalanced parentheses in {text[:80]!r}")
 
 
-def _called(line: Instruction) -> list[str]:
+def _called(line: Instruction) -> tuple[str, ...]:
     """Computations that an instruction calls once, other than those that combine two numbers."""
     if line.opcode in _COMBINING:
-        return []
-    found = ", ".join(one or several for one, several in _CALLED.findall(line.rest))
-    return re.findall(r"[\w.\-]+", found)
+        return ()
+    return line.calls

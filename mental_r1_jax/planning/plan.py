@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mental_r1_jax.planning.chips import Chip
-from mental_r1_jax.planning.operations import TokenOperations
+from mental_r1_jax.planning.operations import MovedBytes, TokenOperations
 from mental_r1_jax.planning.roofline import ASSUMPTIONS, PhaseTime
 from mental_r1_jax.planning.workload import Workload
 
@@ -24,7 +24,8 @@ class PhasePlan:
         traffic: kind of collective -> {times, ici_bytes, dcn_bytes} of a chip, in one run.
         time: None where it did not compile.
         compile_seconds: how long this machine took to compile it.
-        token: of a rollout, what the chip launches for one token.
+        token: of a rollout, what the chip launches and moves for one token.
+        moved: bytes that the chip's operations move in one run.
     """
 
     phase: str
@@ -34,6 +35,7 @@ class PhasePlan:
     time: PhaseTime | None
     compile_seconds: float
     token: TokenOperations | None = None
+    moved: MovedBytes | None = None
 
     @property
     def peak(self) -> float:

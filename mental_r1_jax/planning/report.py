@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from mental_r1_jax.planning.chips import GIB
+from mental_r1_jax.footprint import GIB, MIB
 from mental_r1_jax.planning.memory import PARTS
 from mental_r1_jax.planning.plan import Plan
 from mental_r1_jax.planning.roofline import ASSUMPTIONS
@@ -83,12 +83,20 @@ def time_table(plan: Plan) -> Table:
 
 
 def operation_lines(plan: Plan) -> list[str]:
-    """What a token of the rollout launches."""
-    return [
+    """What a token of the rollout launches, and what is moved beside the method's own bytes."""
+    lines = [
         f"a token of the {phase.phase} launches {phase.token.layer:.1f} operations a layer and "
-        f"{phase.token.others:.0f} others"
+        f"{phase.token.others:.0f} others, and moves {phase.token.layer_bytes / MIB:.2f} MiB a "
+        f"layer and {phase.token.other_bytes / MIB:.2f} MiB otherwise, beside weights and caches"
         for phase in plan.phases
         if phase.token
+    ]
+    return lines + [
+        f"operations of the {phase.phase} that compute nothing move "
+        f"{phase.moved.only_moved / GIB:.2f} of its {phase.moved.all / GIB:.2f} GiB "
+        f"({phase.moved.only_moved / phase.moved.all:.0%})"
+        for phase in plan.phases
+        if phase.moved and not phase.token
     ]
 
 

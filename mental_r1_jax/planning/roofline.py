@@ -62,7 +62,9 @@ class PhaseTime:
         return busy + (self.ici + self.dcn) / NETWORK_SHARE + self.latency
 
 
-def phase_time(phase: str, work: Workload, chip: Chip, found: Sequence[Collective]) -> PhaseTime:
+def phase_time(
+    phase: str, work: Workload, chip: Chip, found: Sequence[Collective], beside: float = 0.0
+) -> PhaseTime:
     """Time of all runs of one phase's program in a step.
 
     Args:
@@ -70,13 +72,14 @@ def phase_time(phase: str, work: Workload, chip: Chip, found: Sequence[Collectiv
         work: sizes of the step.
         chip: published rates of each of the devices.
         found: collectives of one run of the program.
+        beside: bytes that a device moves in one run beside those of the method.
     """
     needed, done = phase_flops(work)[phase]
     runs = work.runs[phase]
     return PhaseTime(
         model_flops=needed,
         compute=done / work.devices / chip.flops,
-        memory=phase_memory_traffic(work)[phase] / chip.memory_bandwidth,
+        memory=(phase_memory_traffic(work)[phase] + runs * beside) / chip.memory_bandwidth,
         ici=runs * sum(c.times * c.ici_bytes for c in found) / chip.ring_bandwidth,
         dcn=runs * sum(c.times * c.dcn_bytes for c in found) / chip.dcn_bandwidth,
         latency=runs * sum(c.times * (DCN_LATENCY if c.dcn_bytes else ICI_LATENCY) for c in found),

@@ -126,6 +126,16 @@ def test_what_a_token_launches_is_counted(tiny: TinyStep) -> None:
     assert token is not None
     assert 14 <= token.layer <= 36
     assert 100 <= token.others <= 130
+    # At this size all results stay in the chip's fast memory; keys that are written back whole,
+    # 96 KiB a completion, would show.
+    assert token.layer_bytes < 1024 and token.other_bytes < 1024
+
+
+def test_little_is_moved_by_operations_that_compute_nothing(tiny: TinyStep) -> None:
+    """The share of today, so that no copy of weights or activations comes unseen."""
+    moved = {phase.phase: phase.moved for phase in tiny.plan.phases}
+    update = moved["update"]
+    assert update is not None and 0 < update.only_moved < 0.02 * update.all
 
 
 def test_optimizer_state_is_sharded_like_the_weights(tiny: TinyStep) -> None:

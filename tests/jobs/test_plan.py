@@ -23,6 +23,7 @@ from mental_r1_jax.planning import search
 from mental_r1_jax.planning.chips import CHIPS, GIB
 from mental_r1_jax.planning.compile import in_own_process, make_plan, memory_asked_for
 from mental_r1_jax.planning.memory import PARTS
+from mental_r1_jax.planning.operations import MovedBytes
 from mental_r1_jax.planning.plan import PhasePlan, Plan
 from mental_r1_jax.planning.roofline import PhaseTime
 from mental_r1_jax.planning.steps import planned_steps
@@ -47,13 +48,14 @@ def fake_plan(config: ExperimentConfig, gigabytes: float) -> Plan:
     parts = dict.fromkeys(PARTS, 0.0) | {"temporaries": gigabytes * GIB}
     time = PhaseTime(1e12, 1.0, 0.5, 0.25, 0.0, 0.0)
     traffic = {"all-gather": {"times": 3, "ici_bytes": 2.0 * GIB, "dcn_bytes": 0.0}}
+    moved = MovedBytes(4.0 * GIB, 1.0 * GIB)
     return Plan(
         recipe="toy",
         topology="v5e:2x4",
         chip=CHIPS["v5e"],
         work=Workload(config, MODEL, mesh),
         mesh_reason="because",
-        phases=(PhasePlan("update", parts, None, traffic, time, 3.0),),
+        phases=(PhasePlan("update", parts, None, traffic, time, 3.0, moved=moved),),
         reshard_bytes=GIB,
         steps=100,
         steps_reason="run.num_steps",
@@ -99,6 +101,10 @@ def test_a_plan_that_fits_is_printed_and_written(
     shown = capsys.readouterr().out
     for text in ("fits: 10.00 of 15.75 GiB", "all-gather", "2.312", "8 x TPU v5e", "Assumptions"):
         assert text in shown
+    assert "of the update that compute nothing move 1.00 of its 4.00 GiB (25%)" in " ".join(
+        shown.split()
+    )
+    assert written["phases"][0]["moved"] == {"all": 4.0 * GIB, "only_moved": 1.0 * GIB}
 
 
 def test_the_smallest_change_that_fits_is_named(

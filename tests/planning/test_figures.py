@@ -96,6 +96,9 @@ def test_times_are_work_over_rates() -> None:
     busy = max(time.compute / roofline.MATRIX_SHARE, time.memory / roofline.MEMORY_SHARE)
     network = (1.5 + 6.0) / roofline.NETWORK_SHARE + 3 * roofline.DCN_LATENCY
     assert time.expected == pytest.approx(busy + network)
+    more = roofline.phase_time("rollout", WORK, chip, found, beside=5e3)
+    assert more.memory == pytest.approx(time.memory + 5e3 / 1e4)
+    assert dataclasses.replace(more, memory=time.memory) == time
 
 
 HELD = Footprint(

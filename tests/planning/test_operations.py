@@ -7,7 +7,7 @@ import re
 import pytest
 
 from mental_r1_jax.planning.hlo import parse_program
-from mental_r1_jax.planning.operations import USUAL_TURNS, token_operations
+from mental_r1_jax.planning.operations import USUAL_TURNS, moved_bytes, token_operations
 
 # A decoder of two layers. A layer has a product that reads the weight and a copy of what it made;
 # one has a kernel, too, and copies the whole cache beside writing into it in place. Weights are
@@ -108,6 +108,35 @@ def test_a_token_launches_what_stands_in_the_body(scope: str, turns: int) -> Non
     assert USUAL_TURNS[scope] == turns
     assert found.layer == 7 / 2
     assert found.others == pytest.approx(others)
+
+
+@pytest.mark.parametrize(("scope", "turns"), [("nucleus", 3), ("rejection", 1)])
+def test_a_token_moves_what_is_not_carried(scope: str, turns: int) -> None:
+    """Bytes of the same operations; what the loop carries is not read, the core's memory is free.
+
+    Layer: the copied cache 256; the kernel's result and the first product's 32 each; the second
+    product and its copy of the first 64 each, read and written; its own copy, which goes to the
+    core's memory, 32 read; 32 put into the cache, of which the rest stays. Others: logits 128
+    written, then read in every turn of the search beside a number written; one of them 4 and 4; the
+    counter 4; a bound of 4 and an answer of 1 in every condition.
+    """
+    program = LOOP.replace("draw/nucleus", f"draw/{scope}")
+    found = token_operations(parse_program(program), num_layers=2)
+    assert found.layer_bytes == (256 + 32 + 32 + 64 + 64 + 32 + 32) / 2
+    conditions = 5 * (turns + 1) + 5 * 11 / 10
+    assert found.other_bytes == pytest.approx(128 + turns * (128 + 4) + 8 + 4 + conditions)
+
+
+def test_bytes_of_operations_that_compute_nothing() -> None:
+    """Reading what is carried counts here, and so do weights that are fetched ahead."""
+    found = moved_bytes(parse_program(LOOP))
+    copies = (256 + 256) + (32 + 32) + 32 + (32 + 4) + 128 + (4 + 4 + 4)
+    ahead, kernel, products = 64 + 32, 32 + 32, 2 * (32 + 32)
+    search, counter = 3 * (128 + 4 + 4) + 4 * 9, 4 + 4 + 4
+    turn = copies + ahead + kernel + products + search + counter
+    cast = 512
+    assert found.only_moved == 10 * copies + cast
+    assert found.all == 10 * turn + 11 * 9 + cast
 
 
 def test_a_program_without_a_decoding_loop_has_no_tokens() -> None:
