@@ -2,7 +2,8 @@
 
 An operation reads its operands and writes its results. What lies in a memory of the core costs
 nothing here; of an array that is only sliced, the slices are read; of one that is updated in place,
-the update is written. Sizes are without the padding of their layout.
+the update is written, and nothing where a kernel does it, whose text does not tell how much. Sizes
+are without the padding of their layout.
 """
 
 from __future__ import annotations
