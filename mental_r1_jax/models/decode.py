@@ -88,6 +88,16 @@ class CompletionCache:
     keys: tuple[Float[Array, "B K G h C"], ...]
     values: tuple[Float[Array, "B K G C h"], ...]
 
+    def narrow(self) -> list[Float[Array, "..."]]:
+        """All arrays without axes of length 1, for a loop to carry; see `_without_unit_axes`."""
+        return [_without_unit_axes(x) for x in jax.tree.leaves(self)]
+
+    def widened(self, narrow: list[Float[Array, "..."]]) -> CompletionCache:
+        """The inverse of `narrow`, for arrays of a cache with the shapes of this one."""
+        leaves, structure = jax.tree.flatten(self)
+        pairs = zip(narrow, leaves, strict=True)
+        return jax.tree.unflatten(structure, [x.reshape(like.shape) for x, like in pairs])
+
 
 def init_completion_cache(
     config: DecoderConfig, num_prompts: int, num_completions: int, length: int
@@ -230,15 +240,33 @@ def _attend(
     `positions` count from the first token of the prompt behind the prefix.
     """
     queries, (key, value) = heads[0], (x.swapaxes(1, 2) for x in heads[1:])
-    put = partial(jax.lax.dynamic_update_slice_in_dim, allow_negative_indices=False)
-    keys = put(own[0], key[..., None], index, axis=4)
-    values = put(own[1], value[..., None, :], index, axis=3)
+    keys = _put(own[0], key[..., None], index, -1)
+    values = _put(own[1], value[..., None, :], index, -2)
     prompt_allowed = allowed_prompt_keys(prompt[2], positions, facts.window)[:, 0]
     own_allowed = allowed_own_keys(index[None], values.shape[3], facts.window)[0]
     mixed = decode_attention(
         queries, prompt[0], prompt[1], keys, values, prompt_allowed, own_allowed, facts, prefix
     )
     return (mixed,), (keys, values)
+
+
+def _without_unit_axes(cache: Float[Array, "B K G ..."]) -> Float[Array, "..."]:
+    """A layer's cache without those of its axes B, K and G that have length 1.
+
+    XLA drops such axes (one prompt, one completion, one head) from the products that read a cache.
+    With them, a decoding loop on CPU would write a cache in both shapes, and so copy it at every
+    token.
+    """
+    return cache.reshape(*(n for n in cache.shape[:3] if n > 1), *cache.shape[3:])
+
+
+def _put(
+    cache: Float[Array, "B K G ..."], new: Float[Array, "B K G ..."], index: Array, axis: int
+) -> Float[Array, "B K G ..."]:
+    """Put `new` at `index` along `axis` of a cache; in place, see `_without_unit_axes`."""
+    narrow, slot = _without_unit_axes(cache), _without_unit_axes(new)
+    put = jax.lax.dynamic_update_slice_in_dim
+    return put(narrow, slot, index, axis, allow_negative_indices=False).reshape(cache.shape)
 
 
 def _kernel_attention(

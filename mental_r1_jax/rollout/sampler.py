@@ -275,11 +275,20 @@ def _run_segments(
         if segment.rows < state.rows.finished.shape[1]:
             everything = _put_rows(everything, places, state.rows)
             places, state = _keep_unfinished(places, state, segment.rows)
-        state = dataclasses.replace(
-            state, cache=decoder.grow_completion_cache(state.cache, segment.cache_length)
-        )
-        state = jax.lax.while_loop(functools.partial(_goes_on, segment=segment), advance, state)
+        whole = decoder.grow_completion_cache(state.cache, segment.cache_length)
+        turn = functools.partial(_turn, advance, whole)
+        state = dataclasses.replace(state, cache=whole.narrow())
+        state = jax.lax.while_loop(functools.partial(_goes_on, segment=segment), turn, state)
+        state = dataclasses.replace(state, cache=whole.widened(state.cache))
     return _put_rows(everything, places, state.rows)
+
+
+def _turn(
+    advance: Callable[[_DecodeState], _DecodeState], whole: Any, state: _DecodeState
+) -> _DecodeState:
+    """A turn of a loop that carries the cache without axes of length 1."""
+    done = advance(dataclasses.replace(state, cache=whole.widened(state.cache)))
+    return dataclasses.replace(done, cache=done.cache.narrow())
 
 
 def _goes_on(state: _DecodeState, *, segment: Segment) -> Bool[Array, ""]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from mental_r1_jax import sharding
 from mental_r1_jax.hosts import put_batch
+from mental_r1_jax.planning.hlo import parse_program
 from mental_r1_jax.rollout import sampler
 from mental_r1_jax.rollout.sampler import (
     SamplerSettings,
@@ -150,3 +152,26 @@ def test_shrinking_groups_move_nothing_between_devices(plain):
     # What is reduced are the loop's own questions: how many completions are unfinished.
     reduced = re.findall(r"= (\S+) all-reduce\(", text)
     assert reduced and all(re.fullmatch(r"(pred|s32)\[\](\{\})?", shape) for shape in reduced)
+
+
+@pytest.mark.parametrize(("num_prompts", "group"), [(3, 2), (3, 1), (1, 2), (1, 1)])
+def test_no_cache_is_copied_from_token_to_token(num_prompts: int, group: int) -> None:
+    """Not with one prompt or one completion either, whose axes XLA drops from the products."""
+    settings = dataclasses.replace(
+        make_settings(max_completion_length=LENGTH, eos_ids=(0,), pad_id=0),
+        num_completions=group,
+    )
+    prompts = jax.tree.map(lambda x: jnp.asarray(x[:num_prompts]), random_prompts())
+    run = functools.partial(sample_completions, config=CONFIG, settings=settings)
+    text = jax.jit(run).lower(random_params(), prompts, step_key(0, 1)).compile().as_text()
+    size = num_prompts * group * CONFIG.num_kv_heads * CONFIG.head_dim * LENGTH
+    program = parse_program(text)
+    lines = [line for part in program.computations.values() for line in part]
+    loops = [x for x in lines if x.opcode == "while" and x.source.endswith("decode/while")]
+    copied = [
+        line.name
+        for loop in loops
+        for line in program.computations[str(loop.attribute("body"))]
+        if line.opcode == "copy" and math.prod(line.arrays[0].shape) == size
+    ]
+    assert len(loops) == len(decoding_segments(settings)) and copied == []
