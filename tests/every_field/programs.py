@@ -203,9 +203,10 @@ def _loops(jaxpr: Any) -> list[list[int]]:
     found = []
     for equation in jaxpr.eqns:
         if equation.primitive.name == "while":
-            # Keys come before values, which are [B, K, g, slots, h]; nothing else has five axes.
-            *_, values = (v.aval.shape for v in equation.outvars if len(v.aval.shape) == 5)
-            found.append([values[2], values[3]])
+            # Truth values are of finished completions alone, [B, g]; the last array is a cache of
+            # values, [B, K, g, slots, h] without axes of length 1.
+            finished, *_ = (v.aval for v in equation.outvars if v.aval.dtype == bool)
+            found.append([finished.shape[1], equation.outvars[-1].aval.shape[-2]])
         elif "jaxpr" in equation.params:
             found += _loops(equation.params["jaxpr"])
     return found

@@ -11,6 +11,7 @@ from random import Random
 from types import SimpleNamespace
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +42,19 @@ CORPUS = (
 )
 
 
+@flax.struct.dataclass
+class _NoCache:
+    """A completion cache that holds nothing."""
+
+    def narrow(self) -> list[jax.Array]:
+        """What a loop carries of it."""
+        return []
+
+    def widened(self, narrow: list[jax.Array]) -> _NoCache:
+        """The inverse of `narrow`."""
+        return self
+
+
 def scripted_decoder(tokenizer: Tokenizer, text: str) -> Any:
     """A decoder in the sampler's eyes: likeliest is the next token of `text`."""
     script = [*tokenizer.encode(text), tokenizer.eos_ids[0]]
@@ -68,7 +82,7 @@ def scripted_decoder(tokenizer: Tokenizer, text: str) -> Any:
         prefill_after_prefix=prefill_after_prefix,
         decode_step=decode_step,
         decoding_params=lambda params, config: params,
-        init_completion_cache=lambda config, *sizes: jnp.zeros(()),
+        init_completion_cache=lambda config, *sizes: _NoCache(),
         grow_completion_cache=lambda cache, length: cache,
         unembed=lambda params, config, hidden: hidden,
     )
