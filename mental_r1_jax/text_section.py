@@ -60,7 +60,8 @@ def _only_places(allowed: tuple[str, ...]) -> Callable[[str], str]:
         unknown = sorted(set(_PLACE.findall(text)) - set(allowed))
         if unknown:
             known = " and ".join(f"{{{name}}}" for name in allowed)
-            raise ValueError(f"only {known} can be filled in, got {{{unknown[0]}}}")
+            filled = f"only {known} can be filled in" if allowed else "nothing is filled in here"
+            raise ValueError(f"{filled}, got {{{unknown[0]}}}")
         return text
 
     return check
@@ -79,6 +80,8 @@ Trace = Annotated[str, AfterValidator(_plain), AfterValidator(_only_places(("quo
 Instruction = Annotated[
     str, AfterValidator(_has_form), AfterValidator(_only_places(("stages", "form")))
 ]
+# Words alone: tags in it would show the form after all.
+BareInstruction = Annotated[str, AfterValidator(_plain), AfterValidator(_only_places(()))]
 
 
 class WordingSection(Section):
@@ -88,6 +91,7 @@ class WordingSection(Section):
         code: BCP 47 code of the language, for the model card.
         instruction: the system turn; `{stages}` becomes the number of stages, `{form}` the form of
             the completion.
+        instruction_without_stages: the system turn where `stages_in_prompt` is false.
         label: stands in the form where the answer goes.
         choose: the line between a question and its labels.
         statement: the line between the labels and the post, and what stands before the post in it.
@@ -102,6 +106,7 @@ class WordingSection(Section):
 
     code: str | None = None
     instruction: Instruction | None = None
+    instruction_without_stages: BareInstruction | None = None
     label: Words | None = None
     choose: Words | None = None
     statement: Words | None = None
@@ -132,12 +137,14 @@ class GrammarSection(Section):
     Attributes:
         stages: the stages, in order.
         instruction: the system turn, as in a wording; null: that of the language.
+        instruction_without_stages: the same where `stages_in_prompt` is false.
         think_tag: the tag around all stages.
         answer_tag: the tag around the answer.
     """
 
     stages: Annotated[tuple[StageSection, ...], Field(min_length=1, max_length=MOST_STAGES)]
     instruction: Instruction | None = None
+    instruction_without_stages: BareInstruction | None = None
     think_tag: Tag = THINK_TAG
     answer_tag: Tag = ANSWER_TAG
 
@@ -162,11 +169,15 @@ class TextConfig(Section):
             [docs/languages.md](../docs/languages.md).
         grammar: a YAML file with other stages than the paper's five, 1 to 20 of them, for another
             task; see [docs/languages.md](../docs/languages.md).
+        stages_in_prompt: whether the instruction names the stages and shows the form. False leaves
+            the task alone there, for an ablation; completions, their prefill, traces and rewards
+            keep the form, which a model then learns from its cold start.
     """
 
     language: Language = "english"
     wording: WordingSection | None = None
     grammar: GrammarSection | None = None
+    stages_in_prompt: bool = True
 
     @property
     def stage_names(self) -> tuple[str, ...]:

@@ -154,6 +154,7 @@ BAD_VALUES = [
     ("text.language", "klingon"),
     ("text.wording", "3"),
     ("text.grammar", "3"),
+    ("text.stages_in_prompt", "sometimes"),
 ]
 
 

@@ -68,6 +68,7 @@ def model_card(
         form="five stages, after cognitive appraisal theory, then answers"
         if config.text.grammar is None
         else f"{len(stages)} {'stage' if len(stages) == 1 else 'stages'}, then answers",
+        shown="" if config.text.stages_in_prompt else ", which does not show this form",
         stages=table(("stage", "what stands there"), stages),
         skeleton=grammar.skeleton(),
         instruction=repr(system_instruction(grammar)),

@@ -24,7 +24,7 @@ from mental_r1_jax.recipe import load_config
 from mental_r1_jax.study.schema import Method, Study
 
 # Sections of a method that also shape its cold start; the rest concern the training after it.
-_COLD_SECTIONS = ("data", "model", "sft")
+_COLD_SECTIONS = ("data", "model", "sft", "text")
 # Sections that a method changes for training only: all cells answer the same posts, read the same.
 _JUDGED_ALIKE = ("data", "rewards")
 

@@ -23,6 +23,10 @@ INSTRUCTION = (
     "then answer with one of the labels given in the question. Write each stage briefly, in this "
     "order, and use exactly this form:\n{form}"
 )
+INSTRUCTION_WITHOUT_STAGES = (
+    "You assess mental health from what people write. Think through the post, then answer with one "
+    "of the labels given in the question."
+)
 
 
 @dataclass(frozen=True)

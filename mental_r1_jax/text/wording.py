@@ -15,7 +15,13 @@ from typing import TypeVar
 
 import yaml
 
-from mental_r1_jax.text.stages import GRAMMAR, STAGES, Grammar, Stage
+from mental_r1_jax.text.stages import (
+    GRAMMAR,
+    INSTRUCTION_WITHOUT_STAGES,
+    STAGES,
+    Grammar,
+    Stage,
+)
 from mental_r1_jax.text_section import TextConfig, WordingSection
 
 CHOOSE = "Reply with one of these labels, spelled exactly so:"
@@ -45,9 +51,12 @@ class QuestionWords:
 def grammar_of(text: TextConfig) -> Grammar:
     """Return the grammar of a recipe, in its wording."""
     words, grammar = _wordings(text), text.grammar
+    key, ours = "instruction", GRAMMAR.instruction
+    if not text.stages_in_prompt:
+        key, ours = "instruction_without_stages", INSTRUCTION_WITHOUT_STAGES
     worded = Grammar(
         stages=tuple(_worded(stage, words) for stage in STAGES),
-        instruction=_first(words, "instruction", GRAMMAR.instruction),
+        instruction=_first(words, key, ours),
         label=_first(words, "label", GRAMMAR.label),
         nothing=_first(words, "nothing", GRAMMAR.nothing),
         spaced=_first(words, "spaced", GRAMMAR.spaced),
@@ -59,7 +68,7 @@ def grammar_of(text: TextConfig) -> Grammar:
     return dataclasses.replace(
         worded,
         stages=tuple(_worded(stage, own) for stage in given),
-        instruction=_first(own, "instruction", grammar.instruction or worded.instruction),
+        instruction=_first(own, key, getattr(grammar, key) or worded.instruction),
         think_tag=grammar.think_tag,
         answer_tag=grammar.answer_tag,
     )

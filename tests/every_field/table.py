@@ -10,11 +10,11 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from mental_r1_jax.text.stages import STAGES
 from tests.every_field import adapters, kernels, predictions, probes, programs, verbs
-from tests.every_field.data_fields import DATA_FIELDS, DEGREES, FILES, MINE, READERS
+from tests.every_field.data_fields import DATA_FIELDS, DEGREES, FILES, MINE
 from tests.every_field.fields import Field, everywhere
 from tests.every_field.kept import run_kept
+from tests.every_field.text_fields import TEXT_FIELDS, TIGHT
 
 # Ratios far from 1 come with a second update on the same rollout.
 MOVED = {"crpo.num_iterations": 2}
@@ -66,28 +66,11 @@ FITTED = (
     predictions.validated_shapes,
     predictions.evaluated_shapes,
 )
-TIGHT = {"rollout.max_prompt_length": 180}
 # Parts that lay out devices.
 MESHES = (probes.mesh, probes.mesh_of_cold_start, programs.evaluation_mesh)
 # Low-rank adapters, and what is compiled otherwise with them.
 LORA = {"model.lora.rank": 2}
 ADAPTED = (programs.training_sampler, probes.cold_start_update)
-WORDS = "text.wording"
-GRAMMAR = "text.grammar"
-# The paper's stages, written as a grammar of one's own.
-PAPERS = {
-    f"{GRAMMAR}.stages": [
-        {"name": stage.name, "description": stage.description, "traces": list(stage.traces)}
-        for stage in STAGES
-    ]
-}
-# Parts that show the instruction; room for one that a tokenizer of English writes in many tokens.
-INSTRUCTED = (probes.asked_prompts, verbs.verified_prompt, verbs.sampled_prompt, probes.exported)
-ROOMY = {
-    "rollout.max_prompt_length": 1500,
-    "rollout.prompt_length_buckets": [400, 500, 600, 700, 800, 900, 1000, 1100, 1200],
-    "rollout.max_completion_length": 200,
-}
 ORDINAL = {**DEGREES, "rewards.answer_scale": "ordinal"}
 REASONED = {**FILES, f"{MINE}.columns.reasoning": "text", "sft.traces": "rows"}
 FIELDS: dict[str, Field | tuple[Field, ...]] = {
@@ -132,6 +115,7 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
         "{shared}/other", adapters.base_of_start_model, {**LORA, "model.path": "{tmp}/peft"}
     ),
     **DATA_FIELDS,
+    **TEXT_FIELDS,
     "rollout.prompts_per_step": everywhere(
         16,
         probes.asked_prompts,
@@ -345,44 +329,6 @@ FIELDS: dict[str, Field | tuple[Field, ...]] = {
     "run.trackio_project": Field("demo", run_kept),
     "run.compilation_cache": Field("{tmp}/programs", probes.program_cache),
     "run.profile_steps": Field([2, 3], run_kept),
-    "text.language": everywhere(
-        "spanish",
-        probes.asked_prompts,
-        verbs.verified_prompt,
-        verbs.sampled_prompt,
-        verbs.evaluated_posts,
-        (verbs.reported, TIGHT),
-        probes.posts,
-        probes.traces,
-        probes.encoded_traces,
-        probes.exported,
-        given=ROOMY,
-    ),
-    f"{GRAMMAR}.stages": everywhere(
-        # As many stages as the paper's, so that no other key must change with them.
-        [{"name": name, "description": "more", "traces": ["{quote}"]} for name in "abcde"],
-        *INSTRUCTED,
-        probes.traces,
-        (probes.encoded_traces, ROOMY),
-        probes.reward,
-        probes.stage_metrics,
-        predictions.evaluated,
-    ),
-    f"{GRAMMAR}.instruction": everywhere("Think. {form}", *INSTRUCTED, given=PAPERS),
-    f"{GRAMMAR}.think_tag": everywhere("thought", *INSTRUCTED, probes.reward, given=PAPERS),
-    f"{GRAMMAR}.answer_tag": everywhere(
-        "label", *INSTRUCTED, probes.reward, probes.traces, given=PAPERS
-    ),
-    f"{WORDS}.code": Field("de", probes.exported),
-    f"{WORDS}.instruction": everywhere("Think. {form}", *INSTRUCTED),
-    f"{WORDS}.label": everywhere("WORD", *INSTRUCTED),
-    f"{WORDS}.stages": everywhere({"reaction": "how it feels"}, *INSTRUCTED),
-    f"{WORDS}.choose": everywhere("Choose:", *READERS, probes.exported),
-    f"{WORDS}.statement": everywhere("Post: ", *READERS, probes.exported),
-    f"{WORDS}.questions": everywhere({"Calm": "At ease?"}, *READERS, probes.exported),
-    f"{WORDS}.traces": Field({"reaction": ["calm"]}, probes.traces),
-    f"{WORDS}.spaced": Field(False, probes.traces),
-    f"{WORDS}.nothing": Field("no word", probes.wordless_trace),
 }
 
 

@@ -102,6 +102,16 @@ def test_noise_in_traces_makes_another_cold_start(tmp_path: Path) -> None:
     assert plan.tasks[f"train-{arm.name}-seed0"].needs == ("cold_start-label_noise-0.2-seed0",)
 
 
+def test_without_stages_in_the_prompt_from_the_cold_start_to_the_evaluation(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "  untold: {text.stages_in_prompt: false}\n")
+    cold = "cold_start-stages_in_prompt-false-seed0"
+    assert plan.tasks["train-untold-seed0"].needs == (cold,)
+    for task in (cold, "train-untold-seed0", "evaluate-untold-seed0"):
+        assert not recipe_of(plan, task).text.stages_in_prompt
+    for task in ("cold_start-seed0", "train-grpo-seed0", "evaluate-grpo-seed0"):
+        assert recipe_of(plan, task).text.stages_in_prompt
+
+
 ARM = "stage_entropy_scale-0.001"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import random
 import typing
@@ -72,7 +73,8 @@ def test_a_wording_is_whole_and_in_its_script(language: str):
     assert tuple(words.stages) == tuple(words.traces) == STAGE_NAMES
     assert set(words.questions) == {*BENCHMARKS, *SYNTHETIC_SPECS}
     prose = [words.label, words.choose, words.statement, words.nothing, *words.stages.values()]
-    prose += [*words.questions.values(), words.instruction.replace("{stages}", "")]
+    prose += [*words.questions.values(), words.instruction_without_stages]
+    prose += [words.instruction.replace("{stages}", "")]
     prose += [line.replace("{label}", "") for lines in words.traces.values() for line in lines]
     for text in prose:
         text = text.replace("{form}", "").replace("{quote}", "")
@@ -147,6 +149,35 @@ def test_an_own_wording_wins_over_the_language_and_the_language_over_english(tmp
     assert language_code(text_section(write(tmp_path, choose="Akllay:"))) is None
 
 
+@pytest.mark.parametrize("language", typing.get_args(Language))
+def test_a_prompt_without_stages_asks_for_the_task_alone(language: str, chatml):
+    """The prompts differ in the system turn and in nothing else, and so do the grammars."""
+    grammar = grammar_of(TextConfig(language=language))
+    bare = grammar_of(TextConfig(language=language, stages_in_prompt=False))
+    assert dataclasses.replace(bare, instruction=grammar.instruction) == grammar
+    told, untold = (render_prompt(chatml, "Q: ", "rain", 4000, g).text for g in (grammar, bare))
+    assert untold == told.replace(system_instruction(grammar), system_instruction(bare))
+    asked = untold.removesuffix(GRAMMAR.prefill)
+    words = [*GRAMMAR.names, "think>", "answer>", "5", *(s.description for s in grammar.stages)]
+    assert not [word for word in words if word in asked]
+    assert untold.endswith(GRAMMAR.prefill) and len(letters(system_instruction(bare))) > 20
+
+
+def test_the_nearest_instruction_without_stages_wins(tmp_path: Path):
+    own = write(tmp_path, instruction_without_stages="Akllay.")
+    bare = "text.stages_in_prompt=false"
+    assert system_instruction(grammar_of(text_section(own, bare))) == "Akllay."
+    assert grammar_of(text_section(own)) == GRAMMAR
+    file = tmp_path / "stages.yaml"
+    stage = {"name": "night", "description": "sleep"}
+    for more, expected in (({}, None), ({"instruction_without_stages": "Sleep?"}, "Sleep?")):
+        file.write_text(yaml.safe_dump({"stages": [stage], **more}), encoding="utf-8")
+        keys = [f"text.grammar={file}", "text.language=spanish", "crpo.stage_entropy_threshold=1.5"]
+        made = grammar_of(text_section(*keys, bare))
+        spanish = built_in("spanish").instruction_without_stages
+        assert system_instruction(made) == (expected or spanish)
+
+
 def test_a_resolved_recipe_holds_the_file(tmp_path: Path):
     own = write(tmp_path, stages={"reaction": "yuyachiy"}, questions={"Mood": "Imaynalla?"})
     config = parse_config(MINIMAL, [own], source="test")
@@ -169,6 +200,8 @@ def test_each_language_has_questions_of_its_own():
         ({"instruction": "Think."}, ["instruction", "{form} once", "0 times"]),
         ({"instruction": "{form} {form}"}, ["{form} once", "2 times"]),
         ({"instruction": "{from} {form}"}, ["{stages} and {form}", "{from}"]),
+        ({"instruction_without_stages": "Use {form}"}, ["nothing is filled in here", "{form}"]),
+        ({"instruction_without_stages": "Use <think>"}, ["instruction_without_stages", "'<'"]),
         ({"traces": {"reaction": ["{post}"]}}, ["traces.reaction.0", "{quote} and {label}"]),
         ({"stages": {"reaction": "<b>"}}, ["stages.reaction", "'<'"]),
         ({"label": " "}, ["label", "expected some text"]),
