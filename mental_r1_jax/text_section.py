@@ -187,6 +187,18 @@ class TextConfig(Section):
         return tuple(stage.name for stage in self.grammar.stages)
 
     @pydantic.model_validator(mode="after")
+    def _an_own_instruction_has_its_bare_form(self) -> TextConfig:
+        """Otherwise the ablation would ask for our task, in our words, in place of the user's."""
+        own = [one for one in (self.wording, self.grammar) if one is not None]
+        bare = any(one.instruction_without_stages for one in own)
+        if not self.stages_in_prompt and not bare and any(one.instruction for one in own):
+            raise ValueError(
+                "text.stages_in_prompt=false leaves out the instruction of your wording or "
+                "grammar; give instruction_without_stages beside it"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _wording_is_of_these_stages(self) -> TextConfig:
         if self.wording is None:
             return self

@@ -178,6 +178,25 @@ def test_the_nearest_instruction_without_stages_wins(tmp_path: Path):
         assert system_instruction(made) == (expected or spanish)
 
 
+@pytest.mark.parametrize("section", ["wording", "grammar"])
+def test_an_own_instruction_without_its_bare_form_cannot_be_left_out(section: str, tmp_path: Path):
+    file = tmp_path / "own.yaml"
+    stages = [{"name": name, "description": "sleep"} for name in "abcde"]
+    content = {
+        "instruction": "Think. {form}",
+        **({"stages": stages} if section == "grammar" else {}),
+    }
+    for bare in ({}, {"instruction_without_stages": "Think."}):
+        file.write_text(yaml.safe_dump({**content, **bare}), encoding="utf-8")
+        keys = [f"text.{section}={file}", "text.stages_in_prompt=false"]
+        assert text_section(keys[0])
+        if bare:
+            assert system_instruction(grammar_of(text_section(*keys))) == "Think."
+            continue
+        with pytest.raises(UserError, match="give instruction_without_stages beside it"):
+            text_section(*keys)
+
+
 def test_a_resolved_recipe_holds_the_file(tmp_path: Path):
     own = write(tmp_path, stages={"reaction": "yuyachiy"}, questions={"Mood": "Imaynalla?"})
     config = parse_config(MINIMAL, [own], source="test")
