@@ -1,4 +1,4 @@
-"""The cells of Study B that the repository holds: what docs/results.md says of them is theirs."""
+"""The cells that the repository holds: what docs/results.md says of their studies is theirs."""
 
 from __future__ import annotations
 
@@ -15,43 +15,70 @@ from mental_r1_jax.study.parts import join_cells
 from mental_r1_jax.study.schema import load_study
 
 ROOT = Path(__file__).resolve().parents[2]
-CELLS = ROOT / "docs" / "results" / "study_real_posts.jsonl"
-# What the page calls the arms.
-ROWS = {
-    "cold_start": "cold start",
-    "sft": "SFT, as many completions",
-    "grpo": "GRPO",
-    "dapo": "DAPO",
-    "crpo": "CRPO, M=0.001",
-    "stage_target": "stage targets, M=0.001",
+# Study -> its section of the page, and what the page calls its arms.
+STUDIES = {
+    "study_real_posts": (
+        "## Study B",
+        {
+            "cold_start": "cold start",
+            "sft": "SFT, as many completions",
+            "grpo": "GRPO",
+            "dapo": "DAPO",
+            "crpo": "CRPO, M=0.001",
+            "stage_target": "stage targets, M=0.001",
+        },
+    ),
+    "study_ablations": (
+        "## Study C",
+        {
+            "cold_start": "cold start",
+            "crpo": "CRPO, M=0.001",
+            "no_stage_entropy": "no stage entropy",
+            "uniform_reward": "uniform reward",
+            "cold_start_untold": "cold start, no stages in the prompt",
+            "untold": "no stages in the prompt",
+        },
+    ),
 }
+ARMS = [(study, arm) for study, (_, arms) in STUDIES.items() for arm in arms]
+
+
+def cells_of(study: str) -> Path:
+    return ROOT / "docs" / "results" / f"{study}.jsonl"
 
 
 @pytest.fixture(scope="module")
-def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The `study.json` that the committed cells give; they are refused if a recipe has changed."""
-    folder = tmp_path_factory.mktemp("study") / "study"
-    folder.mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        study = load_study(ROOT / "configs" / "study_real_posts.yaml")
-        study = study.model_copy(update={"output_dir": folder})
-        plan = plan_study(study)
-        job.write_results(study, plan, join_cells([CELLS], plan, folder))
-    return dict(json.loads((folder / "study.json").read_text(encoding="utf-8")))
+def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """The `study.json` that committed cells give; they are refused if a recipe has changed."""
+    found = {}
+    for name in STUDIES:
+        folder = tmp_path_factory.mktemp(name) / "study"
+        folder.mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(ROOT)
+            study = load_study(ROOT / "configs" / f"{name}.yaml")
+            study = study.model_copy(update={"output_dir": folder})
+            plan = plan_study(study)
+            job.write_results(study, plan, join_cells([cells_of(name)], plan, folder))
+        found[name] = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    return found
 
 
-def test_no_label_and_no_row_is_in_the_file() -> None:
-    text = CELLS.read_text(encoding="utf-8")
+@pytest.mark.parametrize("study", STUDIES)
+def test_no_label_and_no_row_is_in_the_file(study: str) -> None:
+    text = cells_of(study).read_text(encoding="utf-8")
     assert not re.search(r'"(Work|School|Yes|No|Other)"', text)
     assert all(json.loads(line)["answers"] == {} for line in text.splitlines())
 
 
-@pytest.mark.parametrize("arm", ROWS)
-def test_the_page_has_the_scores_of_the_cells(document: dict[str, Any], arm: str) -> None:
+@pytest.mark.parametrize(("study", "arm"), ARMS)
+def test_the_page_has_the_scores_of_the_cells(
+    documents: dict[str, dict[str, Any]], study: str, arm: str
+) -> None:
+    document, (heading, names) = documents[study], STUDIES[study]
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    section = page.partition("## Study B")[2].partition("\n## ")[0]
-    of_arm = [line for line in section.splitlines() if line.startswith(f"| {ROWS[arm]} |")]
+    section = page.partition(heading)[2].partition("\n## ")[0]
+    of_arm = [line for line in section.splitlines() if line.startswith(f"| {names[arm]} |")]
     first, second = ([column.strip() for column in row.strip("|").split("|")] for row in of_arm)
     for one in document["cells"].values():
         if one["arm"] == arm:
