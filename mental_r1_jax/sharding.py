@@ -170,6 +170,11 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def chip_of(x: jax.Array) -> Any:
+    """The kind of device that computes with an array: of its mesh, or without one the default."""
+    return jax.typeof(x).sharding.mesh.abstract_device or jax.devices()[0]
+
+
 def constrain_batch(x: jax.Array) -> jax.Array:
     """Keep activations sharded like the batch they come from, inside a jitted function.
 

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mental_r1_jax.models import attention_plain
 from mental_r1_jax.models.architecture import AttentionFacts
 from mental_r1_jax.models.attention_plain import CompletionHeads, PromptHeads
+from mental_r1_jax.sharding import chip_of
 
 
 def prompt_attention(
@@ -95,7 +95,7 @@ def kernel_for(
         queries: their mesh, or without one the default device, tells the chip.
         facts: static facts of the layer, which decide the kernel.
     """
-    device = jax.typeof(queries).sharding.mesh.abstract_device or jax.devices()[0]
+    device = chip_of(queries)
     if device.platform == "tpu":
         return "tpu"
     # cuDNN takes these dtypes and widths only, and JAX reaches it on NVIDIA's GPUs only.

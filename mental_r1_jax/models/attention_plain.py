@@ -24,6 +24,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from mental_r1_jax.models.architecture import AttentionFacts
+from mental_r1_jax.models.unit_axes import without_unit_axes
 
 # Queries, keys and values of the prompts, and of their completions.
 PromptHeads = tuple[Float[Array, "B P K R h"], Float[Array, "B P K h"], Float[Array, "B P K h"]]
@@ -155,7 +156,7 @@ def _attend_backward(facts: AttentionFacts, saved: tuple, cotangent: Array) -> t
 
     def one(of_shared: list, completion: tuple) -> tuple[list, tuple]:
         rows, own, mixed, lse, cotangent = completion
-        inner = (cotangent.astype(jnp.float32) * mixed).sum(-1, keepdims=True)
+        inner = _row_products(cotangent, mixed)
         of_rows, of_own = [], [jnp.zeros(x.shape, jnp.float32) for x in own]
         for block, parts in _blocks(facts, rows, own, shared, prompt_mask):
             query, change = rows[:, :, block], cotangent[:, :, block]
@@ -186,6 +187,12 @@ def _attend_backward(facts: AttentionFacts, saved: tuple, cotangent: Array) -> t
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _row_products(left: Float[Array, "B K M h"], right: Float[Array, "B K M h"]) -> Array:
+    """Return ``sum_h left right``, ``[B, K, M, 1]``, in float32; see `unit_axes` for the shapes."""
+    rows, others = (without_unit_axes(x.astype(jnp.float32), kept=1) for x in (left, right))
+    return (rows * others).sum(-1).reshape(*left.shape[:-1], 1)
 
 
 def _blocks(

@@ -19,10 +19,12 @@ from mental_r1_jax.models.architecture import AttentionFacts, DecoderConfig
 from mental_r1_jax.models.attention_plain import allowed_own_keys, allowed_prompt_keys
 from mental_r1_jax.models.decode_attention import PrefixHeads, decode_attention
 from mental_r1_jax.models.embedding import scaled
-from mental_r1_jax.models.layer import Attend, Heads, forward_layer, rms_norm
+from mental_r1_jax.models.few_rows import outputs_first, takes_few_rows
+from mental_r1_jax.models.layer import OUTPUTS_FIRST, Attend, Heads, forward_layer, rms_norm
 from mental_r1_jax.models.lora import merge_adapters
 from mental_r1_jax.models.parameters import param_logical_axes
 from mental_r1_jax.models.rope import rope_frequencies, rotation_factors
+from mental_r1_jax.models.unit_axes import without_unit_axes
 from mental_r1_jax.sharding import constrain_batch, constrain_for_decoding
 
 
@@ -89,8 +91,8 @@ class CompletionCache:
     values: tuple[Float[Array, "B K G C h"], ...]
 
     def narrow(self) -> list[Float[Array, "..."]]:
-        """All arrays without axes of length 1, for a loop to carry; see `_without_unit_axes`."""
-        return [_without_unit_axes(x) for x in jax.tree.leaves(self)]
+        """All arrays without those of B, K and G that are 1, for a loop to carry; see `_put`."""
+        return [without_unit_axes(x, kept=2) for x in jax.tree.leaves(self)]
 
     def widened(self, narrow: list[Float[Array, "..."]]) -> CompletionCache:
         """The inverse of `narrow`, for arrays of a cache with the shapes of this one."""
@@ -134,13 +136,19 @@ def cast_matrices(params: PyTree, config: DecoderConfig) -> PyTree:
     )
 
 
-def decoding_params(params: PyTree, config: DecoderConfig) -> PyTree:
+def decoding_params(params: PyTree, config: DecoderConfig, num_rows: int | None = None) -> PyTree:
     """Lay the parameters out for `decode_step`; call it once, outside the decoding loop.
 
     Inside the loop, slicing and casting the stacked float32 master parameters would cost as much as
     the matrix products. Adapters are merged into their kernels. Gate and up projection become one
     kernel ``[D, 2, F]``: a new axis, so that F stays sharded over `tensor` as it was. On a mesh the
-    weights are gathered over `fsdp`, see `constrain_for_decoding`.
+    weights are gathered over `fsdp`, see `constrain_for_decoding`. On CPUs kernels stand with their
+    outputs first where few rows are decoded, see `few_rows`.
+
+    Args:
+        params: the policy's parameters.
+        config: compute dtype, and what is merged.
+        num_rows: completions that are decoded, B x G; None: many.
     """
     axes = param_logical_axes(config)
     outside = {name: leaf for name, leaf in params.items() if name != "layers"}
@@ -149,7 +157,18 @@ def decoding_params(params: PyTree, config: DecoderConfig) -> PyTree:
     )
     each = range(config.num_layers)
     layers = tuple(_decoding_layer(params["layers"], axes["layers"], i, config) for i in each)
+    if num_rows is not None and takes_few_rows(params["embedding"], config.dtype, num_rows):
+        layers = tuple({name: _for_few_rows(name, x) for name, x in of.items()} for of in layers)
     return {**outside, "layers": layers}
+
+
+def _for_few_rows(name: str, weights: dict[str, Array]) -> dict[str, Array]:
+    """A projection of a layer with its outputs first; norms stay as they are."""
+    if "kernel" not in weights:
+        return weights
+    others = {key: leaf for key, leaf in weights.items() if key != "kernel"}
+    num_inputs = 2 if name == "output" else 1  # [H, h, D]
+    return others | {OUTPUTS_FIRST: outputs_first(weights["kernel"], num_inputs)}
 
 
 def _decoding_layer(
@@ -250,21 +269,16 @@ def _attend(
     return (mixed,), (keys, values)
 
 
-def _without_unit_axes(cache: Float[Array, "B K G ..."]) -> Float[Array, "..."]:
-    """A layer's cache without those of its axes B, K and G that have length 1.
-
-    XLA drops such axes (one prompt, one completion, one head) from the products that read a cache.
-    With them, a decoding loop on CPU would write a cache in both shapes, and so copy it at every
-    token.
-    """
-    return cache.reshape(*(n for n in cache.shape[:3] if n > 1), *cache.shape[3:])
-
-
 def _put(
     cache: Float[Array, "B K G ..."], new: Float[Array, "B K G ..."], index: Array, axis: int
 ) -> Float[Array, "B K G ..."]:
-    """Put `new` at `index` along `axis` of a cache; in place, see `_without_unit_axes`."""
-    narrow, slot = _without_unit_axes(cache), _without_unit_axes(new)
+    """Put `new` at `index` along `axis` of a cache; in place.
+
+    XLA drops axes of length 1 (one prompt, one completion, one head) from the products that read a
+    cache. With them, a decoding loop on CPU would write a cache in both shapes, and so copy it at
+    every token.
+    """
+    narrow, slot = without_unit_axes(cache, kept=2), without_unit_axes(new, kept=2)
     put = jax.lax.dynamic_update_slice_in_dim
     return put(narrow, slot, index, axis, allow_negative_indices=False).reshape(cache.shape)
 

@@ -31,7 +31,7 @@ from jaxtyping import Array, Float, Int
 from mental_r1_jax.models.architecture import AttentionFacts, DecoderConfig
 from mental_r1_jax.models.attention_tpu import LANES
 from mental_r1_jax.models.decode_kernel_turn import ROWS, one_turn
-from mental_r1_jax.sharding import AutoAxes
+from mental_r1_jax.sharding import AutoAxes, chip_of
 
 # What the blocks of one turn, twice, and its logits may take; a compiler grants a kernel 16 MiB.
 MOST_BYTES = 12 * 2**20
@@ -87,11 +87,9 @@ def takes(
         own: the completions' cache.
         prefix: cache of what stands before all prompts, or None.
     """
-    mesh = jax.typeof(states).sharding.mesh
-    device = mesh.abstract_device or jax.devices()[0]
-    if device.platform != "tpu" or states.dtype != jnp.bfloat16:
+    if chip_of(states).platform != "tpu" or states.dtype != jnp.bfloat16:
         return False
-    axes = AutoAxes.of(mesh)
+    axes = AutoAxes.of(jax.typeof(states).sharding.mesh)
     divided = "tensor" not in axes.sizes or axes.of_logical("kv_heads", config.num_kv_heads)
     if axes.of_batch(len(states)) is None or not divided:
         return False

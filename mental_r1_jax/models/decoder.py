@@ -28,6 +28,7 @@ from mental_r1_jax.models.decode import (
     init_completion_cache,
 )
 from mental_r1_jax.models.embedding import embed
+from mental_r1_jax.models.few_rows import few_rows_product, takes_few_rows
 from mental_r1_jax.models.head import token_stats
 from mental_r1_jax.models.layer import Heads, rms_norm, run_layers
 from mental_r1_jax.models.lora import (
@@ -321,7 +322,11 @@ def unembed(
     tied = config.tie_embeddings
     name, product = ("embedding", "...d,vd->...v") if tied else ("unembedding", "...d,dv->...v")
     matrix, hidden = params[name].astype(config.dtype), hidden.astype(config.dtype)
-    logits = jnp.einsum(product, hidden, matrix, preferred_element_type=jnp.float32)
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    if tied and takes_few_rows(matrix, config.dtype, len(rows)):
+        logits = few_rows_product(rows, matrix).reshape(*hidden.shape[:-1], -1)
+    else:
+        logits = jnp.einsum(product, hidden, matrix, preferred_element_type=jnp.float32)
     return capped(logits, config.logit_softcap)
 
 

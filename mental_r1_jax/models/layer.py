@@ -28,9 +28,14 @@ from mental_r1_jax.models.architecture import (
     layer_blocks,
 )
 from mental_r1_jax.models.attention_plain import SAVED_NAME
+from mental_r1_jax.models.few_rows import few_rows_product
 from mental_r1_jax.models.lora import LORA_A, low_rank_product
 from mental_r1_jax.models.rope import rope_frequencies, rotate
+from mental_r1_jax.models.unit_axes import without_unit_axes
 from mental_r1_jax.sharding import constrain_batch
+
+# In place of "kernel" in weights from `decoding_params` on CPUs, ``[*outputs, N]``; see `few_rows`.
+OUTPUTS_FIRST = "outputs_first"
 
 # Results of matrix products, in `jax.checkpoint` policies.
 PRODUCT_NAME = "product"
@@ -214,12 +219,14 @@ def rms_norm(
 ) -> Float[Array, "*batch D"]:
     """Return ``x / sqrt(mean(x^2) + eps) * (offset + scale)`` over the last axis.
 
-    Computed in float32, returned in the compute dtype.
+    Computed in float32, returned in the compute dtype. Axes of length 1, such as that of a single
+    prompt, are left out meanwhile: with one in front, XLA for CPU takes a dozen times as long for
+    the row sums of the backward pass.
     """
-    x = x.astype(jnp.float32)
-    x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + config.rms_norm_eps)
-    scale = weights["scale"].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
-    return (x * (config.norm_offset + scale)).astype(config.dtype)
+    rows = without_unit_axes(x.astype(jnp.float32), kept=1)
+    rows = rows * jax.lax.rsqrt(jnp.square(rows).mean(-1, keepdims=True) + config.rms_norm_eps)
+    scale = weights["scale"].astype(jnp.float32).reshape((1,) * (rows.ndim - 1) + (-1,))
+    return (rows * (config.norm_offset + scale)).astype(config.dtype).reshape(x.shape)
 
 
 def _post_norm(weights: PyTree[Array], part: str, config: DecoderConfig, y: Array) -> Array:
@@ -296,13 +303,15 @@ def _project(
     All tokens are rows of one matrix, and all inputs one axis: contracted over several axes, the
     kernel's gradient would be made from transposed copies of the activations on CPU.
     """
-    kernel = weights[name]["kernel"]
     with jax.named_scope(name):
-        matrix = kernel.astype(x.dtype)
-        if len(kernel) != x.shape[-1]:  # the output projection's [H, h, D]
-            matrix = matrix.reshape(x.shape[-1], -1)
         rows = x.reshape(-1, x.shape[-1])
-        product = jnp.tensordot(rows, matrix, axes=1)
+        if OUTPUTS_FIRST in weights[name]:
+            product = few_rows_product(rows, weights[name][OUTPUTS_FIRST])
+        else:
+            matrix = weights[name]["kernel"].astype(x.dtype)
+            if len(matrix) != x.shape[-1]:  # the output projection's [H, h, D]
+                matrix = matrix.reshape(x.shape[-1], -1)
+            product = jnp.tensordot(rows, matrix, axes=1)
         if LORA_A in weights[name]:
             product = product + low_rank_product(weights[name], config, rows)
         product = checkpoint_name(product, PRODUCT_NAME)

@@ -173,7 +173,7 @@ def sample_completions(
             `prompts`.
     """
     hidden, prompt_cache = _prefill(params, prompts, config)
-    weights = decoder.decoding_params(params, config)
+    weights = decoder.decoding_params(params, config, len(prompts.prompt_ids) * settings.num_rows)
 
     def advance(state: _DecodeState) -> _DecodeState:
         rows = state.rows

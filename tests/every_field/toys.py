@@ -81,7 +81,7 @@ def scripted_decoder(tokenizer: Tokenizer, text: str) -> Any:
         prefill=prefill,
         prefill_after_prefix=prefill_after_prefix,
         decode_step=decode_step,
-        decoding_params=lambda params, config: params,
+        decoding_params=lambda params, config, num_rows: params,
         init_completion_cache=lambda config, *sizes: _NoCache(),
         grow_completion_cache=lambda cache, length: cache,
         unembed=lambda params, config, hidden: hidden,
