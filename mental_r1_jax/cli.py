@@ -254,8 +254,9 @@ def quiet_writers() -> None:
     """Leave a failed checkpoint to its one error.
 
     Orbax raises it again in our thread. In its own threads it logs the same with a traceback, once
-    a tensor; of several writes that failed asyncio logs all but the first; and tensorstore reports
-    those that were still under way to an event loop that is closed by then, which Python prints.
+    a tensor; of several writes that failed asyncio logs all but the first, those that come straight
+    from tensorstore without a traceback; and tensorstore reports those that were still under way to
+    an event loop that is closed by then, which Python prints.
     """
     # absl names whoever called it only where it has made its logger itself.
     importlib.import_module("absl.logging")
@@ -269,9 +270,9 @@ def _is_news(record: logging.LogRecord) -> bool:
     if not record.exc_info:
         return True
     # asyncio does not know who has started a task, but the traceback comes from there.
-    frames = traceback.walk_tb(record.exc_info[2])
-    files = [record.pathname, *(frame.f_code.co_filename for frame, _ in frames)]
-    return not any("orbax" in file for file in files)
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(record.exc_info[2])]
+    of_tensorstore = record.name == "asyncio" and not files
+    return not (of_tensorstore or any("orbax" in file for file in [record.pathname, *files]))
 
 
 def _print_unraisable(found: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -154,11 +155,14 @@ def test_an_owner_elsewhere_is_alive_while_its_heart_beats(bucket: Bucket) -> No
 
 
 def test_a_heartbeat_replaces_no_lock_but_its_own(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mental_r1_jax.runs import run_lock
 
     monkeypatch.setattr(run_lock, "BEAT_SECONDS", 0.05)
+    # `capsys` loses what a thread prints while it is being read.
+    err = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", err)
     name = f"{RUN}/{LOCK_FILE}"
     with object_lock(run_folder(), no_wait):
         beats: set[int] = set()
@@ -166,10 +170,9 @@ def test_a_heartbeat_replaces_no_lock_but_its_own(
         while len(beats) < 3 and time.monotonic() < until:
             beats.add(json.loads(bucket.objects[name].content)["beat"])
         theirs = bucket.put(name, b'{"pid": 1, "token": "theirs"}')
-        err = ""
-        while "is not ours any more" not in err and time.monotonic() < until:
-            err += capsys.readouterr().err
-    assert len(beats) >= 3 and "is not ours any more" in err
+        while "is not ours any more" not in err.getvalue() and time.monotonic() < until:
+            time.sleep(0.01)
+    assert len(beats) >= 3 and "is not ours any more" in err.getvalue()
     assert bucket.objects[name] == theirs
 
 

@@ -147,6 +147,10 @@ def test_only_what_orbax_raises_again_is_not_logged(logger: str, file: str) -> N
     record = logging.LogRecord(logger, logging.ERROR, "events.py", 1, never, (), exc_info)
     assert cli._is_news(record) is (file == "mine.py")
     assert cli._is_news(logging.LogRecord(logger, logging.ERROR, file, 1, never, (), None))
+    # What tensorstore sets on a future has never been raised in Python.
+    unraised = (ValueError, ValueError("OUT_OF_RANGE: Error writing"), None)
+    record = logging.LogRecord(logger, logging.ERROR, "events.py", 1, never, (), unraised)
+    assert cli._is_news(record) is (logger == "absl")
 
 
 def test_other_errors_keep_their_traceback(monkeypatch) -> None:
