@@ -49,7 +49,7 @@ def test_the_compiler_leaves_the_matrix_on_the_left() -> None:
 
 
 def test_decoding_few_rows_gives_the_states_of_decoding_many(params, inputs) -> None:
-    """Two float32 sums in another order; largest difference seen 3e-7, at states up to 1."""
+    """Two float32 sums in another order; largest difference seen 2.1e-7, at states up to 1."""
     _, prompt_cache = decoder.prefill(params, CONFIG, *inputs[:2])
     found = []
     for num_rows in (ROWS, None):
